@@ -1,0 +1,1 @@
+"""What the emulated PC boots: packages, kernels, modules, guest images, and their cache."""

@@ -1,0 +1,1 @@
+"""What people do: run, shell, doctor, bench."""

@@ -1,0 +1,1 @@
+"""One emulated PC: QEMU, its accelerator, consoles, channel, checkpoints and verdicts."""

@@ -1,0 +1,1 @@
+"""The Xen block stack as verbs and views."""
