@@ -1,0 +1,108 @@
+"""The programs of our own in the guests: emu-agent and emu-channeld, static, from C.
+
+Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
+guest but its kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu import paths
+from emu.errors import InputError
+from emu.images.cache import JSON, Cache
+from emu.progress import Progress
+
+CC = "gcc"
+FLAGS = (
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffile-prefix-map=.=",
+    "-static",
+    "-s",
+    "-Wl,--build-id=none",
+)
+SOURCES = {
+    "emu-agent": (
+        "emu-agent.c",
+        "link.c",
+        "command.c",
+        "spawn.c",
+        "tree.c",
+        "files.c",
+        "bridge.c",
+        "crc32.c",
+    ),
+    "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
+}
+
+
+@dataclass(frozen=True)
+class GuestPrograms:
+    """Paths of the built programs on the host."""
+
+    agent: Path
+    channeld: Path
+
+
+def build(cache: Cache, progress: Progress) -> GuestPrograms:
+    """Both programs, built unless the cache has them. Raises InputError without a compiler."""
+    folder = paths.guest_images() / "agent"
+    inputs: dict[str, JSON] = {
+        "sources": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("*.[ch]"))
+        },
+        "flags": list(FLAGS),
+        "compiler": _compiler(),
+    }
+
+    def fill(target: Path) -> None:
+        for name, sources in SOURCES.items():
+            with progress.stage(f"compiling {name}"):
+                _compile(folder, sources, target / name)
+
+    made = cache.entry("guest-programs", inputs, fill, progress)
+    return GuestPrograms(made / "emu-agent", made / "emu-channeld")
+
+
+def _compiler() -> str:
+    """What decides about the bytes of a static program besides its source."""
+    version = _run([CC, "--version"]).splitlines()[0]
+    libc = Path(_run([CC, "-print-file-name=libc.a"]).strip())
+    if not libc.is_absolute():
+        raise InputError(
+            "the C library has no static form here, which the guest programs need",
+            hint="sudo apt-get install libc6-dev",
+        )
+    return f"{version}; libc.a {hashlib.sha256(libc.read_bytes()).hexdigest()}"
+
+
+def _compile(folder: Path, sources: tuple[str, ...], program: Path) -> None:
+    # Compiled inside the folder: a relative path in a program is the same on every machine.
+    _run([CC, *FLAGS, "-o", str(program), *sources], cwd=folder)
+    program.chmod(0o755)
+
+
+def _run(argv: list[str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError(
+            f"{argv[0]} is not installed; the guest programs are built with it",
+            hint="sudo apt-get install gcc libc6-dev",
+        ) from None
+    if done.returncode != 0:
+        raise InputError(
+            f"{argv[0]} failed on the guest programs",
+            lines=done.stderr.splitlines()[-15:],
+            hint="sudo apt-get install gcc libc6-dev linux-libc-dev, if a header is missing",
+        )
+    return done.stdout

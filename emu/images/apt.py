@@ -1,0 +1,354 @@
+"""A private apt: packages of Debian's archive on any host with apt, without root.
+
+Its lists, cache, sources and configuration lie in one directory of ours, the list of
+installed packages is empty, and of the host's configuration only what says how to reach
+a mirror is taken over. apt checks the archive's signature against Debian's keyring.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from emu.errors import EmuError, InputError, RigError
+from emu.progress import Progress
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+MIRROR = "EMU_DEBIAN_MIRROR"
+SECURITY_MIRROR = "EMU_DEBIAN_SECURITY_MIRROR"
+_HOST_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
+_SECURITY = "-security"
+
+Depends: TypeAlias = "tuple[tuple[str, ...], ...]"
+"""For each dependency the names that satisfy it."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Suites that are looked at together; of `target` (a suite, or empty) even backports win."""
+
+    name: str
+    suites: tuple[str, ...]
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Mirrors:
+    """Base URLs: of the archive proper, and of the one of security updates."""
+
+    main: str
+    security: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A package as the archive's index has it; `size` is that of the .deb in bytes."""
+
+    name: str
+    version: str
+    arch: str
+    sha256: str
+    size: int
+    depends: Depends
+    provides: tuple[str, ...]
+
+
+def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
+    """Where Debian's archive is: the environment, the host's own sources, mmdebstrap's default.
+
+    `EMU_DEBIAN_MIRROR` is a base URL (what comes before /dists); security updates are
+    looked for beside it, under the same name plus "-security", or where
+    `EMU_DEBIAN_SECURITY_MIRROR` says. Raises InputError if nobody knows a mirror.
+    """
+    if main := environ.get(MIRROR, "").rstrip("/"):
+        return Mirrors(main, environ.get(SECURITY_MIRROR, "").rstrip("/") or main + _SECURITY)
+    main = security = ""
+    release = _os_release()
+    if release.get("ID") == "debian":
+        main, security = parse_indextargets(_host_targets(), release.get("VERSION_CODENAME", ""))
+    if not (main and security):
+        other_main, other_security = parse_sources(_mmdebstrap_sources())
+        main, security = main or other_main, security or other_security
+    if not (main and security):
+        raise InputError(
+            "no mirror of Debian's archive is known: neither the host's sources nor mmdebstrap "
+            "name one",
+            hint=f"apt-get install mmdebstrap, or set {MIRROR} to the base URL of a mirror",
+        )
+    return Mirrors(main, security)
+
+
+def parse_indextargets(text: str, codename: str) -> tuple[str, str]:
+    """(main, security) of lines "URI release component [origin]" from apt-get indextargets.
+
+    Either is empty if no line names it; `codename` is that of the host's release.
+    """
+    found = {"": "", _SECURITY: ""}
+    names = {codename, "oldstable", "stable", "testing", "unstable", "sid"} - {""}
+    for line in text.splitlines():
+        uri, release, component, *origin = line.split()
+        if component != "main" or origin not in ([], ["Debian"]) or uri.startswith("cdrom:"):
+            continue
+        # Before bullseye security updates were in "<release>/updates".
+        for tail in found:
+            if release.removesuffix(tail) in names and release.endswith(tail) and not found[tail]:
+                found[tail] = uri.rstrip("/")
+    return found[""], found[_SECURITY]
+
+
+def parse_sources(text: str) -> tuple[str, str]:
+    """(main, security) of a sources.list in the one-line format; empty where it has none."""
+    main = security = ""
+    for line in text.splitlines():
+        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s", line)
+        if match and match[2].endswith(_SECURITY):
+            security = security or match[1].rstrip("/")
+        elif match:
+            main = main or match[1].rstrip("/")
+    return main, security
+
+
+def parse_solution(text: str) -> list[tuple[str, str]]:
+    """(name, version) of every package that `apt-get --simulate install` would install."""
+    return re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", text, re.MULTILINE)
+
+
+def parse_records(text: str) -> list[Record]:
+    """The paragraphs of `apt-cache show`."""
+    records = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        fields = dict(re.findall(r"^([A-Za-z0-9-]+): *(.*)$", paragraph, re.MULTILINE))
+        if "Package" not in fields:
+            continue
+        needs = [fields.get("Pre-Depends", ""), fields.get("Depends", "")]
+        records.append(
+            Record(
+                name=fields["Package"],
+                version=fields["Version"],
+                arch=fields["Architecture"],
+                sha256=fields["SHA256"],
+                size=int(fields["Size"]),
+                depends=parse_depends(",".join(filter(None, needs))),
+                provides=tuple(name for (name,) in parse_depends(fields.get("Provides", ""))),
+            )
+        )
+    return records
+
+
+def parse_depends(text: str) -> Depends:
+    """Names only: "a (>= 1), b:any | c" is (("a",), ("b", "c"))."""
+    return tuple(
+        tuple(re.split(r"[\s:(\[]", choice.strip())[0] for choice in group.split("|"))
+        for group in text.split(",")
+        if group.strip()
+    )
+
+
+class Apt:
+    """apt for one `Archive`, its state under `root`; not for two processes at once."""
+
+    def __init__(self, root: Path, archive: Archive, mirrors: Mirrors) -> None:
+        if not KEYRING.exists():
+            raise InputError(
+                f"Debian's archive keyring {KEYRING} is missing, no package can be verified",
+                hint="apt-get install debian-archive-keyring",
+            )
+        self.root, self.archive = root.absolute(), archive
+        for name in ("state/lists/partial", "cache/archives/partial", "etc", "log"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        for name in ("apt.conf.d", "auth.conf.d", "preferences.d", "sources.list.d", "trusted"):
+            (self.root / "etc" / name).mkdir(exist_ok=True)
+        (self.root / "state/status").touch()
+        (self.root / "etc/sources.list").write_text(_sources(archive, mirrors))
+        self._config = self.root / "etc/apt.conf"
+        self._config.write_text(_config(self.root))
+
+    def update(self, progress: Progress) -> None:
+        """Bring the package lists up to date, or raise RigError with apt's last lines."""
+        lists = self.root / "state/lists"
+        what = f"package lists of {self.archive.name}"
+        self._watch(
+            ["apt-get", "update"], lambda: progress.tick(what, _size_of(lists.rglob("*"))), what
+        )
+
+    def solve(self, roots: Iterable[str]) -> list[tuple[str, str]]:
+        """(name, version) of `roots` and all they depend on, as apt would install them."""
+        target = [f"--target-release={self.archive.target}"] if self.archive.target else []
+        text = self._ask(
+            ["apt-get", "--simulate", "--no-install-recommends", *target, "install", *roots]
+        )
+        return parse_solution(text)
+
+    def records(self, packages: Iterable[tuple[str, str]]) -> list[Record]:
+        """The index's records of these (name, version); those it does not have are left out."""
+        wanted = set(packages)
+        names = sorted(
+            {name for name, _ in wanted} & set(self._ask(["apt-cache", "pkgnames"]).split())
+        )
+        text = self._ask(["apt-cache", "show", *names]) if names else ""
+        found = {
+            (record.name, record.version): record
+            for record in parse_records(text)
+            if (record.name, record.version) in wanted
+        }
+        return [found[key] for key in sorted(found)]
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a package the mirror has now, the newest first."""
+        try:
+            text = self._ask(["apt-cache", "madison", name])
+        except RigError:
+            return []
+        rows = [line.split("|") for line in text.splitlines()]
+        return list(dict.fromkeys(row[1].strip() for row in rows if len(row) == 3))
+
+    def download(
+        self, packages: Iterable[tuple[str, str]], into: Path, tick: Callable[[int], None]
+    ) -> None:
+        """Download name=version as .deb files into a directory; `tick` is told the bytes there."""
+        names = [f"{name}={version}" for name, version in packages]
+        self._watch(
+            ["apt-get", "download", *names],
+            lambda: tick(_size_of(into.iterdir())),
+            "packages",
+            cwd=into,
+        )
+
+    def _ask(self, command: list[str]) -> str:
+        done = _run(command, env=self._environ())
+        if done.returncode:
+            raise _failed(" ".join(command[:3]), done.stdout + done.stderr)
+        return done.stdout
+
+    def _watch(
+        self, command: list[str], tick: Callable[[], None], what: str, cwd: Path | None = None
+    ) -> None:
+        # If we are killed, an apt that lives on would keep its lists locked.
+        command = ["setpriv", "--pdeathsig", "KILL", *command]
+        with tempfile.TemporaryFile("w+") as log:
+            try:
+                process = subprocess.Popen(
+                    command, env=self._environ(), cwd=cwd or self.root, text=True,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+            except FileNotFoundError as error:
+                raise _no_apt(command[0]) from error
+            try:
+                while process.poll() is None:
+                    tick()
+                    time.sleep(0.1)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+            tick()
+            if process.returncode:
+                log.seek(0)
+                raise _failed(f"getting the {what}", log.read())
+
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C.UTF-8"}
+
+
+def _config(root: Path) -> str:
+    """apt.conf(5), read before the host's own, which `Dir::Etc` then keeps out."""
+    lines = [
+        f'Dir::State "{root}/state";',
+        f'Dir::State::status "{root}/state/status";',
+        f'Dir::Cache "{root}/cache";',
+        f'Dir::Log "{root}/log";',
+        f'Dir::Etc "{root}/etc";',
+        'Dir::Etc::main "none";',
+        f'Dir::Etc::trustedparts "{root}/etc/trusted";',
+        'APT::Architecture "amd64";',
+        'APT::Architectures { "amd64"; };',
+        'APT::Sandbox::User "";',
+        'APT::Update::Error-Mode "any";',
+        'Acquire::Languages "none";',
+        'Acquire::Retries "1";',
+        'Acquire::http::Timeout "10";',
+        'Acquire::https::Timeout "10";',
+    ]
+    host = _run(["apt-config", "dump"]).stdout.splitlines()
+    return "\n".join([*lines, *filter(_HOST_SETTINGS.match, host), ""])
+
+
+def _sources(archive: Archive, mirrors: Mirrors) -> str:
+    return "".join(
+        f"deb [signed-by={KEYRING}] "
+        f"{mirrors.security if suite.endswith(_SECURITY) else mirrors.main} {suite} main\n"
+        for suite in archive.suites
+    )
+
+
+def _os_release() -> dict[str, str]:
+    for path in (Path("/etc/os-release"), Path("/usr/lib/os-release")):
+        if path.exists():
+            return dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', path.read_text(), re.MULTILINE))
+    return {}
+
+
+def _host_targets() -> str:
+    form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
+    done = _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    return done.stdout
+
+
+def _mmdebstrap_sources() -> str:
+    """The sources.list it writes; it is stopped by a hook before it downloads anything."""
+    hook = '--setup-hook=cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*; false'
+    skip = "--skip=check/chrootless"  # it warns root of maintainer scripts: none will run
+    command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=custom"]
+    try:
+        # What a hook writes comes out on its standard error.
+        return _run([*command, skip, hook, "bookworm", "/dev/null"], cwd=Path("/")).stderr
+    except EmuError:
+        return ""
+
+
+def _run(
+    command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=env, cwd=cwd, text=True, capture_output=True, check=False,
+            stdin=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise _no_apt(command[0]) from error
+    except subprocess.TimeoutExpired as error:
+        raise RigError(f"{command[0]} did not answer within 120 s") from error
+
+
+def _no_apt(tool: str) -> InputError:
+    return InputError(
+        f"{tool} is missing: the guests are made of Debian's packages",
+        hint="run on a Debian or Ubuntu host, or install apt and dpkg",
+    )
+
+
+def _failed(what: str, output: str) -> RigError:
+    lines = [line for line in output.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("E:", "Err:", "W:"))]
+    return RigError(
+        f"{what}: apt failed",
+        hint=f"is the network up? {MIRROR} names another mirror",
+        lines=(told or lines)[-5:],
+    )
+
+
+def _size_of(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        try:
+            total += path.stat().st_size
+        except OSError:  # renamed between the listing and the question
+            continue
+    return total

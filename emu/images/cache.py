@@ -1,0 +1,439 @@
+"""A cache of built things: found by what went in, trusted only as far as it verifies.
+
+An entry is a directory `<root>/<kind>/<key>/` that appears whole or not at all. Its
+`manifest.json` names the inputs and the SHA-256 of every file. Beside it, `<key>.stat`
+keeps what stat(2) said when the files were last hashed: as long as that is unchanged,
+they need not be read again. (The change time is part of it: it cannot be set back.)
+
+    <root>/<kind>/<key>/…      an entry
+    <root>/<kind>/<key>.stat   its fingerprint; its own time is the entry's last use
+    <root>/store/<name>/…      loose files whose user verifies them himself (packages)
+    <root>/locks/, <root>/tmp/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from emu import paths
+from emu.errors import InputError, RigError
+from emu.progress import Progress
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+MANIFEST = "manifest.json"
+_KEY = re.compile(r"[0-9a-f]{32}")
+_KIND = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_RESERVED = {"locks", "runs", "store", "tmp"}
+_TICK_NS = 20_000_000
+"""Two writes this close may carry the same change time (the kernel's clock tick, doubled)."""
+_FEW = 64
+"""Up to this many files are synced one by one, more by one sync of everything."""
+_LITTLE = 8 << 20
+"""A failed build that leaves less room than this (bytes) failed for want of room."""
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """What the cache holds under one key; `key` is empty for a store of loose files.
+
+    `size` is in bytes on the disk, `created` and `last_used` are Unix times in seconds.
+    """
+
+    kind: str
+    key: str
+    path: Path
+    inputs: Mapping[str, Any]
+    size: int
+    created: float
+    last_used: float
+
+
+def key_of(kind: str, inputs: Mapping[str, JSON]) -> str:
+    """The 32 hex digits under which `inputs` are kept: SHA-256 of their canonical JSON."""
+    return hashlib.sha256(_canonical({"kind": kind, "inputs": inputs})).hexdigest()[:32]
+
+
+class Cache:
+    """The cache under `root` (default: `paths.cache_root()`), made on first use.
+
+    Opening one sweeps what builders that were killed have left behind.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or paths.cache_root()).absolute()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name in ("locks", "store", "tmp"):
+                (self.root / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.root} cannot be used: {error.strerror}",
+                hint="set XDG_CACHE_HOME to a directory you can write to",
+            ) from error
+        self._sweep()
+
+    def entry(
+        self,
+        kind: str,
+        inputs: Mapping[str, JSON],
+        build: Callable[[Path], None],
+        progress: Progress,
+        *,
+        room: int = 0,
+    ) -> Path:
+        """The entry for `inputs`, built by `build(empty directory)` if it is not there.
+
+        One process builds, others that want the same wait for it. An entry that does
+        not verify is thrown away and built again. `room` is what the build is known to
+        need, in bytes. Raises RigError when the disk is full, else what `build` raises.
+        """
+        path = self._path(kind, inputs)
+        with self.lock(f"{kind}-{path.name}", f"it builds {kind}", progress):
+            if os.path.lexists(path):
+                fault = self._fault(path, kind, inputs)
+                if fault is None:
+                    self._touch(path)
+                    return path
+                progress.note(f"cache: {kind} {path.name[:8]} {fault}: thrown away, building again")
+                self._remove(path)
+            written, left = 0, self.need(room, f"building {kind}")
+            try:
+                with self.scratch(kind) as scratch:
+                    made = scratch / "entry"
+                    made.mkdir()
+                    try:
+                        build(made)
+                        _seal(made, kind, inputs)
+                    except Exception:
+                        written, left = _usage(scratch), self.need(0, kind)
+                        raise
+                    path.parent.mkdir(exist_ok=True)
+                    made.rename(path)
+                    _sync(path.parent)
+            except Exception as error:
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if full or left < _LITTLE:  # tools say it in many ways
+                    what = f"building {kind} had written {_mib(written)} when it was full"
+                    raise _no_room(self.root, self.need(0, kind), what) from error
+                raise
+            with contextlib.suppress(OSError):  # without it the next use hashes, no more
+                self._remember(path)
+        return path
+
+    def find(self, kind: str, inputs: Mapping[str, JSON]) -> Path | None:
+        """The entry for `inputs` if it is there and verifies; builds and removes nothing."""
+        path = self._path(kind, inputs)
+        if not path.is_dir() or self._fault(path, kind, inputs) is not None:
+            return None
+        self._touch(path)
+        return path
+
+    def discard(self, kind: str, inputs: Mapping[str, JSON]) -> bool:
+        """Throw the entry for `inputs` away (say, it verifies but does not load); was it there?"""
+        path = self._path(kind, inputs)
+        with self.lock(f"{kind}-{path.name}", f"it uses {kind}", Progress()):
+            there = os.path.lexists(path)
+            self._remove(path)
+        return there
+
+    def store(self, name: str) -> Path:
+        """A directory for loose files that have no manifest: who reads them verifies them."""
+        path = self.root / "store" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def need(self, room: int, what: str) -> int:
+        """Raise RigError now if `what` needs more bytes than the disk has left; how many it has."""
+        left = shutil.disk_usage(self.root).free
+        if left < room:
+            raise _no_room(self.root, left, f"{what} needs {_mib(room)}")
+        return left
+
+    def entries(self) -> list[EntryInfo]:
+        """Everything the cache holds, by kind, the last used first."""
+        found = [self._info(path) for path in self._entry_paths()]
+        for path in sorted((self.root / "store").iterdir()):
+            times = [item.lstat().st_mtime for item in path.rglob("*")] or [path.stat().st_mtime]
+            found.append(
+                EntryInfo(path.name, "", path, {}, _usage(path), min(times), max(times)),
+            )
+        return sorted(found, key=lambda info: (info.kind, -info.last_used))
+
+    def prune(
+        self, *, unused_days: float = 0, kinds: set[str] | None = None, now: float | None = None
+    ) -> list[EntryInfo]:
+        """Remove what was not used for that many days (0: everything); say what went.
+
+        What a builder holds just now is left alone.
+        """
+        limit = (time.time() if now is None else now) - unused_days * 86400
+        gone = []
+        for info in self.entries():
+            if (kinds is not None and info.kind not in kinds) or info.last_used > limit:
+                continue
+            name = f"{info.kind}-{info.key}" if info.key else info.kind
+            with contextlib.suppress(BlockingIOError), self._try_lock(name):
+                self._remove(info.path)
+                gone.append(info)
+        return gone
+
+    @contextlib.contextmanager
+    def scratch(self, what: str) -> Iterator[Path]:
+        """An empty directory on the cache's file system that does not outlive its owner.
+
+        However the owner ends: if it is killed, whoever opens the cache next sweeps it.
+        """
+        lock_path, lock = self._claim(what)
+        path = lock_path.with_suffix("")
+        try:
+            path.mkdir(mode=0o700)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                lock_path.unlink(missing_ok=True)
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, why: str, progress: Progress) -> Iterator[None]:
+        """Hold the lock `name` against other processes; waits, and says so, if one has it."""
+        began = time.monotonic()
+        with contextlib.ExitStack() as held:
+            waiting = True
+            while waiting:
+                try:
+                    held.enter_context(self._try_lock(name))
+                    waiting = False
+                except BlockingIOError:
+                    if (waited := time.monotonic() - began) < 0.1:
+                        progress.note(f"waiting for another process: {why}")
+                    progress.tick(f"waiting for another process: {why}", waited)
+                    time.sleep(0.1)
+            yield
+
+    # -- below: one entry at a time, its lock held by the caller
+
+    def _path(self, kind: str, inputs: Mapping[str, JSON]) -> Path:
+        if not _KIND.fullmatch(kind) or kind in _RESERVED:
+            raise ValueError(f"not a kind of entry: {kind!r}")
+        return self.root / kind / key_of(kind, inputs)
+
+    def _entry_paths(self) -> Iterator[Path]:
+        for kind in sorted(self.root.iterdir()):
+            if kind.name not in _RESERVED and kind.is_dir():
+                yield from (path for path in sorted(kind.iterdir()) if _KEY.fullmatch(path.name))
+
+    def _info(self, path: Path) -> EntryInfo:
+        made = path.stat().st_mtime
+        try:
+            inputs = dict(json.loads((path / MANIFEST).read_bytes())["inputs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            inputs = {}
+        try:
+            used = _beside(path).stat().st_mtime
+        except OSError:
+            used = made
+        return EntryInfo(path.parent.name, path.name, path, inputs, _usage(path), made, used)
+
+    def _fault(self, path: Path, kind: str, inputs: Mapping[str, JSON]) -> str | None:
+        """What is wrong with the entry, or None; remembers a full hash that held."""
+        try:
+            if json.loads(_beside(path).read_bytes()) == _fingerprint(path):
+                return None
+        except (OSError, ValueError):
+            pass
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            same = _canonical(manifest["inputs"]) == _canonical(inputs)
+            files = manifest["files"]
+            if not same or manifest["kind"] != kind or not isinstance(files, dict):
+                return "has another's manifest"
+        except FileNotFoundError:
+            return "has no manifest"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "has an unreadable manifest"
+        try:
+            for name in sorted(found := set(_walk(path)) - {MANIFEST}):
+                if name not in files:
+                    return f"holds a file too many ({name})"
+                if _describe(path / name) != files[name]:
+                    return f"was altered ({name})"
+            if missing := sorted(set(files) - found):
+                return f"lacks {missing[0]}"
+            self._remember(path)
+        except OSError as error:
+            return f"cannot be read ({error})"
+        return None
+
+    def _remember(self, path: Path) -> None:
+        """Note that the entry's files are now as their manifest says."""
+        prints = _fingerprint(path)
+        newest = max((row[3] for row in prints.values()), default=0)
+        if time.time_ns() - newest <= _TICK_NS:
+            # A write in the same tick as the hash would not show: let the next use hash.
+            _beside(path).write_text("{}")
+            return
+        with self.scratch("stat") as scratch:
+            (scratch / "stat").write_text(json.dumps(prints))
+            (scratch / "stat").replace(_beside(path))
+
+    def _touch(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(_beside(path))
+
+    def _remove(self, path: Path) -> None:
+        """Make the entry vanish at once; its bytes go afterwards."""
+        _beside(path).unlink(missing_ok=True)
+        if os.path.lexists(path):
+            with self.scratch("removed") as scratch:
+                path.rename(scratch / "entry")
+
+    @contextlib.contextmanager
+    def _try_lock(self, name: str) -> Iterator[None]:
+        handle = os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(handle)
+
+    def _claim(self, what: str) -> tuple[Path, int]:
+        """A fresh name under tmp/ with its lock held: the lock comes first, then the directory."""
+        while True:
+            path = self.root / "tmp" / f"{what}-{secrets.token_hex(8)}.lock"
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_nlink:  # else a sweeper was faster
+                    return path, handle
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        for lock_path in (self.root / "tmp").glob("*.lock"):
+            with contextlib.suppress(OSError):  # held, or swept by another just now
+                handle = os.open(lock_path, os.O_RDWR)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path = lock_path.with_suffix("")
+                    shutil.rmtree(path, ignore_errors=True)
+                    if not path.exists():
+                        lock_path.unlink()
+                finally:
+                    os.close(handle)
+        for path in (self.root / "tmp").iterdir():
+            if path.suffix != ".lock" and not path.with_name(f"{path.name}.lock").exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as handle:
+        digest = hashlib.sha256()
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _seal(made: Path, kind: str, inputs: Mapping[str, JSON]) -> None:
+    """Write the manifest of a finished build and bring everything onto the disk."""
+    files = {name: _describe(made / name) for name in sorted(_walk(made))}
+    manifest = {"kind": kind, "inputs": inputs, "created": time.time(), "files": files}
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    if len(files) > _FEW:
+        os.sync()
+        return
+    for name, what in files.items():
+        if "link" not in what:
+            _sync(made / name)
+    _sync(made / MANIFEST)
+    _sync(made)
+
+
+def _walk(path: Path) -> Iterator[str]:
+    """Names, relative to `path`, of everything below it."""
+    stack = [""]
+    while stack:
+        prefix = stack.pop()
+        with os.scandir(path / prefix) as found:
+            for item in found:
+                yield prefix + item.name
+                if item.is_dir(follow_symlinks=False):
+                    stack.append(f"{prefix}{item.name}/")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """A file as its manifest has it."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return {"link": str(path.readlink())}
+    if stat.S_ISDIR(mode):
+        return {"dir": True}
+    if not stat.S_ISREG(mode):
+        raise RigError(f"a cache entry cannot hold {path}: not a file, directory or link")
+    return {
+        "sha256": sha256_of(path),
+        "size": path.lstat().st_size,
+        "executable": bool(mode & stat.S_IXUSR),
+    }
+
+
+def _fingerprint(path: Path) -> dict[str, list[int]]:
+    """What stat(2) says of every file but directories: size, times in ns, inode."""
+    prints = {}
+    for name in _walk(path):
+        found = (path / name).lstat()
+        size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+        prints[name] = [found.st_ino, size, found.st_mtime_ns, found.st_ctime_ns]
+    return prints
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.stat")
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _usage(path: Path) -> int:
+    """Bytes on the disk below `path`; what vanishes while counting counts nothing."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for name in _walk(path):
+            with contextlib.suppress(OSError):
+                total += (path / name).lstat().st_blocks * 512
+    return total
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def _no_room(root: Path, left: int, what: str) -> RigError:
+    return RigError(
+        f"no room on the disk: {what}, {root} has {_mib(left)} left",
+        hint="`emu cache prune` makes room, or set XDG_CACHE_HOME to a larger disk",
+    )

@@ -1,0 +1,305 @@
+"""What the guests boot from: dom0's root and initrd, the domU's initrd, Xen, a scratch disk.
+
+dom0's root is one read-only squashfs, mounted under a RAM overlay, so no run can write
+into another's state. The domU has nothing but its initrd, which lies in dom0's root.
+Nothing here needs root, and the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu import paths
+from emu.errors import InputError, RigError
+from emu.images import agent
+from emu.images.agent import GuestPrograms
+from emu.images.cache import JSON, Cache
+from emu.images.kernels import Kernel
+from emu.images.packages import Lock, Package, Wanted, fetch, load_wanted, lock_digest
+from emu.images.tree import Tree
+from emu.progress import Progress
+
+_RECIPE = 3
+"""Raised when the way an image is made changes the outcome; part of the cache key."""
+SCRATCH_SIZE = 8 << 30
+"""Bytes of dom0's scratch disk, which holds the files behind the LUNs; sparse."""
+
+# In the order of need: what mounts the root, then what dom0's init starts.
+INITRD_MODULES = ("virtio_ring", "virtio", "virtio_pci", "virtio_blk", "squashfs", "overlay")
+DOM0_MODULES = (
+    "virtio_console",
+    *("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs"),
+    "ext4",
+    *("target_core_user", "iscsi_target_mod", "iscsi_tcp", "sd_mod"),
+)
+_SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/block-emu", "dom0/iscsid.conf", "domu/init")
+
+
+@dataclass(frozen=True)
+class GuestImages:
+    """The files a host boots from."""
+
+    root: Path
+
+    @property
+    def xen(self) -> Path:
+        """The hypervisor, unpacked."""
+        return self.root / "xen"
+
+    @property
+    def initrd(self) -> Path:
+        """dom0's initrd (cpio)."""
+        return self.root / "dom0-initrd.cpio"
+
+    @property
+    def dom0(self) -> Path:
+        """dom0's root file system (squashfs)."""
+        return self.root / "dom0.squashfs"
+
+    @property
+    def domu(self) -> Path:
+        """The domU's initrd (cpio), as it lies in dom0's root too."""
+        return self.root / "domu-initrd.cpio"
+
+    @property
+    def scratch(self) -> Path:
+        """An empty ext4 file system in a qcow2 image, the template of dom0's scratch disk."""
+        return self.root / "scratch.qcow2"
+
+
+def get_guests(
+    kernel: Kernel, cache: Cache, progress: Progress, *, lock: Lock | None = None
+) -> GuestImages:
+    """The images for a kernel that both dom0 and the domU run, from the cache or made now."""
+    lock = lock or Lock.load()
+    sets = ("xen", "dom0", "domu")
+    tools = agent.build(cache, progress)
+    wanted = {want.name: want for want in load_wanted()}
+    inputs: dict[str, JSON] = {
+        "packages": lock_digest(lock, sets),
+        "kernel": kernel.root.name,
+        "agent": tools.agent.parent.name,
+        "scripts": _digest(paths.guest_images() / name for name in _SCRIPTS),
+        "left_out": {name: list(wanted[name].leave_out) for name in sets},
+        "modules": [*INITRD_MODULES, *DOM0_MODULES],
+        "recipe": _RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        debs = fetch(lock, sets, cache, progress)
+        with progress.stage("building the guest images"):
+            build_images(debs_by_set(debs, sets), kernel, tools, GuestImages(made), progress)
+
+    return GuestImages(cache.entry("guests", inputs, build, progress))
+
+
+def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, list[Path]]:
+    """Sort fetched packages by the sets they belong to."""
+    return {
+        name: [path for package, path in debs.items() if name in package.sets] for name in sets
+    }
+
+
+def build_images(
+    debs: dict[str, list[Path]],
+    kernel: Kernel,
+    tools: GuestPrograms,
+    into: GuestImages,
+    progress: Progress,
+) -> None:
+    """Make every image."""
+    wanted = {want.name: want for want in load_wanted()}
+    progress.tick("Xen")
+    _hypervisor(debs["xen"], into.xen)
+    progress.tick("the domU's initrd")
+    domu_tree(debs["domu"], wanted["domu"], tools).write_cpio(into.domu)
+    progress.tick("dom0's root")
+    root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, tools)
+    root.add_file("boot/domu/initrd", into.domu.read_bytes())
+    root.add_file("boot/domu/vmlinux", kernel.vmlinux.read_bytes())
+    missing = root.missing_libraries()
+    if missing:
+        lines = [f"/{path} needs {', '.join(names)}" for path, names in missing.items()]
+        raise InputError(
+            f"{len(missing)} programs in dom0's root would not load",
+            lines=lines[:10],
+            hint="guest-images/packages.toml drops or leaves out too much",
+        )
+    root.write_squashfs(into.dom0)
+    progress.tick("dom0's initrd")
+    initrd_tree(root, kernel).write_cpio(into.initrd)
+    progress.tick("the scratch disk")
+    _scratch(into.scratch)
+
+
+def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
+    """The domU's user space: busybox, the agent, our init."""
+    tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
+    _busybox(tree)
+    for name in ("dev", "proc", "run", "sys", "tmp", "root"):
+        tree.add_dir(name)
+    tree.add_host(tools.agent, "usr/lib/emu/emu-agent")
+    tree.add_file("init", _script("domu/init"), 0o755)
+    # The kernel opens it for init before init can mount devtmpfs.
+    tree.add_node("dev/console", "char", 5, 1)
+    _accounts(tree)
+    return tree
+
+
+def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, tools: GuestPrograms) -> Tree:
+    """dom0's user space, without the domU's files."""
+    tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
+    _busybox(tree)
+    for name in ("dev", "proc", "run", "sys", "tmp", "root", "mnt", "scratch", "boot/domu"):
+        tree.add_dir(name)
+    for name in ("lock", "run"):
+        tree.remove(f"var/{name}")
+    tree.add_link("var/run", "/run")
+    tree.add_link("var/lock", "/run/lock")
+    for program in (tools.agent, tools.channeld):
+        tree.add_host(program, f"usr/lib/emu/{program.name}")
+    # tcmu-runner loads every handler it finds: give it a directory with the one we use.
+    tree.add_link(
+        "usr/lib/emu/tcmu-handlers/handler_qcow.so",
+        "/usr/lib/x86_64-linux-gnu/tcmu-runner/handler_qcow.so",
+    )
+    tree.add_file("sbin/init", _script("dom0/init"), 0o755)
+    tree.add_file("etc/xen/scripts/block-emu", _script("dom0/block-emu"), 0o755)
+    tree.add_file("etc/iscsi/iscsid.conf", _script("dom0/iscsid.conf"), 0o600)
+    tree.add_file("etc/iscsi/initiatorname.iscsi", b"InitiatorName=iqn.2015-05.org.xen-block:dom0\n")
+    _accounts(tree)
+    modules = f"lib/modules/{kernel.release}"
+    tree.add_host(kernel.modules, modules)
+    for index in _module_indexes(kernel):
+        tree.add_file(f"{modules}/{index[0]}", index[1])
+    order = [path.relative_to(kernel.modules) for path in kernel.module_order(DOM0_MODULES)]
+    early = {path.relative_to(kernel.modules) for path in kernel.module_order(INITRD_MODULES)}
+    lines = [f"/{modules}/{path}\n" for path in order if path not in early]
+    tree.add_file("etc/emu/modules.order", "".join(lines).encode())
+    return tree
+
+
+def initrd_tree(root: Tree, kernel: Kernel) -> Tree:
+    """What finds and mounts dom0's root."""
+    tree = Tree(merged=False)
+    for name in ("bin", "dev", "mnt", "modules"):
+        tree.add_dir(name)
+    tree.add_file("bin/busybox", root.read("bin/busybox"), 0o755)
+    tree.add_file("init", _script("dom0/initrd-init"), 0o755)
+    tree.add_node("dev/console", "char", 5, 1)
+    files = kernel.module_order(INITRD_MODULES)
+    for path in files:
+        tree.add_file(f"modules/{path.name}", path.read_bytes())
+    lines = [f"/modules/{path.name}\n" for path in files]
+    tree.add_file("modules.order", "".join(lines).encode())
+    return tree
+
+
+def _busybox(tree: Tree) -> None:
+    """Link busybox under the name of every program it is that the tree has not got."""
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(_memory_file(tree.read("bin/busybox")))
+        answer = subprocess.run(
+            ["busybox", "--list-full"],
+            executable=f"/proc/self/fd/{fd}",
+            pass_fds=(fd,),
+            capture_output=True,
+            text=True,
+        )
+    names = answer.stdout.split()
+    if answer.returncode or len(names) < 100:
+        raise RigError("the guests' busybox does not run here", lines=answer.stderr.splitlines())
+    for name in sorted(names):
+        program = Path(name).name
+        places = (f"usr/{folder}/{program}" for folder in ("bin", "sbin"))
+        if not any(place in tree for place in places):
+            tree.add_link(f"usr/bin/{program}", "busybox")
+
+
+@contextlib.contextmanager
+def _memory_file(data: bytes) -> Iterator[int]:
+    fd = os.memfd_create("busybox", 0)
+    try:
+        os.write(fd, data)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _module_indexes(kernel: Kernel) -> Iterator[tuple[str, bytes]]:
+    """depmod's binary indexes: tcmu-runner looks its kernel side up in them (libkmod)."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "lib/modules" / kernel.release
+        shutil.copytree(kernel.modules, copy)
+        _tool(["depmod", "-b", folder, kernel.release])
+        for path in sorted(copy.glob("modules.*")):
+            yield path.name, path.read_bytes()
+
+
+def _accounts(tree: Tree) -> None:
+    tree.add_file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
+    tree.add_file("etc/group", b"root::0:\n")
+    tree.add_file("etc/hosts", b"127.0.0.1 localhost\n")
+
+
+def _hypervisor(debs: list[Path], into: Path) -> None:
+    tree = Tree.from_debs(debs, keep=["boot"])
+    images = tree.glob("boot/xen-*.gz")
+    if len(images) != 1:
+        raise RigError(f"the Xen package holds {len(images)} hypervisors, one was expected")
+    into.write_bytes(gzip.decompress(tree.read(images[0])))
+
+
+def _scratch(path: Path) -> None:
+    """An ext4 file system with fixed UUID, hash seed and times; no journal, nobody's to recover.
+
+    qcow2 keeps it at the few MiB it holds: the cache hashes what it keeps.
+    """
+    raw = path.with_suffix(".ext4")
+    with raw.open("wb") as file:
+        file.truncate(SCRATCH_SIZE)
+    uuid = "0be10c00-7c3e-4a55-9d7e-000000000001"
+    extended = f"lazy_itable_init=1,nodiscard,hash_seed={uuid},root_owner=0:0"
+    make = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-U", uuid]
+    try:
+        _tool([*make, "-E", extended, str(raw)], E2FSPROGS_FAKE_TIME="1")
+        _tool(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)])
+    finally:
+        raw.unlink()
+
+
+def _tool(command: list[str], **environ: str) -> None:
+    # Debian keeps mke2fs where a user's PATH does not look.
+    search = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    made = None
+    with contextlib.suppress(FileNotFoundError):
+        made = subprocess.run(
+            [shutil.which(command[0], path=search) or command[0], *command[1:]],
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+        )
+    if made is None:
+        raise InputError(f"{command[0]} is not installed", hint="make setup")
+    if made.returncode:
+        raise RigError(f"{command[0]} failed", lines=made.stderr.splitlines()[-5:])
+
+
+def _script(name: str) -> bytes:
+    return (paths.guest_images() / name).read_bytes()
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,230 @@
+"""Running the kernel's makefiles: which compiler, where, with which patches.
+
+What is built depends on its inputs only: the environment is ours, times are fixed, and
+the names of the directories we build in do not reach the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu.errors import InputError
+from emu.images.cache import Cache
+from emu.progress import Progress
+
+_EPOCH = "2026-01-01 00:00:00 UTC"
+_STEP = re.compile(r"  [A-Z]+(?: \[M\])? +\S")
+_TEMPORARY = "emu-build-"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C compiler and what it and its linker call themselves (a part of cache keys)."""
+
+    cc: str
+    version: str
+
+
+def find_toolchain(config: str = "") -> Toolchain:
+    """`$EMU_CC`, else the gcc of the major version that `config` (a kernel's) was made with,
+    else gcc. Raises InputError when there is no compiler, linker or make.
+    """
+    _need_tools({"make": "make", "ld": "binutils"})
+    major = re.search(r"^CONFIG_GCC_VERSION=(\d+)\d{4}$", config, re.MULTILINE)
+    asked = os.environ.get("EMU_CC")
+    matching = [f"gcc-{major[1]}"] if major else []
+    candidates = [asked] if asked else [*matching, "gcc-12", "gcc"]
+    for cc in candidates:
+        if shutil.which(cc):
+            return Toolchain(cc, f"{_first_line([cc, '--version'])}; {_first_line(['ld', '-v'])}")
+    where = "$EMU_CC names" if asked else "there is no compiler:"
+    raise InputError(f"{where} {candidates[0]}, which is not there", hint="apt-get install gcc-12")
+
+
+def need_kernel_tools(toolchain: Toolchain) -> None:
+    """Raise InputError unless the host has what a whole kernel is built with."""
+    _need_tools({"flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl", "strip": "binutils"})
+    probe = [toolchain.cc, "-x", "c", "-fsyntax-only", "-"]
+    if subprocess.run(
+        probe, input="#include <gelf.h>\n", text=True, capture_output=True, check=False
+    ).returncode:
+        raise InputError("objtool needs libelf's headers", hint="apt-get install libelf-dev")
+
+
+def series(directory: Path) -> tuple[Path, ...]:
+    """The patches of a directory in the order they are applied: by name."""
+    if not directory.is_dir():
+        raise InputError(f"there is no directory of patches {directory}")
+    return tuple(sorted(directory.glob("*.patch")))
+
+
+def digest(paths: Sequence[Path]) -> tuple[str, ...]:
+    """SHA-256 of each file: a part of cache keys."""
+    return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+
+
+def apply_patch(patch: Path, tree: Path) -> None:
+    """Apply one patch below `tree`, exactly (lines may have moved, context must be the same).
+
+    Raises InputError naming the file and the hunk that did not apply, with what the file
+    has there.
+    """
+    _need_tools({"patch": "patch"})
+    for name in re.findall(r"^--- (?:a/)?(\S+)", patch.read_text(errors="replace"), re.MULTILINE):
+        if name != "/dev/null" and not (tree / name).is_file():
+            raise InputError(f"{patch.name} changes {name}, which is not in the source")
+    command = ["patch", "-p1", "-N", "-F0", "--no-backup-if-mismatch", "-r-", "-i"]
+    done = subprocess.run(
+        [*command, str(patch.absolute())],
+        cwd=tree, capture_output=True, text=True, check=False,
+        env={**_environ(), "LC_ALL": "C"},
+    )  # fmt: skip
+    if done.returncode == 0:
+        return
+    failed = re.search(
+        r"^patching file (\S+)\n(?:(?!patching file).*\n)*?Hunk #(\d+) FAILED at (\d+)",
+        done.stdout,
+        re.MULTILINE,
+    )
+    if "previously applied" in done.stdout:
+        raise InputError(f"{patch.name} is in this source already")
+    if failed is None:
+        lines = (done.stdout + done.stderr).splitlines()
+        raise InputError(f"{patch.name} cannot be applied", lines=lines[-5:])
+    name, hunk, line = failed[1], failed[2], int(failed[3])
+    raise InputError(
+        f"{patch.name} does not apply: hunk {hunk} of {name} does not fit at line {line}, "
+        "which reads",
+        lines=_around(tree / name, line),
+        hint="rebase the patch onto this kernel's source",
+    )
+
+
+@contextlib.contextmanager
+def workplace(cache: Cache, what: str) -> Iterator[Path]:
+    """An empty directory whose path kbuild can take: one without spaces and colons.
+
+    It lies in the cache if that can be, else in /tmp, and goes away afterwards.
+    """
+    with cache.scratch(what) as scratch:
+        if not re.search(r"[\s:]", str(scratch.resolve())):
+            yield scratch
+            return
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
+    base = next(Path(place) for place in places if not re.search(r"[\s:]", place))
+    _sweep(base)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=base) as path:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield Path(path)
+        finally:
+            os.close(handle)
+
+
+def make(
+    tree: Path,
+    *arguments: str,
+    toolchain: Toolchain,
+    progress: Progress,
+    what: str,
+    steps: int | None = None,
+    hide: Path | None = None,
+) -> None:
+    """Run make in `tree`; the progress is told each step, of about `steps`.
+
+    `hide` is the directory whose name must not get into the result. Raises InputError
+    with the compiler's words when it fails. make does not outlive this process.
+    """
+    hide = (hide or tree).resolve()
+    command = [
+        "make", f"-j{len(os.sched_getaffinity(0))}", f"CC={toolchain.cc}",
+        f"HOSTCC={toolchain.cc}", f"KCFLAGS=-ffile-prefix-map={hide}=.",
+        f"KAFLAGS=-ffile-prefix-map={hide}=.", *arguments,
+    ]  # fmt: skip
+    done, tail = 0, deque[str](maxlen=400)
+    with subprocess.Popen(
+        command, cwd=tree, env=_environ(), text=True, errors="replace", start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            # If we are killed the pipe breaks, and with it the next step of make that prints.
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                if _STEP.match(line):
+                    done += 1
+                    progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
+    if process.returncode:
+        raise InputError(f"{what} cannot be built", lines=_blame(tail, hide))
+
+
+def _blame(tail: Sequence[str], hide: Path) -> list[str]:
+    """The lines that say why make failed: from the first error on, a few."""
+    lines = [line.replace(f"{hide}/", "") for line in tail]
+    first = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR)\b", line)), None)
+    return lines[-8:] if first is None else lines[first : first + 8]
+
+
+def _around(path: Path, line: int) -> list[str]:
+    text = path.read_text(errors="replace").splitlines()
+    first = max(0, min(line, len(text)) - 3)
+    return [f"{n}: {row}" for n, row in enumerate(text[first : first + 6], first + 1)]
+
+
+def _need_tools(packages: Mapping[str, str]) -> None:
+    missing = {tool: package for tool, package in packages.items() if not shutil.which(tool)}
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} is missing on this host",
+            hint=f"apt-get install {' '.join(dict.fromkeys(missing.values()))}",
+        )
+
+
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environ())
+    return (done.stdout.splitlines() or ["unknown"])[0]
+
+
+def _environ() -> dict[str, str]:
+    """No CFLAGS, MAKEFLAGS, ARCH… of the user's."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return kept | {
+        "LC_ALL": "C",
+        "KBUILD_BUILD_TIMESTAMP": _EPOCH,
+        "KBUILD_BUILD_USER": "emu",
+        "KBUILD_BUILD_HOST": "emu",
+        "KBUILD_BUILD_VERSION": "1",
+    }
+
+
+def _sweep(base: Path) -> None:
+    """Remove our workplaces in `base` whose owner is gone."""
+    for path in base.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(handle)
+                # One just made may not be locked yet.
+                if found.st_uid == os.getuid() and time.time() - found.st_ctime > 60:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)

@@ -1,0 +1,346 @@
+"""The kernels the guests run: taken out of a Debian package, or built for this rig.
+
+Either becomes the same directory, a `Kernel`: what Xen boots, what modules have to fit,
+and what modules are built against. `guest-images/kernels.toml` lists them.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emu import paths
+from emu.errors import InputError, RigError
+from emu.images import elf, kbuild, packed
+from emu.images.cache import JSON, Cache
+from emu.images.depends import find_modules, keep_modules, order_of, plain
+from emu.images.kconfig import Requirements, check_fragment, check_requirements
+from emu.images.packages import Lock, fetch, lock_digest
+from emu.progress import Progress
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_DEBIAN_RECIPE, _LAB_RECIPE = 1, 1
+"""Raised when the way a kernel is made changes the outcome; parts of cache keys."""
+_LAB_STEPS = 1940
+"""Lines of progress that make prints while it builds the lab kernel (6.1.192)."""
+_LAB_ROOM = 5 << 30
+"""Bytes that building the lab kernel takes on the way (measured: 1.5 GB source, 2.3 GB with
+objects)."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One entry of kernels.toml; paths are absolute, in the order they are used."""
+
+    name: str
+    flavour: str
+    packages: Mapping[str, str]
+    config: tuple[Path, ...]
+    patches: Path | None
+    driver_patches: Path | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel on the host; everything about it lies below `root`.
+
+    `name` is that of kernels.toml (or the path of one that somebody gave), `release` what
+    `uname -r` prints in the guest, `version` its whole banner ("Linux version …").
+    """
+
+    name: str
+    flavour: str
+    release: str
+    version: str
+    root: Path
+
+    @property
+    def vmlinux(self) -> Path:
+        """The uncompressed ELF file that Xen boots, without symbols."""
+        return self.root / "vmlinux"
+
+    @property
+    def debug(self) -> Path | None:
+        """The same with symbols and DWARF, where we have it."""
+        path = self.root / "vmlinux.debug"
+        return path if path.exists() else None
+
+    @property
+    def config(self) -> Path:
+        """The final .config."""
+        return self.root / "config"
+
+    @property
+    def symvers(self) -> Path:
+        """Module.symvers: exported symbols and their CRCs."""
+        return self.root / "Module.symvers"
+
+    @property
+    def modules(self) -> Path:
+        """`lib/modules/<release>`."""
+        return self.root / "lib/modules" / self.release
+
+    @property
+    def devel(self) -> Path:
+        """A tar of what modules are built against; its `build` is the directory for make."""
+        return self.root / "devel.tar"
+
+    def info(self) -> elf.KernelInfo:
+        """What modules are checked against (read once per process)."""
+        return _info(self)
+
+    def module(self, name: str) -> Path:
+        """The file of one of its modules; InputError if there is none of that name."""
+        path = find_modules(self.modules).get(plain(name))
+        if path is None:
+            raise InputError(f"{self.name} ({self.release}) has no module {name}")
+        return path
+
+    def module_order(self, names: Iterable[str]) -> list[Path]:
+        """The files to insmod for these modules, in order; what is built in is left out."""
+        return order_of(self.modules, names)
+
+
+def specs() -> dict[str, Spec]:
+    """The entries of kernels.toml by name."""
+    found = {}
+    for name, entry in _document()["kernels"].items():
+        patches = {
+            key: paths.guest_images() / entry[key] if key in entry else None
+            for key in ("patches", "driver-patches")
+        }
+        found[name] = Spec(
+            name,
+            entry["flavour"],
+            dict(entry["packages"]),
+            tuple(paths.guest_images() / fragment for fragment in entry.get("config", ())),
+            patches["patches"],
+            patches["driver-patches"],
+        )
+    return found
+
+
+def spec(name: str) -> Spec:
+    """One entry of kernels.toml; InputError names those there are."""
+    known = specs()
+    if name not in known:
+        raise InputError(f"there is no kernel {name!r}", hint=f"there are: {', '.join(known)}")
+    return known[name]
+
+
+def requirements() -> Requirements:
+    """What kernels.toml asks of every kernel's configuration."""
+    asked = _document()["requires"]
+    return Requirements(tuple(asked["built-in"]), tuple(asked["modules"]), tuple(asked["either"]))
+
+
+def get_kernel(name: str, cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Kernel:
+    """The kernel `name`, from the cache or made now (lab: minutes).
+
+    Raises InputError for an unknown name, a missing tool, a patch or an option that does
+    not take, or a kernel without Xen support.
+    """
+    wanted = spec(name)
+    lock = lock or Lock.load()
+    make = {"debian": _debian, "lab": _lab}[wanted.flavour]
+    return _load(make(wanted, lock, cache, progress), name, wanted.flavour)
+
+
+def kernel_at(root: Path) -> Kernel:
+    """A kernel that somebody built: a directory with what `Kernel` names.
+
+    Raises InputError for what is missing: a file, an option, Xen support.
+    """
+    for name in ("vmlinux", "config", "Module.symvers", "release", "lib/modules"):
+        if not (root / name).exists():
+            raise InputError(f"{root} is not a kernel: it has no {name}")
+    check_requirements(root / "config", requirements())
+    elf.require_xen(root / "vmlinux", pv=True, pvh=True, dom0=True)
+    kernel = _load(root, str(root), "given")
+    kernel.info()
+    return kernel
+
+
+# -- below: the packaged kernel
+
+
+def _debian(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+    sets = [wanted.packages["image"], wanted.packages["headers"]]
+    keep = tuple(_document()["keep"]["modules"])
+    inputs: dict[str, JSON] = {
+        "packages": lock_digest(lock, sets),
+        "modules": keep,
+        "recipe": _DEBIAN_RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        debs = fetch(lock, sets, cache, progress)
+        with progress.stage(f"unpacking {wanted.name}"), cache.scratch("kernel") as scratch:
+            ours = [(package, deb) for package, deb in debs.items() if "linux-" in package.name]
+            for number, (package, deb) in enumerate(ours):
+                progress.tick(package.name, number, len(ours))
+                packed.unpack_deb(deb, scratch)
+            _collect_debian(scratch, made, keep)
+
+    return cache.entry("kernel-debian", inputs, build, progress)
+
+
+def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
+    images = list((tree / "boot").glob("vmlinuz-*"))
+    if len(images) != 1:
+        raise RigError(f"the package holds {len(images)} kernels, one was expected")
+    release = images[0].name.removeprefix("vmlinuz-")
+    vmlinux = packed.extract_vmlinux(images[0].read_bytes(), what=images[0].name)
+    (made / "vmlinux").write_bytes(vmlinux)
+    shutil.copy(tree / f"boot/config-{release}", made / "config")
+    headers = tree / f"usr/src/linux-headers-{release}"
+    shutil.copy(headers / "Module.symvers", made / "Module.symvers")
+    modules = next(
+        path for top in ("lib", "usr/lib") if (path := tree / top / "modules" / release).is_dir()
+    )
+    keep_modules(modules, keep, made / "lib/modules" / release)
+    # The headers name each other by absolute paths: let them lie anywhere.
+    makefile = headers / "Makefile"
+    here = "$(dir $(lastword $(MAKEFILE_LIST)))"
+    makefile.write_text(makefile.read_text().replace(" /usr/src/", f" {here}../"))
+    for arch in tree.glob("usr/src/linux-headers-*-common*/arch/*"):
+        if arch.is_dir() and arch.name != "x86":
+            shutil.rmtree(arch)
+    (tree / "build").symlink_to(f"usr/src/{headers.name}")
+    _tar(tree, ["build", "usr/src", "usr/lib"], made / "devel.tar")
+    _seal(made, release)
+
+
+# -- below: the kernel of our own
+
+
+def _lab(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+    patches = kbuild.series(wanted.patches) if wanted.patches else ()
+    toolchain = kbuild.find_toolchain()
+    inputs: dict[str, JSON] = {
+        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "config": kbuild.digest(wanted.config),
+        "patches": kbuild.digest(patches),
+        "toolchain": toolchain.version,
+        "recipe": _LAB_RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        kbuild.need_kernel_tools(toolchain)
+        deb = source_deb(wanted, lock, cache, progress)
+        with (
+            progress.stage(f"building {wanted.name} from {deb.name}"),
+            kbuild.workplace(cache, "kernel") as scratch,
+        ):
+            tree = scratch / "linux"
+            progress.tick("unpacking the source")
+            _unpack_source(deb, tree)
+            for patch in patches:
+                progress.tick(f"applying {patch.name}")
+                kbuild.apply_patch(patch, tree)
+            fragment = "".join(path.read_text() for path in wanted.config)
+            (scratch / "fragment").write_text(fragment)
+            make = functools.partial(
+                kbuild.make, tree, toolchain=toolchain, progress=progress, what=wanted.name
+            )
+            make("allnoconfig", f"KCONFIG_ALLCONFIG={scratch / 'fragment'}")
+            check_fragment(fragment, (tree / ".config").read_text())
+            check_requirements(tree / ".config", requirements())
+            make("vmlinux", "modules", steps=_LAB_STEPS)
+            # Into a path without spaces first: modules_install is kbuild's too.
+            make("modules_install", f"INSTALL_MOD_PATH={scratch / 'root'}", "DEPMOD=true")
+            _collect_lab(tree, scratch / "root/lib/modules", made)
+
+    return cache.entry("kernel-lab", inputs, build, progress, room=_LAB_ROOM)
+
+
+def source_deb(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+    """The linux-source package of a kernel."""
+    debs = fetch(lock, [wanted.packages["source"]], cache, progress)
+    return next(deb for package, deb in debs.items() if package.name.startswith("linux-source-"))
+
+
+def _unpack_source(deb: Path, tree: Path) -> None:
+    """Unpack the whole kernel source so that its top becomes `tree`."""
+    tree.mkdir()
+    command = ["tar", "-x", "--strip-components=1", "-C", str(tree)]
+    with (
+        packed.source_tar(deb) as source,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as tar,
+    ):
+        assert tar.stdin is not None
+        assert tar.stderr is not None
+        try:
+            shutil.copyfileobj(source, tar.stdin, 1 << 20)
+            tar.stdin.close()
+        except BrokenPipeError:
+            pass
+        said = tar.stderr.read().decode(errors="replace")
+        if tar.wait():
+            raise RigError(f"cannot unpack {deb.name}", lines=said.splitlines()[-3:])
+
+
+def _collect_lab(tree: Path, installed: Path, made: Path) -> None:
+    release = (tree / "include/config/kernel.release").read_text().strip()
+    shutil.copy(tree / "vmlinux", made / "vmlinux.debug")
+    subprocess.run(["strip", "-s", "-o", made / "vmlinux", tree / "vmlinux"], check=True)
+    shutil.copy(tree / ".config", made / "config")
+    shutil.copy(tree / "Module.symvers", made / "Module.symvers")
+    modules = installed / release
+    keep_modules(modules, sorted(find_modules(modules)), made / "lib/modules" / release)
+    (tree / "build").symlink_to(".")
+    names = ["build", ".config", "Makefile", "Module.symvers", "arch/x86", "include", "scripts"]
+    names += ["tools/objtool/objtool"]
+    _tar(tree, names, made / "devel.tar", "--exclude=*.o", "--exclude=*.a", "--exclude=.*.cmd")
+    _seal(made, release)
+
+
+# -- below: what both need
+
+
+def _load(root: Path, name: str, flavour: str) -> Kernel:
+    release = (root / "release").read_text().strip()
+    version = root / "version"
+    banner = version.read_text().strip() if version.exists() else elf.banner(root / "vmlinux")
+    return Kernel(name, flavour, release, banner, root)
+
+
+def _seal(made: Path, release: str) -> None:
+    """The last touches, and the last checks before a kernel may enter the cache."""
+    (made / "release").write_text(f"{release}\n")
+    (made / "version").write_text(f"{elf.banner(made / 'vmlinux')}\n")
+    check_requirements(made / "config", requirements())
+    elf.require_xen(made / "vmlinux", pv=True, pvh=True, dom0=True)
+    elf.read_kernel(made / "vmlinux", release, made / "Module.symvers")
+
+
+def _tar(tree: Path, names: Sequence[str], into: Path, *more: str) -> None:
+    command = ["tar", "--create", "--file", str(into), "--sort=name", "--mtime=@0", "--owner=0"]
+    command += ["--group=0", "--numeric-owner", "--mode=u+w,go=rX", *more, *names]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RigError(f"cannot write {into}", lines=done.stderr.splitlines()[-3:])
+
+
+@functools.lru_cache(maxsize=8)
+def _info(kernel: Kernel) -> elf.KernelInfo:
+    return elf.read_kernel(kernel.vmlinux, kernel.release, kernel.symvers)
+
+
+def _document() -> dict[str, Any]:
+    path = paths.guest_images() / "kernels.toml"
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return document

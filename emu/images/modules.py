@@ -1,0 +1,191 @@
+"""The two block drivers: stock, with our patches, or as somebody gave them; always checked.
+
+`stock` is the module the kernel came with. `patched` is built out of tree from the same
+source with the series of kernels.toml. Nothing is handed out that the kernel would not
+load (`elf.check_module`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emu.errors import InputError, RigError
+from emu.images import elf, kbuild, packed
+from emu.images.cache import JSON, Cache
+from emu.images.depends import plain
+from emu.images.kernels import Kernel, Spec, source_deb, spec
+from emu.images.packages import Lock, lock_digest
+from emu.progress import Progress
+
+End = Literal["front", "back"]
+STOCK, PATCHED = "stock", "patched"
+MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
+"""The module of each end, as its file is called."""
+
+_WHERE = "drivers/block"
+_SOURCES = (f"{_WHERE}/xen-blkfront.c", f"{_WHERE}/xen-blkback/")
+_KBUILD = "obj-m := xen-blkfront.o xen-blkback/\n"
+_RECIPE = 1
+"""Raised when the way modules are built changes the outcome; a part of cache keys."""
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One end's driver, checked against its kernel.
+
+    `which` is "stock", "patched" or the path that was given; `path` is the .ko on the
+    host, uncompressed for what we build.
+    """
+
+    end: End
+    which: str
+    path: Path
+    info: elf.ModuleInfo
+
+    @property
+    def build_id(self) -> str:
+        """In hex; the guest has it in /sys/module/<name>/notes/.note.gnu.build-id."""
+        return self.info.build_id
+
+
+def get_driver(
+    end: End,
+    which: str | Path,
+    kernel: Kernel,
+    cache: Cache,
+    progress: Progress,
+    *,
+    parameters: Iterable[str] = (),
+    lock: Lock | None = None,
+) -> Driver:
+    """The driver of one end for `kernel`: "stock", "patched" (built if need be), or a .ko.
+
+    `parameters` are those it will be loaded with. Raises InputError if it would not load,
+    is the other end's, or cannot be built.
+    """
+    if which == STOCK:
+        path = kernel.module(MODULE[end])
+    elif which == PATCHED:
+        if kernel.flavour == "given":
+            raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
+        wanted = spec(kernel.name)
+        if wanted.driver_patches is None:
+            raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
+        patches = kbuild.series(wanted.driver_patches)
+        path = build_drivers(kernel, patches, cache, progress, lock=lock) / f"{MODULE[end]}.ko"
+    else:
+        path = Path(which)
+    info = elf.read_module(path)
+    if info.name != plain(MODULE[end]):
+        raise InputError(f"{path} is the module {info.name}, the {end} end is {MODULE[end]}")
+    elf.check_module(info, kernel.info(), parameters=parameters)
+    return Driver(end, str(which), path, info)
+
+
+def build_drivers(
+    kernel: Kernel,
+    patches: Sequence[Path],
+    cache: Cache,
+    progress: Progress,
+    *,
+    lock: Lock | None = None,
+) -> Path:
+    """A directory with both drivers of `kernel`, its source changed by `patches` in order.
+
+    Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
+    a source that does not compile.
+    """
+    wanted, lock = spec(kernel.name), lock or Lock.load()
+    toolchain = kbuild.find_toolchain(kernel.config.read_text())
+    inputs: dict[str, JSON] = {
+        "kernel": kernel.root.name,
+        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "patches": kbuild.digest(patches),
+        "toolchain": toolchain.version,
+        "recipe": _RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        source = driver_source(wanted, lock, cache, progress)
+        with (
+            progress.stage(f"building the drivers for {kernel.release}"),
+            kbuild.workplace(cache, "drivers") as scratch,
+        ):
+            tree = scratch / "source"
+            shutil.copytree(source / "drivers", tree / "drivers")
+            for patch in patches:
+                kbuild.apply_patch(patch, tree)
+            (tree / _WHERE / "Kbuild").write_text(_KBUILD)
+            _compile(kernel, tree / _WHERE, scratch, toolchain, progress)
+            for name in MODULE.values():
+                built = next((tree / _WHERE).rglob(f"{name}.ko"))
+                shutil.copy(built, made / f"{name}.ko")
+                elf.check_module(elf.read_module(made / f"{name}.ko"), kernel.info())
+
+    return cache.entry("drivers", inputs, build, progress)
+
+
+def driver_source(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+    """A directory with `drivers/block/…` as the kernel's source package has it, unpatched."""
+    inputs: dict[str, JSON] = {
+        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "files": list(_SOURCES),
+        "recipe": _RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        deb = source_deb(wanted, lock, cache, progress)
+        with progress.stage(f"taking the drivers' source out of {deb.name}"):
+            _extract(deb, made, lambda done: progress.tick("read (bytes)", done))
+
+    return cache.entry("driver-source", inputs, build, progress)
+
+
+def _extract(deb: Path, made: Path, tick: Callable[[int], None]) -> None:
+    """Write the drivers' files; the archive is sorted, so reading stops behind them."""
+    found: set[str] = set()
+    with (
+        packed.source_tar(deb) as source,
+        tarfile.open(fileobj=source, mode="r|") as archive,
+    ):
+        for member in archive:
+            name = member.name.partition("/")[2]
+            if name.startswith(_SOURCES) and member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None
+                path = made / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+                found.add(next(one for one in _SOURCES if name.startswith(one)))
+            elif len(found) == len(_SOURCES):
+                return
+            tick(member.offset)
+    if len(found) < len(_SOURCES):
+        raise RigError(f"{deb.name} has no {', '.join(sorted(set(_SOURCES) - found))}")
+
+
+def _compile(
+    kernel: Kernel, source: Path, scratch: Path, toolchain: kbuild.Toolchain, progress: Progress
+) -> None:
+    devel = scratch / "devel"
+    devel.mkdir()
+    progress.tick("unpacking the headers")
+    command = ["tar", "-x", "-f", str(kernel.devel), "-C", str(devel)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RigError(f"cannot unpack {kernel.devel}", lines=done.stderr.splitlines()[-3:])
+    kbuild.make(
+        devel / "build", f"M={os.path.realpath(source)}", "modules",
+        # The series may be built for a kernel that has one of the two switched off.
+        "CONFIG_XEN_BLKDEV_FRONTEND=m", "CONFIG_XEN_BLKDEV_BACKEND=m",
+        toolchain=toolchain, progress=progress, what=f"the drivers for {kernel.release}",
+        steps=_STEPS, hide=scratch,
+    )  # fmt: skip

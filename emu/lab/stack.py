@@ -1,0 +1,232 @@
+"""The whole stack, running: from what a person asked for to a host with an idle domU.
+
+Everything a guest boots from is found or made first; then the machine starts from a
+checkpoint, which is made once for each set of inputs, or cold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from emu.errors import InputError, RigError
+from emu.images.cache import JSON, Cache
+from emu.images.guests import GuestImages, get_guests
+from emu.images.kernels import Kernel, get_kernel
+from emu.machine import accel, checkpoint
+from emu.machine.accel import AccelChoice, Requested
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.spec import XEN_CMDLINE, Clock, Disk, MachineSpec
+from emu.progress import Progress
+from emu.xen import lun as luns
+from emu.xen.domain import Domain, DomuConfig
+from emu.xen.host import AGENT_PORT, Host
+from emu.xen.lun import Lun
+
+DOM0_MEMORY = 1024
+"""MiB of dom0; also on Xen's command line."""
+_BESIDE_GUESTS = 256
+"""MiB for Xen itself and for a domU's page tables (measured: 60 MiB with one PVH domU)."""
+_STEP = 256
+_RECIPE = 1
+"""Raised when what a checkpoint holds changes without one of its inputs changing."""
+BOOT_TIMEOUT = 120.0
+RELEASES = ("6.1", "6.12")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asked for. `kernel` is a name of kernels.toml, or a flavour (then 6.1)."""
+
+    kernel: str = "debian"
+    domu: DomuConfig = field(default_factory=DomuConfig)
+    accel: Requested = "auto"
+    clock: Clock = "wall"
+    qemu: str = "qemu-system-x86_64"
+    cold: bool = False
+    lun_mib: int = 256
+    sector: int = 512
+
+    @property
+    def kernel_name(self) -> str:
+        """The full name of the kernel in kernels.toml."""
+        return self.kernel if "-" in self.kernel else f"{self.kernel}-{RELEASES[0]}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the wish comes to on this machine."""
+
+    wish: Wish
+    kernel: Kernel
+    guests: GuestImages
+    accel: AccelChoice
+    spec: MachineSpec
+
+    def checkpoint_key(self) -> dict[str, JSON]:
+        """Everything a checkpoint depends on."""
+        return {
+            **checkpoint.checkpoint_inputs(self.spec),
+            "kernel": self.kernel.root.name,
+            "guests": self.guests.root.name,
+            "domu": json.loads(json.dumps(self.wish.domu.as_dict())),
+            "lun": [self.wish.lun_mib, self.wish.sector],
+            "recipe": _RECIPE,
+        }
+
+
+@dataclass
+class Stack:
+    """A running host with one LUN logged in and one idle domU."""
+
+    inputs: Inputs
+    machine: Machine
+    host: Host
+    domain: Domain
+    lun: Lun
+    origin: str
+    """"checkpoint", "cold", or "cold, checkpoint saved"."""
+    start_s: float
+    """Seconds on the host's clock from QEMU's start until the domU answered."""
+
+
+def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
+    """Find or make everything the machine boots from.
+
+    Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
+    """
+    if shutil.which(wish.qemu) is None:
+        raise InputError(f"{wish.qemu} is not installed", hint="make setup")
+    if wish.lun_mib < 1:
+        raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
+    kernel = get_kernel(wish.kernel_name, cache, progress)
+    guests = get_guests(kernel, cache, progress)
+    requested = wish.accel
+    if wish.clock == "icount" and requested != "tcg":
+        if requested == "kvm":
+            raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
+        requested = "tcg"
+    chosen = accel.choose(requested, wish.qemu, guests.xen, cache, progress)
+    return Inputs(wish, kernel, guests, chosen, machine_spec(wish, kernel, guests, chosen))
+
+
+def machine_spec(
+    wish: Wish, kernel: Kernel, guests: GuestImages, chosen: AccelChoice
+) -> MachineSpec:
+    """The PC for a wish: RAM for dom0, the domU and Xen, rounded up."""
+    need = DOM0_MEMORY + wish.domu.memory + _BESIDE_GUESTS
+    return MachineSpec(
+        xen=guests.xen,
+        dom0_kernel=kernel.vmlinux,
+        initrd=guests.initrd,
+        xen_cmdline=XEN_CMDLINE,
+        disks=(Disk(guests.dom0, readonly=True), Disk(guests.scratch, format="qcow2")),
+        ports=(AGENT_PORT,),
+        qemu=wish.qemu,
+        accel=chosen.name,
+        clock=wish.clock,
+        memory_mib=max(2048, (need + _STEP - 1) // _STEP * _STEP),
+    )
+
+
+@contextlib.contextmanager
+def running(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]:
+    """The stack, for the life of the context. Nothing of it is left afterwards but its logs."""
+    with contextlib.ExitStack() as opened:
+        if inputs.wish.cold:
+            rundir = opened.enter_context(RunDir.create())
+            with progress.stage("booting Xen, dom0 and the domU"):
+                stack = opened.enter_context(_cold(inputs, rundir, progress, savable=False))
+        else:
+            stack = opened.enter_context(_from_checkpoint(inputs, cache, progress))
+        yield stack
+
+
+@contextlib.contextmanager
+def _cold(
+    inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool
+) -> Iterator[Stack]:
+    wish = inputs.wish
+    began = time.monotonic()
+    with Machine.start(inputs.spec, rundir, savable=savable) as machine:
+        host = Host(machine)
+        try:
+            progress.tick("waiting for dom0")
+            host.wait_ready(BOOT_TIMEOUT)
+            progress.tick("exporting the LUN")
+            lun = host.create_lun("lun0", wish.lun_mib * luns.MIB, wish.sector)
+            progress.tick("creating the domU")
+            domain = host.create(wish.domu)
+            yield Stack(inputs, machine, host, domain, lun, "cold", time.monotonic() - began)
+        finally:
+            host.close()
+
+
+@contextlib.contextmanager
+def _from_checkpoint(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]:
+    key = inputs.checkpoint_key()
+    for attempt in ("first", "second"):
+        made = cache.entry("checkpoint", key, lambda into: _save(inputs, into, progress), progress)
+        rundir = RunDir.create()
+        with rundir:
+            began = time.monotonic()
+            try:
+                machine = checkpoint.load(inputs.spec, made / "machine", rundir)
+            except checkpoint.CheckpointBroken as broken:
+                if attempt == "second":
+                    raise
+                progress.note(f"{broken.message}; making it again")
+                cache.discard("checkpoint", key)
+                continue
+            with machine:
+                host = Host(machine)
+                try:
+                    yield _resume(inputs, machine, host, made, began)
+                finally:
+                    host.close()
+            return
+
+
+def _resume(inputs: Inputs, machine: Machine, host: Host, made: Path, began: float) -> Stack:
+    saved = json.loads((made / "stack.json").read_text())
+    host.wait_agent(30.0)
+    domain = host.adopt(saved["domain"]["name"], saved["domain"]["domid"], saved["domain"]["tty"])
+    domain.open_channel(30.0)
+    lun = Lun(**saved["lun"])
+    return Stack(inputs, machine, host, domain, lun, "checkpoint", time.monotonic() - began)
+
+
+def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
+    clock = "instruction time" if inputs.wish.clock == "icount" else "wall time"
+    with (
+        progress.stage(f"booting once, for a checkpoint ({clock})"),
+        RunDir.create() as rundir,
+        _cold(inputs, rundir, progress, savable=True) as stack,
+    ):
+        saved = {
+            "domain": {
+                "name": stack.domain.name,
+                "domid": stack.domain.domid,
+                "tty": stack.domain.tty,
+            },
+            "lun": vars(stack.lun),
+            "cold_s": round(stack.start_s, 3),
+        }
+        if not luns.session_up(stack.host.dom0, stack.lun):
+            raise RigError(f"the iSCSI session of {stack.lun.name} is not up")
+        stack.domain.close()
+        stack.host.close()
+        progress.tick("saving the machine")
+        checkpoint.save(stack.machine, into / "machine")
+        (into / "stack.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+def with_memory(wish: Wish, memory: int) -> Wish:
+    """The same wish with another size of domU, in MiB."""
+    return replace(wish, domu=replace(wish.domu, memory=memory))

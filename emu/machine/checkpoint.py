@@ -1,0 +1,212 @@
+"""Checkpoints: a machine frozen on disk, from which any number of machines start.
+
+    ram         the guest's RAM, sparse; every machine maps it privately
+    state       the devices' state, in QEMU's migration format (no RAM: x-ignore-shared)
+    disk<i>     what had been written to disk i, a qcow2 overlay on it
+    meta.json   what the checkpoint fits
+
+QEMU leaves RAM out of the migration stream when it is a shared file and the capability
+`x-ignore-shared` is set; a machine that opens the same file privately and loads the stream
+goes on from there in a fraction of a second, and only pages it writes become its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emu.errors import InputError, RigError
+from emu.machine import ram
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir, disk_errors
+from emu.machine.spec import Descriptors, MachineSpec, build_argv
+
+FORMAT = 1
+_CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
+_MIGRATE_TIMEOUT = 60.0
+
+
+class CheckpointBroken(RigError):
+    """The checkpoint does not load: throw it away and make it again."""
+
+
+def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
+    """What a checkpoint of `spec` depends on besides the files the machine boots.
+
+    QEMU's binary (SHA-256) and version, its arguments with descriptors by name, and the
+    CPU's model when KVM passes it on. The caller adds the hashes of xen, kernel, initrd
+    and disks. Raises InputError when QEMU is not there.
+    """
+    path = shutil.which(spec.qemu)
+    if path is None:
+        raise InputError(f"{spec.qemu} is not installed", hint="`make setup` installs it")
+    return {
+        "format": FORMAT,
+        "qemu": qemu_version(path),
+        "qemu_sha256": _hash_of_binary(Path(path).resolve()),
+        "argv": symbolic_argv(spec),
+        "host_cpu": host_cpu() if spec.accel == "kvm" else "any",
+    }
+
+
+def symbolic_argv(spec: MachineSpec) -> list[str]:
+    """QEMU's arguments with names in place of descriptors and without host paths."""
+    names = ["xen", "dom0", "initrd", "ram"]
+    links = ["qmp", "com1", "com2", *(f"port.{port}" for port in spec.ports)]
+    names += [f"disk{index}.0" for index in range(len(spec.disks))]
+    files = {name: 1000 + number for number, name in enumerate(names)}
+    fds = {name: 2000 + number for number, name in enumerate(links)}
+    argv = build_argv(spec, Descriptors(files, fds), ram_shared=True)
+    return argv[1:] + [f"overlaid={disk.overlaid}" for disk in spec.disks]
+
+
+def qemu_version(qemu: str) -> str:
+    """The first line of `qemu --version`."""
+    made = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=30)
+    if made.returncode:
+        raise RigError(f"{qemu} --version failed", lines=made.stderr.splitlines())
+    return made.stdout.splitlines()[0]
+
+
+def host_cpu() -> str:
+    """The processor's name, from /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def _hash_of_binary(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path), stat.st_mtime_ns, stat.st_size)
+    if key not in _hashes:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        _hashes[key] = digest.hexdigest()
+    return _hashes[key]
+
+
+def save(machine: Machine, directory: Path) -> None:
+    """Freeze a machine (started with `savable=True`) into `directory`; it does not go on.
+
+    Raises RigError (QEMU refused, disk full); GuestTrouble when the machine is in trouble,
+    for a checkpoint of a broken machine would spread.
+    """
+    if machine.ram is None:
+        raise ValueError("only a machine started with savable=True can be saved")
+    machine.watch.settle()
+    machine.watch.check()
+    directory.mkdir(parents=True, exist_ok=True)
+    machine.pause()
+    machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    with disk_errors(directory, "a checkpoint"):
+        with (directory / "state").open("xb") as state:
+            machine.qmp_fd("getfd", state.fileno(), 30.0, fdname="state")
+            machine.qmp("migrate", uri="fd:state")
+            _await_migration(machine)
+        ram.write_sparse(machine.ram, directory / "ram")
+        for index, fd in machine.overlays.items():
+            ram.copy_file(fd, directory / f"disk{index}")
+        meta = {"format": FORMAT, "argv": _digest(machine.spec), "disks": sorted(machine.overlays)}
+        (directory / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    machine.kill()
+
+
+def load(spec: MachineSpec, directory: Path, rundir: RunDir, *, paused: bool = False) -> Machine:
+    """A machine that goes on from the checkpoint in `directory`.
+
+    Raises CheckpointBroken when the checkpoint is incomplete, was made for another spec,
+    or is refused by QEMU; other errors as `Machine.start`.
+    """
+    _check(spec, directory)
+    frozen = [
+        [directory / f"disk{index}"] if disk.overlaid else []
+        for index, disk in enumerate(spec.disks)
+    ]
+    machine = Machine(spec, rundir)
+    with contextlib.ExitStack() as opened:
+        ram_fd = _open(directory / "ram", opened)
+        state = machine.give(_open(directory / "state", opened))
+        try:
+            machine.launch(ram=ram_fd, frozen=frozen, incoming=True)
+            machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
+            machine.qmp("migrate-incoming", uri=f"fd:{state}")
+            _await_migration(machine)
+            if not paused:
+                machine.resume()
+        except RigError as error:
+            machine.kill()
+            raise CheckpointBroken(
+                f"the checkpoint in {directory} does not load: {error.message}",
+                hint="it is thrown away and made again at the next start",
+                lines=error.lines,
+            ) from error
+        except BaseException:
+            machine.kill()
+            raise
+    return machine
+
+
+def _check(spec: MachineSpec, directory: Path) -> None:
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        size = (directory / "ram").stat().st_size
+    except (OSError, ValueError) as error:
+        raise CheckpointBroken(f"the checkpoint in {directory} is incomplete: {error}") from error
+    if meta.get("format") != FORMAT or meta.get("argv") != _digest(spec):
+        raise CheckpointBroken(f"the checkpoint in {directory} was made for another machine")
+    if size != spec.memory_mib * 2**20:
+        raise CheckpointBroken(f"the checkpoint in {directory} has {size} bytes of RAM")
+
+
+def _digest(spec: MachineSpec) -> str:
+    return hashlib.sha256(json.dumps(symbolic_argv(spec)).encode()).hexdigest()
+
+
+def _open(path: Path, opened: contextlib.ExitStack) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointBroken(f"can't open {path}: {error.strerror}") from error
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _await_migration(machine: Machine) -> None:
+    end = time.monotonic() + _MIGRATE_TIMEOUT
+    pause = 0.002
+    while time.monotonic() < end:
+        answer = machine.qmp("query-migrate")
+        status = answer.get("status")
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise RigError(f"QEMU's migration {status}: {answer.get('error-desc', 'no reason')}")
+        machine.watch.check()
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+    raise RigError(f"QEMU's migration took more than {_MIGRATE_TIMEOUT:.0f} s")
+
+
+__all__: Sequence[str] = (
+    "CheckpointBroken",
+    "checkpoint_inputs",
+    "host_cpu",
+    "load",
+    "qemu_version",
+    "save",
+    "symbolic_argv",
+)

@@ -1,0 +1,349 @@
+"""A console of Xen or of a guest: logged, watched, and driven with pexpect.
+
+Bytes come in through `feed` in the reactor's thread, from a socket to QEMU or from a
+domU's console behind the command channel. They never wait for a reader: what nobody reads
+is dropped, oldest first, beyond one MiB, and the logs are bounded too.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+import pexpect
+from pexpect.spawnbase import SpawnBase
+
+from emu.errors import RigError
+from emu.machine.consolelog import CappedLog
+from emu.machine.deadline import Deadline
+from emu.machine.reactor import reactor
+from emu.machine.terminal import Cleaner
+from emu.machine.verdict import LINUX, scan
+from emu.machine.watch import Finding, Watch
+
+UNREAD_LIMIT = 2**20
+"""Characters kept for a reader that has not come yet, and for pexpect's `before`."""
+HISTORY_LINES = 2000
+LINE_LIMIT = 4096
+"""Characters after which a line without an end is cut into two."""
+_SETTLED_TAIL = 1.0
+"""Seconds after which an unfinished line is looked at as if it were whole."""
+
+Pattern = str | re.Pattern[str] | type[pexpect.EOF] | type[pexpect.TIMEOUT]
+
+
+class Console:
+    """One console; `name` is what logs and errors call it.
+
+    `write` sends bytes to the guest and must not block for long. `speakers` says whose words
+    it carries, by kind (verdict.XEN, verdict.LINUX); by default those of a Linux of its name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        watch: Watch,
+        write: Callable[[bytes], None],
+        *,
+        speakers: Mapping[str, str] | None = None,
+        log: CappedLog | None = None,
+        merged: Callable[[float, str, str], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.watch = watch
+        self.dropped = 0
+        """Characters nobody read in time."""
+        self._write = write
+        self._speakers = speakers or {LINUX: name}
+        self._log = log
+        self._merged = merged
+        self._cleaner = Cleaner()
+        self._lock = threading.Lock()
+        self._unread: deque[str] = deque()
+        self._unread_size = 0
+        self._history: deque[tuple[int, str]] = deque(maxlen=HISTORY_LINES)
+        self._number = 0
+        self._tail = ""
+        self._tail_began = 0.0
+        self._tail_reported = False
+        self._tail_timer = False
+        self._last_byte = time.monotonic()
+        self._taps: list[Callable[[bytes], None]] = []
+        self._spawn = _Spawn(self)
+        self.closed = False
+        watch.add(self)
+
+    # What comes in.
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the guest, from any thread; returns at once."""
+        if reactor().here():
+            self._feed(data)
+        else:
+            reactor().soon(lambda: self._feed(data))
+
+    def close(self) -> None:
+        """The guest's end is gone: the unfinished line is logged, readers see EOF."""
+        if reactor().here():
+            self._close()
+        else:
+            reactor().call(self._close)
+
+    def _feed(self, data: bytes, final: bool = False) -> None:
+        if self.closed:
+            return
+        self._last_byte = time.monotonic()
+        for tap in tuple(self._taps):
+            tap(data)
+        text = self._cleaner.feed(data, final)
+        with self._lock:
+            self._keep_unread(text)
+        self._take_lines(text)
+        self.watch.notify()
+
+    def _close(self) -> None:
+        if self.closed:
+            return
+        self._feed(b"", final=True)
+        self._finish_line()
+        self.closed = True
+        if self._log:
+            self._log.close()
+        self.watch.notify()
+
+    def _keep_unread(self, text: str) -> None:
+        if text:
+            self._unread.append(text)
+            self._unread_size += len(text)
+        while self._unread_size > UNREAD_LIMIT:
+            oldest = self._unread.popleft()
+            self._unread_size -= len(oldest)
+            self.dropped += len(oldest)
+
+    def _take_lines(self, text: str) -> None:
+        *whole, rest = text.split("\n")
+        for part in whole:
+            self._add_to_tail(part)
+            self._finish_line(even_empty=True)
+        self._add_to_tail(rest)
+        if self._tail and not self._tail_timer:
+            self._tail_timer = True
+            reactor().loop.call_later(_SETTLED_TAIL, self._look_at_tail)
+
+    def _add_to_tail(self, text: str) -> None:
+        if not self._tail:
+            self._tail_began = self.watch.now()
+        self._tail += text
+        while len(self._tail) > LINE_LIMIT:
+            more = self._tail[LINE_LIMIT:]
+            self._tail = self._tail[:LINE_LIMIT]
+            self._finish_line()
+            self._tail, self._tail_began = more, self.watch.now()
+
+    def _finish_line(self, even_empty: bool = False) -> None:
+        line, self._tail = self._tail, ""
+        reported, self._tail_reported = self._tail_reported, False
+        if not line and not even_empty:
+            return
+        with self._lock:
+            self._number += 1
+            self._history.append((self._number, line))
+        stamp = self._tail_began
+        if self._log:
+            self._log.write(f"[{stamp:9.3f}] {line}")
+        if self._merged:
+            self._merged(stamp, self.name, line)
+        if not reported:
+            self._scan(line, self._number)
+
+    def _look_at_tail(self) -> None:
+        self._tail_timer = False
+        if not self._tail or self._tail_reported or self.closed:
+            return
+        left = _SETTLED_TAIL - self.idle()
+        if left > 0:
+            self._tail_timer = True
+            reactor().loop.call_later(left + 0.01, self._look_at_tail)
+        else:
+            self._tail_reported = self._scan(self._tail, self._number + 1)
+
+    def _scan(self, line: str, number: int) -> bool:
+        match = scan(line, self._speakers)
+        if match:
+            guest = self._speakers[match.kind]
+            self.watch.report(Finding(match.name, guest, self.name, line, self._tail_began, number))
+        return match is not None
+
+    # What is asked.
+
+    def idle(self) -> float:
+        """Seconds since the last byte came."""
+        return time.monotonic() - self._last_byte
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last lines, the unfinished one included."""
+        with self._lock:
+            lines = [line for _, line in self._history]
+        lines += [self._tail] if self._tail else []
+        return [line for line in lines if line.strip()][-count:]
+
+    def around(self, number: int, before: int, after: int) -> list[str]:
+        """The lines around line `number`, as far as they are still known."""
+        with self._lock:
+            known = list(self._history)
+        if self._tail:
+            known.append((self._number + 1, self._tail))
+        return [line for n, line in known if number - before <= n <= number + after]
+
+    def tap(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Have `listener` called with every raw chunk, in the reactor; returns how to stop."""
+        reactor().call(lambda: self._taps.append(listener))
+        return lambda: reactor().call(lambda: self._taps.remove(listener))
+
+    # pexpect.
+
+    def send(self, text: str | bytes, char_delay: float = 0.0) -> None:
+        """Type `text`; with `char_delay`, that many seconds between characters."""
+        data = text.encode() if isinstance(text, str) else text
+        if char_delay <= 0:
+            self._write(data)
+            return
+        for at in range(len(data)):
+            self._write(data[at : at + 1])
+            time.sleep(char_delay)
+
+    def sendline(self, text: str = "", char_delay: float = 0.0) -> None:
+        """Type `text` and Enter."""
+        self.send(text + "\r", char_delay)
+
+    def expect(
+        self, patterns: Pattern | Sequence[Pattern], timeout: float, what: str | None = None
+    ) -> int:
+        """Wait until one of the patterns comes; its index. Lines end in "\\n" here.
+
+        `timeout` in seconds before scaling; `what` is awaited, for errors. Raises
+        GuestTrouble, WaitTimeout, or RigError when the console (or QEMU) ended.
+        `pexpect.TIMEOUT` and `pexpect.EOF` among the patterns are returned, not raised.
+        """
+        return self._expect(self._spawn.expect, patterns, timeout, what)
+
+    def expect_exact(
+        self, strings: str | Sequence[str], timeout: float, what: str | None = None
+    ) -> int:
+        """`expect` for plain strings."""
+        return self._expect(self._spawn.expect_exact, strings, timeout, what)
+
+    def _expect(
+        self, expect: Callable[..., int], patterns: object, timeout: float, what: str | None
+    ) -> int:
+        deadline = Deadline(what or _described(patterns), timeout)
+        self.watch.check(deadline)
+        self._spawn.deadline = deadline
+        try:
+            return expect(patterns, timeout=deadline.seconds)
+        except pexpect.TIMEOUT:
+            raise self.watch.timed_out(deadline, self.name) from None
+        except pexpect.EOF:
+            raise RigError(
+                f"{self.name}: the console was closed while waiting for {deadline}",
+                lines=self.last_lines(15),
+            ) from None
+
+    @property
+    def before(self) -> str:
+        """What came before the last match."""
+        return self._spawn.before or ""
+
+    @property
+    def after(self) -> str:
+        """The last match's text."""
+        return self._spawn.after if isinstance(self._spawn.after, str) else ""
+
+    @property
+    def match(self) -> Any:
+        """The last match: a `re.Match`, or the string of `expect_exact`."""
+        return self._spawn.match
+
+    def forget(self) -> None:
+        """Drop all that came so far and was not expected yet."""
+        with self._lock:
+            self._unread.clear()
+            self._unread_size = 0
+        self._spawn.trim(0)
+
+    def take(self, size: int) -> str:
+        """Up to `size` characters that came and were not read yet ("" when there are none)."""
+        with self._lock:
+            if not self._unread:
+                return ""
+            text = self._unread.popleft()
+            if len(text) > size:
+                self._unread.appendleft(text[size:])
+                text = text[:size]
+            self._unread_size -= len(text)
+            return text
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._unread)
+
+
+class _Spawn(SpawnBase):  # type: ignore[misc]
+    """pexpect over a Console's buffer."""
+
+    # The window must hold more than one read, or pexpect does not search all of it.
+    _READ, _WINDOW = 4096, 16384
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            timeout=None,
+            maxread=self._READ,
+            searchwindowsize=self._WINDOW,
+            encoding="utf-8",
+            codec_errors="replace",
+        )
+        self.name = console.name
+        self.console = console
+        self.deadline: Deadline | None = None
+        self.delayafterread = None
+        self._before: StringIO = self.buffer_type()
+
+    def trim(self, limit: int) -> None:
+        """Bound what pexpect keeps for `before`."""
+        if self._before.tell() > limit:
+            kept = self._before.getvalue()[-(limit // 2) :] if limit else ""
+            self._before = self.buffer_type()
+            self._before.write(kept)
+            if not limit:
+                self._buffer = self.buffer_type()
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> str:
+        self.trim(UNREAD_LIMIT)
+        end = time.monotonic() + (timeout if timeout is not None else 0.0)
+        while True:
+            text = self.console.take(size)
+            if text:
+                return text
+            self.console.watch.check(self.deadline)
+            if self.console.closed and not self.console.has_unread:
+                raise pexpect.EOF("console closed")
+            left = end - time.monotonic()
+            if left <= 0:
+                raise pexpect.TIMEOUT("time is up")
+            self.console.watch.sleep_until_change(
+                lambda: self.console.has_unread or self.console.closed, min(left, 1.0)
+            )
+
+    def isalive(self) -> bool:
+        return not self.console.closed
+
+
+def _described(patterns: object) -> str:
+    if not isinstance(patterns, (list, tuple)):
+        patterns = [patterns]
+    return " or ".join(repr(p.pattern if isinstance(p, re.Pattern) else p) for p in patterns)

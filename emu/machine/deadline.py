@@ -1,0 +1,63 @@
+"""Time-outs: named, in seconds of the machine they were measured on, scaled once.
+
+Whoever waits gives plain seconds; `Deadline` multiplies them by one factor: what the
+environment asks for (`EMU_TIMEOUT_SCALE`, default 1) times what was measured for this
+machine (`set_measured_factor`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+from emu.errors import InputError
+
+_measured = 1.0
+
+
+def set_measured_factor(factor: float) -> None:
+    """How much slower this machine (or this clock) is than the one time-outs were set on."""
+    global _measured
+    _measured = max(1.0, factor)
+
+
+def scale() -> float:
+    """The factor that every time-out is multiplied by."""
+    text = os.environ.get("EMU_TIMEOUT_SCALE", "1")
+    try:
+        asked = float(text)
+    except ValueError:
+        asked = math.nan
+    if not (asked > 0 and math.isfinite(asked)):
+        raise InputError(
+            f"EMU_TIMEOUT_SCALE is {text!r}, not a positive number",
+            hint="unset it, or try EMU_TIMEOUT_SCALE=2",
+        )
+    return asked * _measured
+
+
+class Deadline:
+    """A moment `seconds` (before scaling) from now, and what is awaited until then."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what = what
+        self.seconds = seconds * scale()
+        self.began = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds waited so far."""
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self.seconds - self.spent)
+
+    @property
+    def passed(self) -> bool:
+        return self.spent >= self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.spent:.0f} s of {self.seconds:.0f} s)"

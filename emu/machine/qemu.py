@@ -1,0 +1,345 @@
+"""One emulated PC: QEMU's process, its monitor, its consoles, its ports.
+
+All links to QEMU are socket pairs whose other ends it inherits, so a machine has no file
+that another process could open, and nothing to clear up when it is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qemu.qmp import QMPError
+
+from emu.errors import InputError, RigError
+from emu.machine.console import Console
+from emu.machine.consolelog import CappedLog
+from emu.machine.disks import open_layers
+from emu.machine.link import Link
+from emu.machine.monitor import Event, Monitor
+from emu.machine.process import Child
+from emu.machine.reactor import reactor
+from emu.machine.rundir import RunDir, disk_full
+from emu.machine.spec import Descriptors, MachineSpec, build_argv, disk_layers
+from emu.machine.verdict import LINUX, XEN
+from emu.machine.watch import Watch
+
+START_TIMEOUT = 20.0
+"""Seconds for QEMU to answer on its monitor after it was started."""
+QMP_TIMEOUT = 30.0
+
+
+class MachineEnded(RigError):
+    """QEMU exited, or stopped its machine for good, while somebody still needed it."""
+
+
+class Machine:
+    """A running QEMU. Made by `Machine.start` (cold) or `checkpoint.load`.
+
+    `xen` and `dom0` are the consoles, `watch` is what every wait goes through. Leaving
+    the context ends QEMU.
+    """
+
+    def __init__(self, spec: MachineSpec, rundir: RunDir) -> None:
+        self.spec = spec
+        self.rundir = rundir
+        self.watch = Watch()
+        self.ram: int | None = None
+        """Descriptor of the RAM's file, on a machine that can be saved."""
+        self.overlays: dict[int, int] = {}
+        """Descriptors of the overlays, by disk index, on a machine that can be saved."""
+        self.frozen: tuple[tuple[Path, ...], ...] = tuple(() for _ in spec.disks)
+        self._links: list[Link] = []
+        self._ports: dict[str, socket.socket] = {}
+        self._consoles: list[Console] = []
+        self._given: list[int] = []
+        self._child: Child | None = None
+        self._monitor: Monitor | None = None
+        self._ending = False
+        self._shutdown_reason = ""
+        self._merged = self._log("console")
+        self.xen: Console
+        self.dom0: Console
+
+    @classmethod
+    def start(cls, spec: MachineSpec, rundir: RunDir, *, savable: bool = False) -> Machine:
+        """Start a cold machine; with `savable` its RAM and overlays can become a checkpoint.
+
+        Returns as soon as QEMU answers; the guest is booting then. Raises InputError (a
+        file or program is missing), RigError (QEMU did not start; its last words).
+        """
+        machine = cls(spec, rundir)
+        if savable:
+            ram = os.memfd_create("emu-ram", os.MFD_CLOEXEC)
+            os.ftruncate(ram, spec.memory_mib * 2**20)
+            machine.ram = ram
+        machine.launch(ram=machine.ram, keep_overlays=savable, ram_shared=savable)
+        return machine
+
+    def launch(
+        self,
+        *,
+        ram: int | None = None,
+        ram_shared: bool = False,
+        keep_overlays: bool = False,
+        frozen: Sequence[Sequence[Path]] | None = None,
+        incoming: bool = False,
+    ) -> None:
+        """Start QEMU. `frozen[i]` are the overlays between disk i and its throwaway one."""
+        if frozen is not None:
+            self.frozen = tuple(tuple(paths) for paths in frozen)
+        theirs: dict[str, socket.socket] = {}
+        files: dict[str, int] = {}
+        try:
+            layers = self._open_files(files)
+            if ram is not None:
+                files["ram"] = os.dup(ram)
+            for name, fd in files.items():
+                # Guests see these names: let them be equally long however busy we are.
+                files[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+                os.close(fd)
+            ours = self._make_links(theirs)
+            argv = build_argv(
+                self.spec,
+                Descriptors(files, {name: sock.fileno() for name, sock in theirs.items()}),
+                layers=layers,
+                ram_shared=ram_shared,
+                incoming=incoming,
+            )
+            inherited = [*files.values(), *(sock.fileno() for sock in theirs.values())]
+            inherited += self._given
+            self._child = Child.spawn(argv, inherited, self.rundir.log("qemu"))
+            if keep_overlays:
+                for index, disk in enumerate(self.spec.disks):
+                    if disk.overlaid:
+                        self.overlays[index] = os.dup(files[f"disk{index}.{layers[index] - 1}"])
+        finally:
+            for fd in files.values():
+                os.close(fd)
+            for sock in theirs.values():
+                sock.close()
+        self._child.on_end(self._ended)
+        self._connect(ours)
+
+    def give(self, fd: int) -> int:
+        """Let QEMU inherit one more descriptor when it is launched; returns its number."""
+        self._given.append(fd)
+        return fd
+
+    def _open_files(self, files: dict[str, int]) -> tuple[int, ...]:
+        spec = self.spec
+        boot = {"xen": spec.xen, "dom0": spec.dom0_kernel, "initrd": spec.initrd}
+        for name, path in boot.items():
+            if path is not None:
+                try:
+                    files[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise InputError(f"can't open {path}: {error.strerror}") from error
+        layers = []
+        for index, disk in enumerate(spec.disks):
+            fds = open_layers(disk, self.frozen[index], self.rundir.state)
+            layers.append(len(fds))
+            files.update(zip(disk_layers(index, len(fds)), fds, strict=True))
+        return tuple(layers)
+
+    def _make_links(self, theirs: dict[str, socket.socket]) -> dict[str, socket.socket]:
+        ours: dict[str, socket.socket] = {}
+        names = ["qmp", "com1", "com2", *(f"port.{port}" for port in self.spec.ports)]
+        for name in names:
+            ours[name], theirs[name] = socket.socketpair()
+        self._ports = {port: ours[f"port.{port}"] for port in self.spec.ports}
+        return ours
+
+    def _connect(self, ours: dict[str, socket.socket]) -> None:
+        # A PV dom0's kernel writes to Xen's console as well, and there only at first.
+        self.xen = self._serial("xen", ours["com1"], {XEN: "xen", LINUX: "dom0"})
+        self.dom0 = self._serial("dom0", ours["com2"], {LINUX: "dom0"})
+        self._monitor = Monitor(ours["qmp"], self._event)
+        assert self._child is not None
+        try:
+            self._monitor.connect(START_TIMEOUT)
+        except (QMPError, EOFError, OSError, RigError) as error:
+            self._child.wait(2)
+            told = self._child.last_words()
+            how = self._child.epitaph()
+            self.kill()
+            raise RigError(f"QEMU did not start ({how})", lines=told) from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def _serial(self, name: str, sock: socket.socket, speakers: Mapping[str, str]) -> Console:
+        def write(data: bytes) -> None:
+            link.send(data)
+
+        console = self.add_console(name, write, speakers=speakers)
+        link = Link(sock, console.feed, console.close)
+        self._links.append(link)
+        return console
+
+    def _log(self, name: str) -> CappedLog:
+        path = self.rundir.log(name)
+        count = 1
+        while path.exists():  # a domU of this name was there before
+            count += 1
+            path = self.rundir.log(f"{name}-{count}")
+        return CappedLog(path, broken=lambda _: self.watch.fail(disk_full(path, "a console's log")))
+
+    # What QEMU tells (in the reactor's thread).
+
+    def _ended(self) -> None:
+        for link in self._links:
+            link.close()
+        for console in self._consoles:
+            console.close()
+        child = self._child
+        assert child is not None
+        why = f", {self._shutdown_reason}" if self._shutdown_reason else ""
+        self.watch.fail(
+            MachineEnded(f"QEMU ended ({child.epitaph()}{why})", lines=child.last_words())
+        )
+
+    def _event(self, event: Event) -> None:
+        name, data = event["event"], event.get("data", {})
+        if name == "SHUTDOWN":
+            self._shutdown_reason = str(data.get("reason", ""))
+        elif name == "BLOCK_IO_ERROR" and data.get("nospace"):
+            self.watch.fail(disk_full(self.rundir.state, "what the guest writes"))
+        elif name == "BLOCK_IO_ERROR":
+            self.watch.fail(MachineEnded(f"QEMU met a disk error: {data.get('reason')}"))
+        elif name == "STOP" and not self._ending:
+            reactor().loop.run_in_executor(None, self._ask_why_stopped)
+
+    def _ask_why_stopped(self) -> None:
+        with contextlib.suppress(RigError):
+            status = self.qmp("query-status")["status"]
+            if status in ("internal-error", "io-error", "guest-panicked"):
+                assert self._child is not None
+                self.watch.fail(
+                    MachineEnded(
+                        f"QEMU stopped the machine ({status})", lines=self._child.last_words()
+                    )
+                )
+
+    # What is done with it.
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._child is not None
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU's process lives."""
+        return self._child is not None and self._child.running
+
+    def qmp(self, command: str, *, timeout: float = QMP_TIMEOUT, **arguments: Any) -> Any:
+        """Run a QMP command (underscores in argument names become hyphens); its answer.
+
+        Raises monitor.Refused, MachineEnded, or RigError (no answer in `timeout` seconds).
+        """
+        return self.qmp_fd(command, None, timeout, **arguments)
+
+    def qmp_fd(self, command: str, fd: int | None, timeout: float, **arguments: Any) -> Any:
+        """`qmp` that sends a descriptor along (for `getfd`)."""
+        assert self._monitor is not None
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        try:
+            return self._monitor.execute(command, named, timeout, fd)
+        except RigError:
+            if not self.running:
+                self.watch.check()
+            raise
+
+    def port(self, name: str) -> socket.socket:
+        """Our end of a virtio-serial port: a connected stream socket, the caller's to close.
+
+        Given once; what the guest writes waits in it from the machine's start.
+        """
+        return self._ports.pop(name)
+
+    def add_console(
+        self,
+        name: str,
+        write: Callable[[bytes], None],
+        *,
+        speakers: Mapping[str, str] | None = None,
+    ) -> Console:
+        """A console of a guest inside (a domU's): `Console.feed` takes what it prints."""
+
+        def merged(stamp: float, who: str, line: str) -> None:
+            self._merged.write(f"[{stamp:9.3f}] {who} | {line}")
+
+        console = Console(
+            name, self.watch, write, speakers=speakers, log=self._log(name), merged=merged
+        )
+        self._consoles.append(console)
+        return console
+
+    def pause(self) -> None:
+        """Stop the virtual CPUs."""
+        self.qmp("stop")
+
+    def resume(self) -> None:
+        """Let the virtual CPUs run."""
+        self.qmp("cont")
+
+    def wait(self, timeout: float, what: str = "QEMU to end") -> int:
+        """Wait until QEMU ends by itself (the guest shut down); its exit status.
+
+        Raises GuestTrouble when a guest gets into trouble first, WaitTimeout.
+        """
+        child = self._child
+        assert child is not None
+        if child.running:
+            with contextlib.suppress(MachineEnded):
+                self.watch.wait(lambda: None if child.running else True, what, timeout)
+        assert child.status is not None
+        return child.status
+
+    def stop(self) -> None:
+        """End QEMU in an orderly way (disks flushed), by force when that takes long."""
+        self._ending = True
+        if self.running:
+            with contextlib.suppress(RigError):
+                self.qmp("quit", timeout=5)
+            assert self._child is not None
+            self._child.wait(5)
+        self.kill()
+
+    def kill(self) -> None:
+        """End QEMU at once and give everything back. Twice is fine."""
+        self._ending = True
+        if self._child:
+            self._child.kill()
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
+        for sock in self._ports.values():
+            sock.close()
+        self._ports = {}
+        for fd in [*self.overlays.values(), *([] if self.ram is None else [self.ram])]:
+            os.close(fd)
+        self.overlays, self.ram = {}, None
+        reactor().call(self._merged.close)
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if any(not disk.readonly and not disk.throwaway for disk in self.spec.disks):
+            self.stop()
+        else:
+            self.kill()

@@ -1,0 +1,187 @@
+"""A run's directory: its logs and what QEMU writes, private to the user, gone when stale.
+
+    runs/20150522-140312-7f3a/      mode 0700
+        lock                        an flock, held while the run's owner lives
+        console.log xen.log …       kept for the last few runs
+        state/                      everything else; removed with the run
+
+A directory whose lock is free belongs to nobody: its owner has ended, or was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from emu import paths
+from emu.errors import RigError
+
+KEEP_LOGS = 5
+"""How many ended runs keep their logs."""
+_LOCK = "lock"
+_NEW = ".new-"
+_LOG_SUFFIXES = (".log", ".1")
+
+
+@contextmanager
+def disk_errors(path: Path, wanted: str) -> Iterator[None]:
+    """Turn "no space left" inside the block into a RigError that names path and room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(path, wanted) from error
+
+
+def disk_full(path: Path, wanted: str) -> RigError:
+    """The error for a full disk: what was wanted, where, and what room is left."""
+    try:
+        left = f"{shutil.disk_usage(_existing(path)).free / 2**20:.0f} MiB left"
+    except OSError:
+        left = "no room left"
+    return RigError(
+        f"no room for {wanted} in {path} ({left})",
+        hint="make room there, or point XDG_CACHE_HOME at another disk; `emu cache prune` helps",
+    )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+class RunDir:
+    """One run's directory, locked for as long as this object is open.
+
+    `path` holds logs, `state` what must not outlive the run.
+    """
+
+    def __init__(self, path: Path, lock: int, root: Path) -> None:
+        self.path = path
+        self.state = path / "state"
+        self._lock = lock
+        self._root = root
+
+    @classmethod
+    def create(cls, root: Path | None = None) -> RunDir:
+        """Make a new directory below `root` (default: `paths.runs_root()`), after a sweep.
+
+        Raises RigError when the disk is full or not writable.
+        """
+        root = root or paths.runs_root()
+        with disk_errors(root, "a run's directory"):
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sweep(root)
+            while True:
+                name = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+                # Locked before it gets its name, so that no sweep finds it unlocked.
+                hidden = root / f"{_NEW}{name}"
+                hidden.mkdir(mode=0o700)
+                lock = _take_if_free(hidden)
+                if lock is None:
+                    continue  # another process's sweep was between the two lines
+                try:
+                    (hidden / "state").mkdir(mode=0o700)
+                    hidden.rename(root / name)
+                except OSError as error:
+                    os.close(lock)
+                    shutil.rmtree(hidden, ignore_errors=True)
+                    if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+                        continue
+                    raise
+                return cls(root / name, lock, root)
+
+    def log(self, name: str) -> Path:
+        """The path of the log called `name` (`xen` → `<run>/xen.log`)."""
+        return self.path / f"{name}.log"
+
+    def close(self) -> None:
+        """Give the directory up: state goes, the logs stay until later runs push them out."""
+        if self._lock < 0:
+            return
+        shutil.rmtree(self.state, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = -1
+        sweep(self._root)
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def sweep(root: Path | None = None, keep: int = KEEP_LOGS) -> list[Path]:
+    """Clear up behind runs that have ended; the newest `keep` of them keep their logs.
+
+    Returns the directories that were removed. Runs whose owner lives are left alone.
+    """
+    root = root or paths.runs_root()
+    removed: list[Path] = []
+    ended = 0
+    for path in sorted(_directories(root), key=_age_order, reverse=True):
+        lock = _take_if_free(path)
+        if lock is None:
+            continue
+        try:
+            ended += 1
+            if path.name.startswith(_NEW) or ended > keep or not _strip(path):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+        finally:
+            os.close(lock)
+    return removed
+
+
+def _age_order(path: Path) -> str:
+    return path.name.removeprefix(_NEW)
+
+
+def _directories(root: Path) -> list[Path]:
+    try:
+        return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+    except FileNotFoundError:
+        return []
+
+
+def _take_if_free(path: Path) -> int | None:
+    """A descriptor that holds the directory's lock, or None while its owner lives."""
+    try:
+        # Created when missing: its maker was killed between mkdir and lock.
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _strip(path: Path) -> bool:
+    """Remove all but the logs; whether any log is left."""
+    logs = False
+    for item in path.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item, ignore_errors=True)
+        elif item.suffix in _LOG_SUFFIXES:
+            logs = True
+        elif item.name != _LOCK:
+            item.unlink(missing_ok=True)
+    return logs

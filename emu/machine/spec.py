@@ -1,0 +1,220 @@
+"""What a machine is made of, and the QEMU command line that makes it.
+
+Every file is handed to QEMU as an inherited descriptor and named `/proc/self/fd/N`: paths
+may hold spaces and commas (`-initrd` splits at both), and one that was replaced or removed
+after it was opened does no harm. The same spec gives the same command line, up to N.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Accel = Literal["tcg", "kvm"]
+Clock = Literal["wall", "icount"]
+
+TCG_CPU = "max,-smap,-smep,-rdtscp"
+"""QEMU 7.2's TCG faults a PV dom0 under SMAP (far returns to ring 3 read the stack with
+supervisor rights) and raises the wrong exit for a PVH guest's rdtscp."""
+KVM_CPU = "host"
+
+XEN_CMDLINE = (
+    "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M loglvl=all guest_loglvl=all"
+    " noreboot bootscrub=0 conring_size=1M"
+)
+
+BASE_CMDLINE = "console=ttyS1,115200 earlyprintk=xen"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A virtio-blk disk of dom0: vda, vdb, … in the order of `MachineSpec.disks`.
+
+    What the guest writes goes to an overlay that ends with QEMU (`throwaway`), unless the
+    disk is read-only or `throwaway` is off.
+    """
+
+    path: Path
+    format: Literal["raw", "qcow2"] = "raw"
+    readonly: bool = False
+    serial: str = ""
+    throwaway: bool = True
+
+    @property
+    def overlaid(self) -> bool:
+        return self.throwaway and not self.readonly
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One emulated PC: what it boots, what it has, how it runs.
+
+    `dom0_cmdline` is written as the kernel reads it (commas not doubled). Without
+    `dom0_kernel` Xen starts, says its banner and panics; without `xen` nothing boots. `ports` are the names of
+    virtio-serial ports. `tb_size` (MiB) and `thread` are TCG's.
+    """
+
+    xen: Path | None
+    dom0_kernel: Path | None = None
+    initrd: Path | None = None
+    xen_cmdline: str = XEN_CMDLINE
+    dom0_cmdline: str = BASE_CMDLINE
+    disks: tuple[Disk, ...] = ()
+    ports: tuple[str, ...] = ()
+    qemu: str = "qemu-system-x86_64"
+    accel: Accel = "tcg"
+    clock: Clock = "wall"
+    memory_mib: int = 2048
+    cpu: str = ""
+    smp: int = 1
+    machine: Literal["pc", "q35"] = "pc"
+    tb_size: int | None = None
+    thread: Literal["single", "multi", ""] = ""
+    extra: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.clock == "icount" and self.accel != "tcg":
+            raise ValueError("instruction time needs TCG")
+        if self.clock == "icount" and self.thread == "multi":
+            raise ValueError("instruction time runs all CPUs in one thread")
+        if (self.initrd and not self.dom0_kernel) or (self.dom0_kernel and not self.xen):
+            raise ValueError("an initrd needs a kernel, and a kernel needs Xen")
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """The descriptors QEMU inherits, by what they are for.
+
+    `files`: xen, dom0, initrd, ram, one per disk layer (`disk0.0` is disk 0's base).
+    `links`: sockets qmp, com1, com2, and one per port (`port.<name>`).
+    """
+
+    files: Mapping[str, int]
+    links: Mapping[str, int]
+
+    def path(self, name: str) -> str:
+        return f"/proc/self/fd/{self.files[name]}"
+
+
+def disk_layers(index: int, count: int) -> list[str]:
+    """The names of a disk's layers, base first: `disk0.0`, `disk0.1`."""
+    return [f"disk{index}.{layer}" for layer in range(count)]
+
+
+def build_argv(
+    spec: MachineSpec,
+    fds: Descriptors,
+    *,
+    layers: tuple[int, ...] = (),
+    ram_shared: bool = False,
+    incoming: bool = False,
+) -> list[str]:
+    """QEMU's arguments for `spec`.
+
+    `layers[i]` counts the files disk i consists of: its base and the overlays on it.
+    `ram_shared`: RAM is the file `ram` itself (a machine to be saved); with `incoming`,
+    RAM is a private copy of that file and the state comes in later.
+    """
+    argv = [
+        spec.qemu,
+        *("-name", "emu-xen-block", "-no-user-config", "-nodefaults", "-no-reboot"),
+        *("-display", "none", "-msg", "timestamp=off"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-machine", f"{spec.machine},memory-backend=ram,vmport=off,dump-guest-core=off"),
+        *("-accel", _accel(spec)),
+        *("-cpu", spec.cpu or (TCG_CPU if spec.accel == "tcg" else KVM_CPU)),
+        *("-smp", str(spec.smp)),
+        *("-m", f"{spec.memory_mib}M"),
+        *("-object", _json(_ram(spec, fds, ram_shared))),
+    ]
+    if spec.clock == "icount":
+        argv += ["-icount", "shift=0,sleep=off"]
+    argv += _link("qmp", fds.links["qmp"])
+    argv += ["-mon", "chardev=qmp,mode=control"]
+    for port in ("com1", "com2"):
+        argv += _link(port, fds.links[port])
+        argv += ["-device", _json({"driver": "isa-serial", "chardev": port, "id": f"{port}-uart"})]
+    if spec.xen:
+        argv += ["-kernel", fds.path("xen"), "-append", spec.xen_cmdline]
+    if spec.dom0_kernel:
+        argv += ["-initrd", _modules(spec, fds)]
+    for index, disk in enumerate(spec.disks):
+        argv += _disk(index, disk, layers[index] if layers else 1, fds)
+    if spec.ports:
+        argv += ["-device", _json({"driver": "virtio-serial-pci", "id": "ports"})]
+    for index, name in enumerate(spec.ports):
+        argv += _link(f"port{index}", fds.links[f"port.{name}"])
+        device = {"driver": "virtserialport", "bus": "ports.0", "nr": index + 1, "name": name}
+        argv += ["-device", _json({**device, "chardev": f"port{index}", "id": f"vport{index}"})]
+    argv += spec.extra
+    if incoming:
+        argv += ["-incoming", "defer"]
+    return argv
+
+
+def _accel(spec: MachineSpec) -> str:
+    if spec.accel == "kvm":
+        return "kvm"
+    thread = "single" if spec.clock == "icount" else spec.thread
+    options = ["tcg"]
+    options += [f"thread={thread}"] if thread else []
+    options += [f"tb-size={spec.tb_size}"] if spec.tb_size else []
+    return ",".join(options)
+
+
+def _ram(spec: MachineSpec, fds: Descriptors, shared: bool) -> dict[str, object]:
+    size = spec.memory_mib * 2**20
+    if "ram" not in fds.files:
+        return {"qom-type": "memory-backend-ram", "id": "ram", "size": size}
+    path = fds.path("ram")
+    return {
+        "qom-type": "memory-backend-file",
+        **{"id": "ram", "size": size, "mem-path": path, "share": shared},
+    }
+
+
+def _link(name: str, fd: int) -> list[str]:
+    return ["-chardev", f"socket,id={name},fd={fd}"]
+
+
+def _modules(spec: MachineSpec, fds: Descriptors) -> str:
+    # One multiboot module per comma; Xen passes over a module's first word, its path.
+    kernel = f"{fds.path('dom0')} {spec.dom0_cmdline}".replace(",", ",,")
+    return kernel + ("," + fds.path("initrd") if spec.initrd else "")
+
+
+def _disk(index: int, disk: Disk, layers: int, fds: Descriptors) -> list[str]:
+    argv: list[str] = []
+    backing: str | None = None
+    for layer, name in enumerate(disk_layers(index, layers)):
+        readonly = disk.readonly or layer < layers - 1
+        node: dict[str, object] = {
+            "driver": disk.format if layer == 0 else "qcow2",
+            "node-name": name.replace(".", "-"),
+            "read-only": readonly,
+            "discard": "unmap",
+            "file": {
+                "driver": "file",
+                "filename": fds.path(name),
+                "read-only": readonly,
+                "discard": "unmap",
+                "locking": "off" if readonly else "auto",
+            },
+        }
+        if layer:
+            node["backing"] = backing
+            # The overlay ends with QEMU: nobody reads it after a crash of the host.
+            node["cache"] = {"no-flush": True}
+        backing = str(node["node-name"])
+        argv += ["-blockdev", _json(node)]
+    device: dict[str, object] = {"driver": "virtio-blk-pci", "drive": backing, "id": f"disk{index}"}
+    if disk.serial:
+        device["serial"] = disk.serial
+    return [*argv, "-device", _json(device)]
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, separators=(",", ":"))

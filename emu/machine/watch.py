@@ -1,0 +1,282 @@
+"""Everything that can end a wait: a bad line on any console, QEMU's end, the time.
+
+One `Watch` belongs to a machine. Consoles report what `verdict` finds in their lines,
+whether somebody waits or not; every wait, on whatever floor, goes through the watch and
+ends at once, by name, when the machine is in trouble.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from emu.errors import RigError
+from emu.machine.deadline import Deadline
+from emu.machine.verdict import KNOWN_NAMES
+
+T = TypeVar("T")
+
+LINES_BEFORE = 6
+LINES_AFTER = 24
+LAST_LINES = 15
+_QUIET = 0.3
+"""Seconds without a byte after which a console is taken to have said what it had to say."""
+_SETTLE = 3.0
+"""Seconds after which one that goes on talking is no longer waited for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Trouble on a console: its `name` (of verdict.BAD_PATTERNS), the line, when and where.
+
+    `guest` is who said it ("xen", "dom0", a domU's name), `console` where it was read: on
+    Xen's console stands what dom0's kernel says, too. `time` is in seconds since the
+    machine's start, `number` counts the console's lines.
+    """
+
+    name: str
+    guest: str
+    console: str
+    line: str
+    time: float
+    number: int
+
+
+class GuestTrouble(RigError):
+    """A guest (or Xen) said that it is in trouble; `finding` tells what."""
+
+    def __init__(self, message: str, finding: Finding, lines: tuple[str, ...]) -> None:
+        super().__init__(message, lines=lines)
+        self.finding = finding
+
+
+class WaitTimeout(RigError):
+    """What was awaited did not come in time."""
+
+
+class Listened(Protocol):
+    """What the watch asks of a console."""
+
+    name: str
+
+    def around(self, number: int, before: int, after: int) -> list[str]: ...
+    def last_lines(self, count: int) -> list[str]: ...
+    def idle(self) -> float: ...
+
+
+@dataclass
+class _Allowance:
+    names: frozenset[str]
+    guest: str | None
+    findings: list[Finding] = field(default_factory=list)
+
+    def covers(self, finding: Finding) -> bool:
+        return finding.name in self.names and self.guest in (None, finding.guest)
+
+
+class Watch:
+    """The findings of one machine's consoles, and all waiting for that machine."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._changed = threading.Condition()
+        self._consoles: list[Listened] = []
+        self._findings: list[Finding] = []
+        self._seen: deque[Finding] = deque(maxlen=64)
+        self._failure: RigError | None = None
+        self._allowances: list[_Allowance] = []
+
+    # What the reactor tells.
+
+    def now(self) -> float:
+        """Seconds since the machine's start."""
+        return time.monotonic() - self.started
+
+    def add(self, console: Listened) -> None:
+        """Listen to one more console."""
+        with self._changed:
+            self._consoles.append(console)
+
+    def report(self, finding: Finding) -> None:
+        """A console found trouble."""
+        with self._changed:
+            if self._is_copy(finding):
+                return
+            self._seen.append(finding)
+            for allowance in self._allowances:
+                if allowance.covers(finding):
+                    allowance.findings.append(finding)
+                    break
+            else:
+                self._findings.append(finding)
+            self._changed.notify_all()
+
+    def _is_copy(self, finding: Finding) -> bool:
+        # dom0's kernel writes every line to both of its consoles.
+        return any(
+            (seen.name, seen.guest, seen.line) == (finding.name, finding.guest, finding.line)
+            and seen.console != finding.console
+            for seen in self._seen
+        )
+
+    def fail(self, error: RigError) -> None:
+        """The machine itself is gone or stuck: all waits end with `error`. The first counts."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def notify(self) -> None:
+        """Something changed that a waiting predicate may want to see."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # What everybody asks.
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings nobody declared, in the order they came."""
+        with self._changed:
+            return tuple(self._findings)
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the next wait would end at once."""
+        return bool(self._findings) or self._failure is not None
+
+    def check(self, deadline: Deadline | None = None) -> None:
+        """Raise what is wrong with the machine (GuestTrouble, RigError), if anything is."""
+        if not self.in_trouble:
+            return
+        if not self._findings:
+            self.settle()  # what ended QEMU may still stand in its consoles
+        if self._findings:
+            raise self._trouble(self._findings[0], deadline)
+        assert self._failure is not None
+        failure = self._failure
+        message = failure.message + (f" while waiting for {deadline}" if deadline else "")
+        raise RigError(
+            message, hint=failure.hint, lines=failure.lines or self._last_lines()
+        ) from failure
+
+    def wait(
+        self,
+        awaited: Callable[[], T | None] | threading.Event | concurrent.futures.Future[T],
+        what: str,
+        timeout: float,
+        console: str | None = None,
+    ) -> T:
+        """Wait until `awaited` is set, done, or returns something other than None or False.
+
+        `timeout` is in seconds before scaling. `what` and `console` name the wait in errors.
+        Raises GuestTrouble, RigError (QEMU ended) or WaitTimeout; the future's own error.
+        """
+        deadline = Deadline(what, timeout)
+        if isinstance(awaited, concurrent.futures.Future):
+            awaited.add_done_callback(lambda _: self.notify())
+        poll = 0.05 if isinstance(awaited, threading.Event) else 0.5
+        while True:
+            done, value = _look(awaited)
+            if done:
+                return value
+            self.check(deadline)
+            if deadline.passed:
+                raise self.timed_out(deadline, console)
+            with self._changed:
+                # Looked at again under the lock: no change between look and sleep is lost.
+                if not self.in_trouble and not _look(awaited)[0]:
+                    self._changed.wait(min(poll, deadline.left))
+
+    def sleep_until_change(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Sleep until `ready()`, trouble, or the end of `seconds`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.in_trouble or ready(), seconds)
+
+    def timed_out(self, deadline: Deadline, console: str | None = None) -> WaitTimeout:
+        """The error for a deadline that passed, with the last lines of the console."""
+        lines = self._last_lines(console)
+        where = f"{console}: " if console else ""
+        tail = "; last lines:" if lines else "; it printed nothing"
+        return WaitTimeout(
+            f"{where}waited {deadline.seconds:.0f} s for {deadline.what}{tail}",
+            lines=lines,
+            hint="EMU_TIMEOUT_SCALE=2 doubles every time-out on a slow machine",
+        )
+
+    @contextmanager
+    def allow(self, *names: str, guest: str | None = None) -> Iterator[list[Finding]]:
+        """Inside the block, these findings are no trouble; yields the list of those seen."""
+        unknown = set(names) - KNOWN_NAMES
+        if unknown:
+            raise ValueError(f"no bad pattern is called {sorted(unknown)}")
+        allowance = _Allowance(frozenset(names), guest)
+        with self._changed:
+            self._allowances.append(allowance)
+        try:
+            yield allowance.findings
+            self.settle()
+        finally:
+            with self._changed:
+                self._allowances.remove(allowance)
+
+    @contextmanager
+    def expect_finding(
+        self, *names: str, guest: str | None = None, timeout: float = 10.0
+    ) -> Iterator[list[Finding]]:
+        """Like `allow`, but one of the findings must come, `timeout` after the block at last.
+
+        Raises WaitTimeout when none came.
+        """
+        with self.allow(*names, guest=guest) as seen:
+            yield seen
+            what = " or ".join(names) + " (which was to be provoked)"
+            self.wait(lambda: seen or None, what, timeout, guest)
+
+    def settle(self) -> None:
+        """Wait (0.3 s, 3 s at most) until no console prints any more."""
+        end = time.monotonic() + _SETTLE
+        while time.monotonic() < end:
+            idle = min((console.idle() for console in self._consoles), default=_QUIET)
+            if idle >= _QUIET:
+                return
+            time.sleep(_QUIET - idle + 0.01)
+
+    def _trouble(self, finding: Finding, deadline: Deadline | None) -> GuestTrouble:
+        # What a dying kernel says next (registers, call trace) belongs to the message.
+        self.settle()
+        lines: list[str] = []
+        for console in self._consoles:
+            if console.name == finding.console:
+                lines = console.around(finding.number, LINES_BEFORE, LINES_AFTER)
+        when = f"while waiting for {deadline}" if deadline else f"{finding.time:.1f} s after start"
+        return GuestTrouble(
+            f"{finding.guest}: {finding.name} {when}", finding, tuple(lines or [finding.line])
+        )
+
+    def _last_lines(self, console: str | None = None) -> list[str]:
+        found: list[str] = []
+        for each in self._consoles:
+            if console in (None, each.name):
+                prefix = "" if console else f"{each.name} | "
+                found += [prefix + line for line in each.last_lines(LAST_LINES)]
+        return found
+
+
+def _look(
+    awaited: Callable[[], T | None] | threading.Event | concurrent.futures.Future[T],
+) -> tuple[bool, T]:
+    value: object
+    if isinstance(awaited, threading.Event):
+        done, value = awaited.is_set(), True
+    elif isinstance(awaited, concurrent.futures.Future):
+        done = awaited.done()
+        value = awaited.result() if done else None
+    else:
+        value = awaited()
+        done = value is not None and value is not False
+    return done, value  # type: ignore[return-value]

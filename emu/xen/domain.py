@@ -1,0 +1,217 @@
+"""A running domU: its channel, its console, its block devices."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from emu.errors import InputError, NotHeld, RigError
+from emu.machine.channel import Channel, CommandFailed
+from emu.machine.console import Console
+from emu.xen import ring as ring_view
+from emu.xen import xenstore
+from emu.xen.lun import Lun
+
+if TYPE_CHECKING:
+    from emu.xen.host import Host
+
+KINDS = ("pv", "pvh")
+KERNEL = "/boot/domu/vmlinux"
+INITRD = "/boot/domu/initrd"
+READY = "emu: domU is ready"
+
+XVD_MAJOR = 202
+"""Linux' block major of xvd disks; a virtual device number is major << 8 | minor."""
+
+
+@dataclass(frozen=True)
+class DomuConfig:
+    """What a domU is made of; memory in MiB."""
+
+    name: str = "u1"
+    kind: str = "pv"
+    memory: int = 256
+    vcpus: int = 1
+    kernel_options: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"a domU is pv or pvh, not {self.kind!r}")
+        if self.memory < 64:
+            raise InputError(f"a domU of {self.memory} MiB can't boot Linux: give it 64 or more")
+
+    def render(self) -> str:
+        """The configuration as xl reads it (xl.cfg(5))."""
+        # libxl starts a device model for every console past the first; ours is a small
+        # back end that serves just that console (guest-images/agent/emu-channeld.c).
+        values = {
+            "name": self.name,
+            "type": self.kind,
+            "kernel": KERNEL,
+            "ramdisk": INITRD,
+            "memory": self.memory,
+            "vcpus": self.vcpus,
+            "cmdline": f"console=hvc0 {self.kernel_options}".strip(),
+            "on_poweroff": "destroy",
+            "on_reboot": "destroy",
+            "on_crash": "preserve",
+            # xl numbers channels from 0, libxl's consoles want 1 and more: the first is
+            # dropped with an error in xl's log, the second becomes console 1.
+            "channel": [
+                "name=none,connection=pty",
+                "name=emu,connection=socket,path=/run/emu/channel",
+            ],
+            "device_model_version": "qemu-xen",
+            "device_model_override": "/usr/lib/emu/emu-channeld",
+        }
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+    def as_dict(self) -> dict[str, object]:
+        """The values by name, for a cache key."""
+        return asdict(self)
+
+
+def virtual_device(disk: str) -> int:
+    """The number libxl gives `xvda` … `xvdp` (Xen's docs/man/xen-vbd-interface.7)."""
+    if not re.fullmatch(r"xvd[a-p]", disk):
+        raise InputError(f"{disk!r} is no disk xvda to xvdp")
+    return XVD_MAJOR << 8 | (ord(disk[3]) - ord("a")) << 4
+
+
+class Domain:
+    """One domU of a host. `domid` changes when it is restored or migrated."""
+
+    def __init__(self, host: Host, name: str, domid: int, tty: str) -> None:
+        self.host = host
+        self.name = name
+        self.domid = domid
+        self.tty = tty
+        """The terminal in dom0 on which xenconsoled serves the first console."""
+        self._channel: Channel | None = None
+        self._console: Console | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The command channel into the domU. Raises RigError before `open_channel`."""
+        if self._channel is None:
+            raise RigError(f"domU {self.name} has no open channel")
+        return self._channel
+
+    @property
+    def console(self) -> Console:
+        """The domU's first console, as its kernel and shell write it."""
+        if self._console is None:
+            raise RigError(f"domU {self.name} has no open console")
+        return self._console
+
+    def open_console(self) -> Console:
+        """Follow the domU's first console from now on (what xenconsoled buffered comes first)."""
+        self._console = self.host.follow_tty(self.tty, self.name)
+        return self._console
+
+    def open_channel(self, timeout: float = 60.0) -> Channel:
+        """Connect to the guest agent in the domU; waits until it answers."""
+        bridge = self.host.dom0.bridge(f"/run/emu/channel/{self.domid}")
+        channel = Channel(bridge, name=self.name, guard=self.host.machine.watch.check)
+        channel.hello(timeout)
+        self._channel = channel
+        return channel
+
+    def attach(self, lun: Lun, disk: str = "xvda") -> None:
+        """Give the domU `lun` as `disk`; returns when libxl has made the back end.
+
+        The front end connects by itself when its driver is there: see `wait_connected`.
+        """
+        target = f"phy:{lun.device},{disk},w,script=block-emu"
+        self.host.xl("block-attach", str(self.domid), target, timeout=60)
+
+    def detach(self, disk: str = "xvda") -> None:
+        """Take the disk away and wait until both ends have let go."""
+        self.host.xl("block-detach", str(self.domid), disk, timeout=60)
+
+    def front_tree(self, disk: str = "xvda") -> xenstore.Tree:
+        """The front end's directory in xenstore."""
+        number = virtual_device(disk)
+        return self.host.xenstore(f"/local/domain/{self.domid}/device/vbd/{number}")
+
+    def back_tree(self, disk: str = "xvda") -> xenstore.Tree:
+        """The back end's directory in xenstore."""
+        number = virtual_device(disk)
+        return self.host.xenstore(f"/local/domain/0/backend/vbd/{self.domid}/{number}")
+
+    def ring(self, disk: str = "xvda") -> ring_view.Ring:
+        """The ring that both ends have negotiated for `disk`."""
+        return ring_view.negotiated(self.front_tree(disk), self.back_tree(disk))
+
+    def wait_connected(self, disk: str = "xvda", timeout: float = 30.0) -> ring_view.Ring:
+        """Wait until both ends are Connected and the disk is there; the ring they agreed on.
+
+        Raises NotHeld with both states and the kernels' last words when they do not get there.
+        """
+        script = (
+            "n=0; while [ ! -b /dev/$1 ]; do n=$((n+1)); [ $n -gt $2 ] && exit 1; "
+            "usleep 20000; done"
+        )
+        started = time.monotonic()
+        there = self.channel.run(
+            ["sh", "-c", script, "sh", disk, str(int(timeout * 50))],
+            timeout=timeout * 3 + 10,
+            check=False,
+        )
+        if there.status == 0:
+            ring = self.ring(disk)
+            if ring.connected:
+                return ring
+        front, back = self.front_tree(disk), self.back_tree(disk)
+        waited = time.monotonic() - started
+        words = [*self.last_words(self.channel), *self.last_words(self.host.dom0)]
+        error = back.get("error") or front.get("error") or "no error key"
+        raise NotHeld(
+            f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
+            f"{front.state()}, back end {back.state()}, {error}",
+            lines=words,
+        )
+
+    def last_words(self, channel: Channel, count: int = 5) -> list[str]:
+        """The last lines of a kernel's log, named by its guest."""
+        tail = channel.run(["sh", "-c", f"dmesg | tail -n {count}"], timeout=20, check=False).text
+        return [f"{channel.name}: {line}" for line in tail.splitlines()]
+
+    def close(self) -> None:
+        """Let go of the channel and the console; the domU keeps running."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+
+    def destroy(self) -> None:
+        """End the domU at once."""
+        self.close()
+        self.host.xl("destroy", str(self.domid), timeout=60)
+
+
+def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Domain:
+    """Create a domU, follow its console and wait until its agent answers.
+
+    Raises NotHeld with xl's own words when xl refuses the configuration.
+    """
+    path = f"/run/emu/{config.name}.cfg"
+    host.dom0.put(config.render().encode(), path)
+    try:
+        host.xl("create", path, timeout=120)
+    except CommandFailed as failed:
+        said = failed.result.stderr.decode(errors="replace").splitlines()
+        raise NotHeld(f"xl refused to create domU {config.name}", lines=said[-8:]) from None
+    domid = host.domain_info(config.name).domid
+    tty = host.read(f"/local/domain/{domid}/console/tty")
+    if tty is None:
+        raise RigError(f"xenconsoled serves no console of domU {config.name}")
+    domain = Domain(host, config.name, domid, tty)
+    domain.open_console()
+    domain.open_channel(boot_timeout)
+    return domain

@@ -1,0 +1,153 @@
+"""One emulated host: Xen and dom0, with the verbs that need both."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from dataclasses import dataclass
+
+from emu.errors import EmuError, RigError
+from emu.machine.channel import Channel, CommandFailed, CommandResult
+from emu.machine.guestprocess import Process
+from emu.machine.console import Console
+from emu.machine.qemu import Machine
+from emu.xen import domain as domains
+from emu.xen import grants, xenstore
+from emu.xen import lun as luns
+
+AGENT_PORT = "emu.agent"
+"""Name of the virtio-serial port that dom0's agent listens on."""
+
+_LIST = re.compile(r"^(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([rbpscd-]{6})\s+([\d.]+)$")
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A line of `xl list`: memory in MiB, CPU time in seconds."""
+
+    name: str
+    domid: int
+    memory: int
+    vcpus: int
+    state: str
+    cpu_seconds: float
+
+
+def parse_list(text: str) -> tuple[DomainInfo, ...]:
+    """Read the output of `xl list`."""
+    matches = (_LIST.match(line) for line in text.splitlines()[1:])
+    return tuple(
+        DomainInfo(m[1], int(m[2]), int(m[3]), int(m[4]), m[5], float(m[6])) for m in matches if m
+    )
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """Read the output of `xl info`: name → value."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+class Host:
+    """Xen and its dom0 on one machine. Closing it lets go of the channels, not of the machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch.check)
+        self._domains: list[domains.Domain] = []
+
+    def wait_agent(self, timeout: float = 120.0) -> None:
+        """Wait until dom0's agent answers."""
+        self.dom0.hello(timeout)
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Wait until dom0's init has started everything."""
+        self.wait_agent(timeout)
+        script = (
+            "n=0; while [ ! -e /run/emu/ready ]; do n=$((n+1)); [ $n -gt $1 ] && exit 1; "
+            "usleep 50000; done"
+        )
+        ready = self.dom0.run(
+            ["sh", "-c", script, "sh", str(int(timeout * 20))], timeout=timeout, check=False
+        )
+        if ready.status:
+            raise RigError(f"dom0's services were not up after {timeout:.0f} s")
+
+    def xl(self, *arguments: str, timeout: float = 30.0) -> CommandResult:
+        """Run xl in dom0; CommandFailed carries its words."""
+        return self.dom0.run(["xl", *arguments], timeout=timeout)
+
+    def info(self) -> dict[str, str]:
+        """What `xl info` says of the hypervisor."""
+        return parse_info(self.xl("info").text)
+
+    def list(self) -> tuple[DomainInfo, ...]:
+        """The domains that run."""
+        return parse_list(self.xl("list").text)
+
+    def domain_info(self, name: str) -> DomainInfo:
+        """The line of `xl list` for domain `name`. Raises RigError when there is none."""
+        running = self.list()
+        for info in running:
+            if info.name == name:
+                return info
+        names = ", ".join(info.name for info in running)
+        raise RigError(f"no domain {name} runs on this host (there are: {names})")
+
+    def read(self, path: str) -> str | None:
+        """One xenstore key; None where it is absent."""
+        answer = self.dom0.run(["xenstore-read", path], timeout=20, check=False)
+        return answer.text.removesuffix("\n") if answer.status == 0 else None
+
+    def xenstore(self, path: str) -> xenstore.Tree:
+        """The part of xenstore below `path`; an empty tree where there is nothing."""
+        answer = self.dom0.run(["xenstore-ls", "-f", path], timeout=20, check=False)
+        return xenstore.parse(answer.text if answer.status == 0 else "", path)
+
+    def grants(self) -> grants.GrantDump:
+        """What every domain has granted and another maps, right now."""
+        # Clearing the console ring keeps what is sent here small; the serial log has it all.
+        self.dom0.run(["sh", "-c", "xl dmesg -c > /dev/null; xl debug-keys g"], timeout=20)
+        text = self.xl("dmesg").stdout.decode(errors="replace")
+        return grants.parse(text.splitlines())
+
+    def create_lun(self, name: str = "lun0", size: int = 256 * luns.MIB, sector: int = 512) -> luns.Lun:
+        """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
+        return luns.create(self.dom0, name, size, sector)
+
+    def create(self, config: domains.DomuConfig) -> domains.Domain:
+        """Create a domU and wait for its agent: see `emu.xen.domain.create`."""
+        return self._keep(domains.create(self, config))
+
+    def adopt(self, name: str, domid: int, tty: str) -> domains.Domain:
+        """Take up a domU that runs already; its console is followed, its channel not open yet."""
+        domain = self._keep(domains.Domain(self, name, domid, tty))
+        domain.open_console()
+        return domain
+
+    def follow_tty(self, tty: str, name: str) -> Console:
+        """A console fed from a terminal in dom0 (a domU's, as xenconsoled serves it)."""
+        bridge = self.dom0.bridge(tty, tty=True)
+        console = self.machine.add_console(name, bridge.write)
+        threading.Thread(target=_pump, args=(bridge, console), name=f"{name} console").start()
+        return console
+
+    def close(self) -> None:
+        """Let go of every channel and console."""
+        for domain in self._domains:
+            domain.close()
+        self.dom0.close()
+
+    def _keep(self, domain: domains.Domain) -> domains.Domain:
+        self._domains.append(domain)
+        return domain
+
+
+def _pump(bridge: Process, console: Console) -> None:
+    with contextlib.suppress(EmuError):  # the end of the channel is told where it is awaited
+        while data := bridge.recv(65536):
+            console.feed(data)
+    console.close()
+
+
+__all__ = ["AGENT_PORT", "CommandFailed", "DomainInfo", "Host", "parse_info", "parse_list"]

@@ -1,0 +1,142 @@
+"""LUNs: a file served by tcmu-runner, exported by LIO over iSCSI, logged into by dom0.
+
+Everything goes through configfs (Linux' Documentation/target/tcmu-design.rst and the
+layout under /sys/kernel/config/target): targetcli takes seconds to list nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from emu.errors import InputError, RigError
+from emu.machine.channel import Channel
+
+PORTAL = "127.0.0.1:3260"
+CONFIGFS = "/sys/kernel/config/target"
+STORE = "/scratch"
+"""Where dom0 keeps the files behind the LUNs: its scratch disk."""
+
+SECTOR_SIZES = (512, 4096)
+MIB = 1024 * 1024
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+_EXPORT = """
+set -e
+file={store}/$1.img target={configfs}/iscsi/$2/tpgt_1
+truncate -s $3 $file
+mkdir -p {configfs}/core/user_0/$1
+cd {configfs}/core/user_0/$1
+echo "dev_config=qcow/$file" > control
+echo "dev_size=$3" > control
+echo "hw_block_size=$4" > control
+echo 1 > enable
+echo "$5" > wwn/vpd_unit_serial
+mkdir -p $target/lun/lun_0 $target/np/{portal}
+ln -s {configfs}/core/user_0/$1 $target/lun/lun_0/$1
+cd $target/attrib
+echo 1 > generate_node_acls
+echo 1 > cache_dynamic_acls
+echo 0 > demo_mode_write_protect
+echo 0 > authentication
+echo 1 > $target/enable
+"""
+
+_LOGIN = """
+set -e
+iscsiadm -m node -o new -T $1 -p {portal}
+iscsiadm -m node -T $1 -p {portal} --login
+n=0
+while :; do
+    for session in /sys/class/iscsi_session/*; do
+        [ "$(cat $session/targetname 2>/dev/null)" = "$1" ] || continue
+        for disk in $session/device/target*/*/block/sd*; do
+            [ -b "/dev/${{disk##*/}}" ] && {{ echo "device=${{disk##*/}}"; exit 0; }}
+        done
+    done
+    n=$((n + 1))
+    [ $n -lt 200 ] || {{ echo "no disk of $1 after 20 s" >&2; exit 1; }}
+    usleep 100000
+done
+"""
+
+_REMOVE = """
+target={configfs}/iscsi/$2
+iscsiadm -m node -T $2 -p {portal} --logout
+iscsiadm -m node -o delete -T $2 -p {portal}
+set -e
+echo 0 > $target/tpgt_1/enable
+rm -f $target/tpgt_1/lun/lun_0/$1
+rmdir $target/tpgt_1/np/{portal} $target/tpgt_1/lun/lun_0 $target/tpgt_1 $target
+rmdir {configfs}/core/user_0/$1
+rm -f {store}/$1.img
+"""
+
+
+@dataclass(frozen=True)
+class Lun:
+    """A logged-in LUN. `size` in bytes, `sector` in bytes, `device` as dom0 names it."""
+
+    name: str
+    size: int
+    sector: int
+    device: str
+
+    @property
+    def iqn(self) -> str:
+        """The iSCSI qualified name of its target."""
+        return iqn(self.name)
+
+    @property
+    def file(self) -> str:
+        """The file in dom0 behind it."""
+        return f"{STORE}/{self.name}.img"
+
+
+def iqn(name: str) -> str:
+    """The target name of LUN `name` (RFC 3720, 3.2.6.3.1)."""
+    return f"iqn.2015-05.org.xen-block:{name}"
+
+
+def create(dom0: Channel, name: str, size: int, sector: int = 512) -> Lun:
+    """Make a LUN of `size` bytes, export it and log in.
+
+    Raises InputError for a size or sector that makes no disk, RigError with the words of
+    dom0 when a step fails.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no LUN name: small letters, digits and dashes, 32 at most")
+    if sector not in SECTOR_SIZES:
+        raise InputError(f"a LUN's sectors have 512 or 4096 bytes, not {sector}")
+    if size <= 0 or size % sector:
+        raise InputError(f"a LUN of {size} bytes is no whole number of {sector}-byte sectors")
+    serial = f"emu-{name}"
+    _step(dom0, "exporting", _EXPORT, name, iqn(name), str(size), str(sector), serial)
+    answer = _step(dom0, "logging in to", _LOGIN, iqn(name))
+    device = re.search(r"^device=(sd[a-z]+)$", answer, re.M)
+    if not device:
+        raise RigError(f"dom0 named no disk for LUN {name}", lines=answer.splitlines()[-5:])
+    return Lun(name, size, sector, f"/dev/{device.group(1)}")
+
+
+def remove(dom0: Channel, lun: Lun) -> None:
+    """Log out, take the export down and delete the file."""
+    _step(dom0, "removing", _REMOVE, lun.name, lun.iqn)
+
+
+def session_up(dom0: Channel, lun: Lun) -> bool:
+    """Whether the initiator's session to the LUN's target is logged in right now."""
+    script = (
+        "for s in /sys/class/iscsi_session/*; do "
+        '[ "$(cat $s/targetname 2>/dev/null)" = "$1" ] && cat $s/state; done; exit 0'
+    )
+    return "LOGGED_IN" in dom0.run(["sh", "-c", script, "sh", lun.iqn], timeout=20).text
+
+
+def _step(dom0: Channel, doing: str, script: str, name: str, *rest: str) -> str:
+    text = script.format(configfs=CONFIGFS, portal=PORTAL, store=STORE)
+    answer = dom0.run(["sh", "-c", text, "sh", name, *rest], timeout=60, check=False)
+    if answer.status != 0:
+        said = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()
+        raise RigError(f"{doing} LUN {name} failed with status {answer.status}", lines=said[-8:])
+    return answer.text

@@ -1,0 +1,129 @@
+"""The ring that a front end and a back end agreed on, read from their xenstore keys.
+
+Protocol: Xen's public header io/blkif.h. A ring page holds 32 requests, and the ring's
+size is a power of two: (4096 × pages − 64) / 112 rounded down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emu.errors import RigError
+from emu.xen.xenstore import Tree
+
+PAGE_SIZE = 4096
+RING_HEADER = 64
+"""Bytes before the first slot: struct blkif_sring's indexes and padding."""
+SLOT = 112
+"""Bytes of a slot: the larger of a 64-bit request and a response."""
+LARGEST_ORDER = 10
+"""Far above what any driver takes: a key beyond it is garbage, not a ring to look up."""
+
+
+def requests_in(pages: int) -> int:
+    """How many requests a ring of `pages` pages holds."""
+    slots = (pages * PAGE_SIZE - RING_HEADER) // SLOT
+    return 1 << (slots.bit_length() - 1)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One queue of a connection: its ring's grant references in order, and its event channel."""
+
+    refs: tuple[int, ...]
+    event_channel: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a back end offers: a missing key is None, which the protocol reads as one page."""
+
+    order: int | None
+    pages: int | None
+
+    @property
+    def most_pages(self) -> int:
+        """The largest ring both key families allow together."""
+        return max(1 << (self.order or 0), self.pages or 1)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A connection as its keys show it. `requests` is what one queue can hold."""
+
+    front_state: str
+    back_state: str
+    offer: Offer
+    queues: tuple[Queue, ...]
+    persistent: bool
+
+    @property
+    def pages(self) -> int:
+        """Pages of one queue's ring."""
+        return len(self.queues[0].refs)
+
+    @property
+    def order(self) -> int:
+        """log2 of `pages`."""
+        return self.pages.bit_length() - 1
+
+    @property
+    def requests(self) -> int:
+        """Requests that one queue's ring holds."""
+        return requests_in(self.pages)
+
+    @property
+    def refs(self) -> tuple[int, ...]:
+        """All ring pages' grant references, queue after queue."""
+        return tuple(ref for queue in self.queues for ref in queue.refs)
+
+    @property
+    def connected(self) -> bool:
+        """Whether both ends stand at Connected."""
+        return self.front_state == self.back_state == "Connected"
+
+
+def negotiated(front: Tree, back: Tree) -> Ring:
+    """Read the ring out of both ends' directories.
+
+    Raises RigError when the front end has published no complete ring. Old keys are not
+    removed by stock drivers, so the order key, where it stands, decides how many
+    references belong to the ring, as it does for the back end.
+    """
+    count = front.integer("multi-queue-num-queues") or 1
+    places = [""] if count == 1 else [f"queue-{number}/" for number in range(count)]
+    pages = _chosen_pages(front)
+    queues = tuple(_queue(front, place, pages) for place in places)
+    return Ring(
+        front_state=front.state(),
+        back_state=back.state(),
+        offer=Offer(back.integer("max-ring-page-order"), back.integer("max-ring-pages")),
+        queues=queues,
+        persistent=back.get("feature-persistent") == "1" == front.get("feature-persistent"),
+    )
+
+
+def _chosen_pages(front: Tree) -> int | None:
+    order = front.integer("ring-page-order")
+    pages = front.integer("num-ring-pages")
+    if order is not None:
+        if not 0 <= order <= LARGEST_ORDER:
+            raise RigError(f"{front.root}/ring-page-order is {order}: no ring has that order")
+        return 1 << order
+    if pages is not None and not 1 <= pages <= 1 << LARGEST_ORDER:
+        raise RigError(f"{front.root}/num-ring-pages is {pages}: no ring has that many pages")
+    return pages
+
+
+def _queue(front: Tree, place: str, pages: int | None) -> Queue:
+    names = ["ring-ref"] if pages is None else [f"ring-ref{i}" for i in range(pages)]
+    if pages == 1 and front.integer(place + "ring-ref0") is None:
+        names = ["ring-ref"]
+    refs = [front.integer(place + name) for name in names]
+    port = front.integer(place + "event-channel")
+    missing = [place + name for name, ref in zip(names, refs, strict=True) if ref is None]
+    if port is None:
+        missing.append(place + "event-channel")
+    if missing or port is None:
+        raise RigError(f"the front end has published no ring: {front.root} lacks {missing[0]}")
+    return Queue(tuple(ref for ref in refs if ref is not None), port)

@@ -1,0 +1,108 @@
+"""xenstore as a tree of frozen values, read from `xenstore-ls -f`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from emu.errors import RigError
+
+_LINE = re.compile(r'^(/\S*) = "((?:[^"\\]|\\.)*)"$')
+_ESCAPE = re.compile(r'\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)')
+_NAMED = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
+
+XENBUS_STATES = {
+    0: "Unknown",
+    1: "Initialising",
+    2: "InitWait",
+    3: "Initialised",
+    4: "Connected",
+    5: "Closing",
+    6: "Closed",
+    7: "Reconfiguring",
+    8: "Reconfigured",
+}
+"""The states of a device's two ends (Xen's public header io/xenbus.h)."""
+
+
+def _unescape(text: str) -> str:
+    def one(match: re.Match[str]) -> str:
+        code = match.group(1)
+        if code[0] == "x":
+            return chr(int(code[1:], 16))
+        if len(code) == 3:
+            return chr(int(code, 8))
+        return _NAMED.get(code, code)
+
+    return _ESCAPE.sub(one, text)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A part of xenstore at one instant: absolute path → value.
+
+    `root` is the path it was read from; `get` and `sub` take paths relative to it.
+    """
+
+    root: str
+    values: Mapping[str, str]
+
+    def get(self, path: str, default: str | None = None) -> str | None:
+        """The value at `root`/`path`, or `default` where there is none."""
+        return self.values.get(self._absolute(path), default)
+
+    def integer(self, path: str) -> int | None:
+        """The value at `path` as a decimal number; None where it is absent.
+
+        Raises RigError when something stands there that is no number.
+        """
+        value = self.get(path)
+        if value is None:
+            return None
+        try:
+            return int(value, 10)
+        except ValueError:
+            raise RigError(f"xenstore {self._absolute(path)} holds {value!r}, not a number") from None
+
+    def state(self) -> str:
+        """The xenbus state of the device directory this tree is, as a word."""
+        number = self.integer("state")
+        return "absent" if number is None else XENBUS_STATES.get(number, f"state {number}")
+
+    def sub(self, path: str) -> Tree:
+        """The tree below `path`."""
+        root = self._absolute(path)
+        inside = {p: v for p, v in self.values.items() if p == root or p.startswith(root + "/")}
+        return Tree(root, MappingProxyType(inside))
+
+    def children(self) -> tuple[str, ...]:
+        """Names directly below the root, in the order xenstore gave them."""
+        prefix = self.root.rstrip("/") + "/"
+        names = (p[len(prefix) :].split("/", 1)[0] for p in self.values if p.startswith(prefix))
+        return tuple(dict.fromkeys(names))
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def _absolute(self, path: str) -> str:
+        return self.root if not path else f"{self.root.rstrip('/')}/{path}"
+
+
+def parse(text: str, root: str) -> Tree:
+    """Read the output of `xenstore-ls -f ROOT` (one `path = "value"` a line).
+
+    Values are unescaped as xenstore-ls wrote them (C escapes for what is not printable).
+    Raises RigError for a line of any other form.
+    """
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if not match:
+            raise RigError(f"a line of xenstore-ls -f that is no key: {line!r}")
+        values[match.group(1)] = _unescape(match.group(2))
+    return Tree(root, MappingProxyType(values))

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * emu-channeld — the back end of a domU's second PV console, as a Unix socket.
+ *
+ * libxl starts it as device_model_override, in the belief that it is a QEMU: for a PV or PVH
+ * domain with a `channel` it wants one, because xenconsoled serves the first console only. It
+ * waits for "running" in device-model/<domid>/state, has a few words over QMP, and ends us with
+ * SIGHUP. xenconsoled would not do anyway: it takes 30 events in 200 ms from a console.
+ *
+ * The console appears at /run/emu/channel/<domid>, for one client; a new one replaces the old.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "qmp.h"
+#include "ring.h"
+#include "xenstore.h"
+
+#define DIRECTORY "/run/emu/channel"
+#define PATH_SIZE 160
+
+/* xen/include/public/io/xenbus.h */
+enum xenbus_state {
+	INITIALISING = 1,
+	INIT_WAIT = 2,
+	INITIALISED = 3,
+	CONNECTED = 4,
+	CLOSING = 5,
+	CLOSED = 6,
+};
+
+static unsigned domid;
+static char backend[PATH_SIZE]; /* empty until the device is there */
+static char frontend[XS_VALUE_MAX];
+static char watched[XS_VALUE_MAX + 16];
+static struct ring ring;
+static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static int listener = -1, client = -1;
+static int qmp_listener = -1, qmp_client = -1;
+
+static void say(const char *what)
+{
+	fprintf(stderr, "emu-channeld %u: %s\n", domid, what);
+}
+
+static int die(const char *what)
+{
+	fprintf(stderr, "emu-channeld %u: %s: %s\n", domid, what, strerror(errno));
+	return 1;
+}
+
+static unsigned read_number(const char *directory, const char *node)
+{
+	char path[XS_VALUE_MAX + 32], value[XS_VALUE_MAX];
+
+	snprintf(path, sizeof path, "%s/%s", directory, node);
+	return xs_read(path, value) ? (unsigned)strtoul(value, NULL, 10) : 0;
+}
+
+static void set_state(enum xenbus_state state)
+{
+	char path[PATH_SIZE + 16], value[8];
+
+	if (read_number(backend, "state") == state)
+		return;
+	snprintf(path, sizeof path, "%s/state", backend);
+	snprintf(value, sizeof value, "%d", state);
+	xs_replace(path, value);
+}
+
+static void hang_up(void)
+{
+	if (client >= 0)
+		close(client);
+	client = -1;
+}
+
+static void disconnect(void)
+{
+	if (!ring.page)
+		return;
+	ring_disconnect(&ring);
+	hang_up();
+	say("disconnected");
+}
+
+static void connect_ring(void)
+{
+	uint32_t ref = read_number(frontend, "ring-ref"), port = read_number(frontend, "port");
+
+	if (!ref || !port || (ring.page && ref == ring.ref && port == ring.remote_port))
+		return;
+	disconnect(); /* a front end that resumed has another ring */
+	if (ring_connect(&ring, domid, ref, port) < 0) {
+		die("mapping the console's ring");
+		return;
+	}
+	set_state(CONNECTED);
+	say("connected");
+}
+
+/* Find the device and its front end, once both are in xenstore. */
+static bool find_device(void)
+{
+	char directory[PATH_SIZE], path[PATH_SIZE];
+	unsigned devid;
+
+	if (*backend)
+		return true;
+	snprintf(directory, sizeof directory, "/local/domain/0/backend/console/%u", domid);
+	devid = xs_first_device(directory);
+	if (!devid)
+		return false;
+	snprintf(path, sizeof path, "/local/domain/0/backend/console/%u/%u/frontend", domid, devid);
+	if (!xs_read(path, frontend))
+		return false;
+	snprintf(backend, sizeof backend, "/local/domain/0/backend/console/%u/%u", domid, devid);
+	snprintf(watched, sizeof watched, "%s/state", frontend);
+	xs_watch(watched);
+	return true;
+}
+
+/* Act on what xenstore says now; false when the domain is gone. */
+static bool follow(void)
+{
+	if (!find_device())
+		return xs_is_introduced(domid);
+
+	unsigned front = read_number(frontend, "state"), back = read_number(backend, "state");
+	if (!back || (back == CLOSING && !read_number(backend, "online"))) {
+		disconnect();
+		set_state(CLOSED);
+		return back || xs_is_introduced(domid);
+	}
+	switch (front) {
+	case INITIALISING:
+		/* The first time, or again after an end: a front end module that came back. */
+		disconnect();
+		set_state(INIT_WAIT);
+		break;
+	case INITIALISED:
+	case CONNECTED:
+		connect_ring();
+		break;
+	case CLOSING:
+		set_state(CLOSING);
+		break;
+	case 0:
+	case CLOSED:
+		disconnect();
+		set_state(CLOSED);
+		break;
+	}
+	return xs_is_introduced(domid);
+}
+
+static int listen_socket(void)
+{
+	mkdir("/run/emu", 0700);
+	mkdir(DIRECTORY, 0700);
+	snprintf(address.sun_path, sizeof address.sun_path, DIRECTORY "/%u", domid);
+	unlink(address.sun_path);
+	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 ||
+	    listen(listener, 4) < 0)
+		return -1;
+	return 0;
+}
+
+static void welcome(void)
+{
+	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0)
+		return;
+	hang_up();
+	client = fd;
+}
+
+static bool is_over(ssize_t n)
+{
+	return n < 0 && errno != EAGAIN && errno != EINTR;
+}
+
+static void shuttle(short client_events)
+{
+	if (client < 0 || !ring.page)
+		return;
+	if (ring_readable(&ring) < 0 || ring_writable(&ring) < 0) {
+		say("the ring's indices make no sense");
+		disconnect();
+		set_state(CLOSED);
+		return;
+	}
+	if (is_over(ring_to_fd(&ring, client))) {
+		hang_up();
+		return;
+	}
+	if (client_events & (POLLIN | POLLHUP | POLLERR) && ring_writable(&ring) > 0) {
+		ssize_t n = fd_to_ring(&ring, client);
+		if (n == 0 || is_over(n))
+			hang_up();
+	}
+}
+
+static int serve(int xenstore, int signals)
+{
+	for (;;) {
+		/* Before the wait: an event may have come in while something was asked. */
+		while (xs_changed())
+			if (!follow())
+				return 0;
+
+		bool to_read = client >= 0 && ring.page && ring_readable(&ring) > 0;
+		bool to_write = client >= 0 && ring.page && ring_writable(&ring) > 0;
+		/* With the ring full, a client's hang-up waits too: it would spin. */
+		bool to_poll = client >= 0 && (to_read || to_write || !ring.page);
+		struct pollfd p[] = {
+			{ .fd = signals, .events = POLLIN },
+			{ .fd = xenstore, .events = POLLIN },
+			{ .fd = listener, .events = POLLIN },
+			{ .fd = ring.page ? ring.evtchn : -1, .events = POLLIN },
+			{ .fd = to_poll ? client : -1,
+			  .events = (short)((to_read ? POLLOUT : 0) | (to_write ? POLLIN : 0)) },
+			{ .fd = qmp_listener, .events = POLLIN },
+			{ .fd = qmp_client, .events = POLLIN },
+		};
+		if (poll(p, sizeof p / sizeof *p, -1) < 0) {
+			if (errno == EINTR)
+				continue;
+			return die("poll");
+		}
+		if (p[0].revents)
+			return 0;
+		if (p[3].revents)
+			ring_event(&ring);
+		if (!ring.page && p[4].revents)
+			hang_up(); /* nothing was asked for, so it is its end */
+		shuttle(p[4].revents);
+		if (p[2].revents)
+			welcome();
+		if (p[6].revents)
+			qmp_client = qmp_answer();
+		if (p[5].revents)
+			qmp_client = qmp_accept();
+		if (p[1].revents && !xs_receive())
+			return die("xenstored is gone");
+	}
+}
+
+static unsigned parse_domid(int argc, char **argv)
+{
+	for (int i = 1; i + 1 < argc; i++)
+		if (!strcmp(argv[i], "-xen-domid"))
+			return (unsigned)strtoul(argv[i + 1], NULL, 10);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	char path[PATH_SIZE];
+	sigset_t set;
+	int status, xenstore;
+
+	domid = parse_domid(argc, argv);
+	if (!domid) {
+		fputs("usage: emu-channeld … -xen-domid N …\n", stderr);
+		return 2;
+	}
+	sigemptyset(&set);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	int signals = signalfd(-1, &set, SFD_CLOEXEC);
+	ring_setup(&ring);
+	xenstore = xs_open();
+	if (xenstore < 0)
+		return die("connecting to xenstored");
+	if (listen_socket() < 0)
+		return die(address.sun_path);
+	qmp_listener = qmp_listen(argc, argv);
+	if (qmp_listener < 0)
+		return die("serving QMP to libxl");
+	snprintf(path, sizeof path, "/local/domain/0/backend/console/%u", domid);
+	if (!xs_watch("@releaseDomain") || !xs_watch(path))
+		return die("watching xenstore");
+	snprintf(path, sizeof path, "/local/domain/0/device-model/%u/state", domid);
+	if (!xs_write(path, "running"))
+		return die(path);
+
+	status = serve(xenstore, signals);
+
+	disconnect();
+	if (*backend)
+		set_state(CLOSED);
+	unlink(address.sun_path);
+	qmp_close();
+	return status;
+}

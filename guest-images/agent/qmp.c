@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "qmp.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define GREETING                                                                             \
+	"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 0, \"minor\": 0, \"micro\": 0}, "    \
+	"\"package\": \"emu-channeld\"}, \"capabilities\": []}}\r\n"
+
+static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static int listener = -1, client = -1;
+static char line[4096];
+static size_t length;
+
+int qmp_listen(int argc, char **argv)
+{
+	static const char wanted[] = "socket,id=libxl-cmd,path=";
+	size_t skip = sizeof wanted - 1;
+
+	for (int i = 1; i < argc; i++) {
+		if (strncmp(argv[i], wanted, skip))
+			continue;
+		size_t end = strcspn(argv[i] + skip, ",");
+		if (end >= sizeof address.sun_path)
+			return -1;
+		memcpy(address.sun_path, argv[i] + skip, end);
+		unlink(address.sun_path);
+		listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		if (listener < 0 ||
+		    bind(listener, (struct sockaddr *)&address, sizeof address) < 0 ||
+		    listen(listener, 4) < 0)
+			return -1;
+		return listener;
+	}
+	return -1;
+}
+
+static void drop(void)
+{
+	if (client >= 0)
+		close(client);
+	client = -1;
+	length = 0;
+}
+
+static void say(const char *text)
+{
+	if (send(client, text, strlen(text), MSG_NOSIGNAL) != (ssize_t)strlen(text))
+		drop();
+}
+
+int qmp_accept(void)
+{
+	drop();
+	client = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (client >= 0)
+		say(GREETING);
+	return client;
+}
+
+static void answer(const char *command)
+{
+	const char *id = strstr(command, "\"id\":"), *list = strstr(command, "\"query-");
+	char reply[80];
+
+	/* The one query libxl has for a PV domain, query-chardev, wants a list. */
+	snprintf(reply, sizeof reply, "{\"return\": %s, \"id\": %ld}\r\n", list ? "[]" : "{}",
+		 id ? strtol(id + strlen("\"id\":"), NULL, 10) : 0);
+	say(reply);
+}
+
+int qmp_answer(void)
+{
+	ssize_t n = recv(client, line + length, sizeof line - 1 - length, 0);
+
+	if (n <= 0) {
+		drop();
+		return client;
+	}
+	length += (size_t)n;
+	line[length] = 0;
+	for (char *end; client >= 0 && (end = strchr(line, '\n'));) {
+		*end = 0;
+		answer(line);
+		size_t used = (size_t)(end + 1 - line);
+		length -= length < used ? length : used;
+		memmove(line, end + 1, length + 1);
+	}
+	if (length >= sizeof line - 1)
+		drop();
+	return client;
+}
+
+void qmp_close(void)
+{
+	drop();
+	if (listener >= 0)
+		unlink(address.sun_path);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "wire.h"
+
+extern char **environ;
+
+/* No string is shorter than its NUL, so a frame can't hold more of them than bytes. */
+static char *strings[PAYLOAD_MAX + 3];
+static char text[PAYLOAD_MAX];
+
+struct request {
+	struct exec_request head;
+	const char *cwd;
+	char **argv, **env;
+};
+
+static int parse(const uint8_t *payload, size_t length, struct request *r)
+{
+	size_t at = 0;
+
+	if (length < sizeof r->head || length > PAYLOAD_MAX)
+		return EBADMSG;
+	memcpy(&r->head, payload, sizeof r->head);
+	length -= sizeof r->head;
+	memcpy(text, payload + sizeof r->head, length);
+	if (!length || text[length - 1] || !r->head.argc)
+		return EBADMSG;
+
+	size_t count = 1u + r->head.argc + r->head.envc, slot = 0;
+	if (count > length)
+		return EBADMSG;
+	for (size_t i = 0; i < count; i++) {
+		if (at >= length)
+			return EBADMSG;
+		strings[slot++] = text + at;
+		at += strlen(text + at) + 1;
+		if (i == r->head.argc)
+			strings[slot++] = NULL;
+	}
+	strings[slot] = NULL;
+	if (at != length)
+		return EBADMSG;
+	r->cwd = strings[0];
+	r->argv = strings + 1;
+	r->env = strings + 2 + r->head.argc;
+	return 0;
+}
+
+static int make_pipe(int *ours, int *theirs, bool reading)
+{
+	int p[2];
+
+	if (pipe2(p, O_CLOEXEC) < 0)
+		return -1;
+	*ours = p[reading ? 0 : 1];
+	*theirs = p[reading ? 1 : 0];
+	return fcntl(*ours, F_SETFL, O_NONBLOCK);
+}
+
+static int make_pty(int *master, int *slave, const struct exec_request *head)
+{
+	struct winsize size = { .ws_row = head->rows, .ws_col = head->columns };
+	int unlock = 0;
+
+	*master = open("/dev/ptmx", O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (*master < 0 || ioctl(*master, TIOCSPTLCK, &unlock) < 0)
+		return -1;
+	*slave = ioctl(*master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (*slave < 0)
+		return -1;
+	return ioctl(*slave, TIOCSWINSZ, &size);
+}
+
+static void __attribute__((noreturn))
+become(const struct request *r, const int theirs[3], int start_fd)
+{
+	sigset_t none;
+	int error;
+
+	setsid();
+	for (int i = 1; i <= SIGRTMAX; i++)
+		signal(i, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* dup2 of a descriptor onto itself keeps close-on-exec; none of ours is below 3. */
+	for (int i = 0; i < 3; i++)
+		if (dup2(theirs[i], i) < 0)
+			goto failed;
+	if (r->head.flags & EXEC_PTY && ioctl(0, TIOCSCTTY, 0) < 0)
+		goto failed;
+	if (*r->cwd && chdir(r->cwd) < 0)
+		goto failed;
+	for (char **e = r->env; *e; e++)
+		putenv(*e);
+	if (r->head.flags & EXEC_SELF)
+		execv("/proc/self/exe", r->argv);
+	else
+		execvp(r->argv[0], r->argv);
+failed:
+	error = errno;
+	if (write(start_fd, &error, sizeof error) < 0)
+		_exit(126);
+	_exit(127);
+}
+
+int spawn(const uint8_t *payload, size_t length, struct spawned *s)
+{
+	int theirs[3] = { -1, -1, -1 }, start[2] = { -1, -1 }, error;
+	struct request r;
+
+	*s = (struct spawned){ .pid = -1, .stdin_fd = -1, .out_fd = -1, .err_fd = -1 };
+	error = parse(payload, length, &r);
+	if (error)
+		return error;
+	s->flags = r.head.flags;
+	if (pipe2(start, O_CLOEXEC | O_NONBLOCK) < 0)
+		return errno;
+	if (r.head.flags & EXEC_PTY) {
+		if (make_pty(&s->out_fd, &theirs[0], &r.head) < 0)
+			goto failed;
+		s->stdin_fd = fcntl(s->out_fd, F_DUPFD_CLOEXEC, 3);
+		theirs[1] = theirs[2] = theirs[0];
+		if (s->stdin_fd < 0)
+			goto failed;
+	} else {
+		if (r.head.flags & EXEC_NO_STDIN)
+			theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		else
+			make_pipe(&s->stdin_fd, &theirs[0], false);
+		if (theirs[0] < 0 || make_pipe(&s->out_fd, &theirs[1], true) < 0 ||
+		    make_pipe(&s->err_fd, &theirs[2], true) < 0)
+			goto failed;
+	}
+	s->pid = fork();
+	if (s->pid == 0)
+		become(&r, theirs, start[1]);
+failed:
+	error = s->pid < 0 ? errno : 0;
+	for (int i = 0; i < 3; i++)
+		if (theirs[i] >= 0 && (i == 0 || theirs[i] != theirs[i - 1]))
+			close(theirs[i]);
+	close(start[1]);
+	s->start_fd = start[0];
+	if (error) {
+		int ours[] = { s->stdin_fd, s->out_fd, s->err_fd, s->start_fd };
+		for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+			if (ours[i] >= 0)
+				close(ours[i]);
+	}
+	return error;
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The part of xenstore's wire protocol that a back end needs (xen/include/public/io/xs_wire.h). */
+#ifndef EMU_XENSTORE_H
+#define EMU_XENSTORE_H
+
+#include <stdbool.h>
+
+#define XS_VALUE_MAX 256
+
+/* Returns the socket, or -1. */
+int xs_open(void);
+/* The value of a node, with its NUL, or false when there is none. */
+bool xs_read(const char *path, char value[XS_VALUE_MAX]);
+bool xs_write(const char *path, const char *value);
+/* Write only where a node is: a domain's tree may be on its way out. */
+bool xs_replace(const char *path, const char *value);
+/* The first child whose name is a number greater than zero, or 0. */
+unsigned xs_first_device(const char *path);
+bool xs_watch(const char *path);
+bool xs_unwatch(const char *path);
+bool xs_is_introduced(unsigned domid);
+/* Take in what came; false when xenstored is gone. */
+bool xs_receive(void);
+/* Whether a watch has fired since the last call. */
+bool xs_changed(void);
+
+#endif

@@ -1,0 +1,519 @@
+"""The command channel with the real guest agent: over a socket pair, and over a tty."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from emu.errors import RigError
+from emu.images import agent
+from emu.images.cache import Cache
+from emu.machine import frames
+from emu.machine.channel import (
+    Channel,
+    ChannelLost,
+    CommandFailed,
+    CommandTimeout,
+    Process,
+    Stream,
+)
+from emu.machine.frames import ToGuest
+from emu.machine.mux import WINDOW
+from emu.progress import Progress
+
+MIB = 1 << 20
+Change = Callable[[bytes], bytes]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """emu-agent, compiled."""
+    return agent.build(Cache(tmp_path_factory.mktemp("cache")), Progress()).agent
+
+
+class Faulty:
+    """A stream that loses or changes bytes when told to."""
+
+    def __init__(self, inner: Stream) -> None:
+        self.inner = inner
+        self.on_send: Change = lambda data: data
+        self.on_recv: Change = lambda data: data
+
+    def sendall(self, data: bytes) -> None:
+        self.inner.sendall(self.on_send(data))
+
+    def recv(self, size: int) -> bytes:
+        return self.on_recv(self.inner.recv(size))
+
+    def close(self) -> None:
+        if isinstance(self.inner, socket.socket):
+            with contextlib.suppress(OSError):
+                self.inner.shutdown(socket.SHUT_RDWR)
+        self.inner.close()
+
+
+class Terminal:
+    """The master's side of a pty as a stream, which `close` wakes."""
+
+    def __init__(self, master: int) -> None:
+        self._master = master
+        self._wake = os.pipe()
+        self._open = True
+
+    def recv(self, size: int) -> bytes:
+        ready, _, _ = select.select([self._master, self._wake[0]], [], [])
+        return b"" if self._wake[0] in ready else os.read(self._master, size)
+
+    def sendall(self, data: bytes) -> None:
+        while data:
+            _, ready, _ = select.select([], [self._master], [], 0.1)
+            if not self._open:
+                raise OSError("closed")
+            if ready:
+                data = data[os.write(self._master, data) :]
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            os.write(self._wake[1], b"x")
+
+
+@contextlib.contextmanager
+def serving(program: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    """An agent, and the host's end of the socket it serves."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([program, f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()])
+    theirs.close()
+    try:
+        yield ours, process
+    finally:
+        ours.close()
+        assert process.wait(10) in (0, -signal.SIGKILL)
+
+
+@pytest.fixture
+def guest(program: Path) -> Iterator[Channel]:
+    """A channel over a socket pair, as over virtio-serial."""
+    with serving(program) as (sock, _), Channel(sock, name="dom0") as channel:
+        channel.hello(10)
+        yield channel
+
+
+@pytest.fixture
+def tty_guest(program: Path) -> Iterator[Channel]:
+    """A channel over a terminal, as over a domU's console."""
+    master, slave = os.openpty()
+    os.set_blocking(master, False)
+    process = subprocess.Popen([program, os.ttyname(slave)])
+    try:
+        with Channel(Terminal(master), name="domU") as channel:
+            channel.hello(10)
+            yield channel
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+        os.close(slave)
+        os.close(master)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(*pids: int, within: float = 5.0) -> bool:
+    end = time.monotonic() + within
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def echo_exactly(channel: Channel, count: int, rng: random.Random) -> None:
+    for _ in range(count):
+        out, err = rng.randbytes(rng.randrange(5000)), rng.randbytes(rng.randrange(300))
+        script = f"head -c {len(out)}; cat >&2; exit {len(out) % 256}"
+        result = channel.run(script, input=out + err, timeout=30, check=False)
+        assert (result.stdout, result.stderr, result.status) == (out, err, len(out) % 256)
+
+
+def test_a_thousand_commands_are_exact(guest: Channel) -> None:
+    rng = random.Random(1)
+    for _ in range(1000):
+        data = rng.randbytes(rng.randrange(5000))
+        assert guest.run(["cat"], input=data, timeout=30).stdout == data
+
+
+def test_a_tty_is_as_exact(tty_guest: Channel) -> None:
+    echo_exactly(tty_guest, 50, random.Random(2))
+    every = bytes(range(256)) * 4096
+    assert tty_guest.run(["cat"], input=every, timeout=30).stdout == every
+
+
+def test_many_at_once(guest: Channel) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        jobs = [pool.submit(echo_exactly, guest, 10, random.Random(seed)) for seed in range(16)]
+        for job in jobs:
+            job.result()
+
+
+def test_how_a_command_ended(guest: Channel) -> None:
+    assert guest.run("exit 7", timeout=5, check=False).status == 7
+    killed = guest.run("kill -TERM $$", timeout=5, check=False)
+    assert (killed.status, killed.signal) == (None, signal.SIGTERM)
+    with pytest.raises(CommandFailed, match="dom0: `no-such` could not be started: No such file"):
+        guest.run(["no-such"], timeout=5)
+    with pytest.raises(CommandFailed, match="could not be started"):
+        guest.run(["true"], cwd="/no/such", timeout=5)
+    with pytest.raises(CommandFailed, match="ended with status 3") as failed:
+        guest.run("echo so it is; echo why >&2; exit 3", timeout=5)
+    assert failed.value.lines == ("why",)
+
+
+def test_arguments_environment_directory(guest: Channel) -> None:
+    odd = bytes(set(range(1, 256)))
+    result = guest.run(["printf", "%s|%s|", odd, ""], timeout=5)
+    assert result.stdout == odd + b"||"
+    result = guest.run('echo "$X"; pwd; cat', env={"X": " a\nb"}, cwd="/usr", timeout=5)
+    assert result.stdout == b" a\nb\n/usr\n"
+
+
+def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
+    script = (
+        "sleep 1000 & setsid sleep 1001 & (trap '' TERM HUP; sleep 1002) & "
+        f"sleep 0.1; pgrep -s $$ > {tmp_path}/pids; pgrep -f 'sleep 100[1]' >> {tmp_path}/pids; "
+        "echo so far; wait"
+    )
+    with pytest.raises(CommandTimeout, match=r"did not end within 0\.5 s") as timeout:
+        guest.run(script, timeout=0.5)
+    assert timeout.value.lines == ("so far",)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) >= 4
+    assert gone(*pids)
+
+
+def test_what_is_left_in_the_background_goes_on(guest: Channel) -> None:
+    began = time.monotonic()
+    result = guest.run("(sleep 0.3; echo late; exec sleep 1000) & echo $!", timeout=5)
+    assert time.monotonic() - began < 0.3
+    time.sleep(0.5)
+    pid = int(result.stdout)
+    assert alive(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bytes", 0), ("bytes", 3), ("file", 100)])
+def test_files_both_ways(guest: Channel, tmp_path: Path, kind: str, size: int) -> None:
+    data = random.Random(3).randbytes(MIB) * size
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    remote, local = tmp_path / "remote", tmp_path / "local"
+    guest.put(data if kind == "bytes" else source, str(remote), mode=0o750)
+    assert remote.stat().st_mode & 0o7777 == 0o750
+    got = guest.get(str(remote), local if kind == "file" else None)
+    assert (got if kind == "bytes" else local.read_bytes()) == data
+
+
+def test_a_file_that_fails_leaves_nothing(guest: Channel, program: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"before")
+    with pytest.raises(CommandFailed, match="put") as failed:
+        guest.put(b"x", f"{tmp_path}/none/file")
+    assert "No such file or directory" in failed.value.lines[0]
+    with pytest.raises(CommandFailed, match="get"):
+        guest.get(f"{tmp_path}/none", tmp_path / "local")
+    process = guest.spawn([str(program), "put", "644", str(target)])
+    process.write(b"half of it")
+    process.close_stdin()
+    assert process.wait(5).status == 1
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(CommandTimeout):
+        guest.get(str(fifo), tmp_path / "local", timeout=0.2)
+    assert target.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "target"]
+
+
+def test_streaming_both_ways(guest: Channel) -> None:
+    with guest.spawn(["cat"]) as process:
+        for word in (b"one", b"two", b"three"):
+            process.write(word)
+            assert process.read(timeout=5) == word
+        process.close_stdin()
+        assert process.read(timeout=5) == b""
+        assert process.wait(5).status == 0
+        with pytest.raises(BrokenPipeError):
+            process.write(b"more")
+    heard: list[bytes] = []
+    process = guest.spawn("echo out; echo err >&2", on_stdout=heard.append)
+    assert process.wait(5).status == 0
+    assert heard == [b"out\n"]
+
+
+def test_input_nobody_reads_is_no_error(guest: Channel) -> None:
+    assert guest.run("exec <&-; sleep 0.1", input=bytes(4 * MIB), timeout=10).ok
+    assert guest.run("head -c 1", input=bytes(4 * MIB), timeout=10).stdout == b"\0"
+
+
+def test_a_slow_reader_holds_up_itself_only(program: Path) -> None:
+    with serving(program) as (sock, server), Channel(sock, name="dom0") as channel:
+        channel.hello(10)
+        flood = channel.spawn("yes 0123456 | head -c 64000000; echo end >&2")
+        stuck = channel.spawn(["sleep", "1000"])
+        filler = threading.Thread(target=pour, args=(stuck,))
+        filler.start()
+        time.sleep(0.5)
+        assert flood.ended is None
+        assert sum(len(part) for part in flood._waiting[1]) <= WINDOW
+        began = time.monotonic()
+        assert channel.run(["echo", "quick"], timeout=5).stdout == b"quick\n"
+        assert time.monotonic() - began < 0.5
+        assert resident(server.pid) < 4 * MIB
+        received = b"".join(iter(lambda: flood.read(timeout=10), b""))
+        assert received == b"0123456\n" * 8_000_000
+        stuck.close()
+        filler.join(5)
+        assert not filler.is_alive()
+
+
+def pour(process: Process) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        process.write(bytes(8 * MIB))
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_more_commands_than_the_agent_takes(guest: Channel) -> None:
+    sleepers = [guest.spawn(["sleep", "1000"]) for _ in range(128)]
+    refused = guest.run(["true"], timeout=5, check=False)
+    assert refused.status == 127
+    assert b"temporarily unavailable" in refused.stderr
+    for sleeper in sleepers:
+        sleeper.kill()
+    assert {sleeper.wait(10).signal for sleeper in sleepers} == {signal.SIGKILL}
+    assert guest.run(["echo", "again"], timeout=5).stdout == b"again\n"
+
+
+def test_a_terminal_for_a_shell(guest: Channel) -> None:
+    heard = bytearray()
+    shell = guest.spawn(["/bin/sh"], pty=(24, 80), on_stdout=heard.extend)
+    shell.write(b"stty -echo; PS1=; tty; stty size\n")
+    assert wait_for(lambda: b"24 80" in heard and b"/dev/pts/" in heard)
+    shell.resize(50, 132)
+    shell.write(b"stty size; sleep 1000\n")
+    assert wait_for(lambda: b"50 132" in heard)
+    # More than once: the shell may not have started its sleep yet.
+    assert wait_for(lambda: interrupted(shell, heard), pause=0.2)
+    shell.write(b"exit 5\n")
+    assert shell.wait(5).status == 5
+
+
+def interrupted(shell: Process, heard: bytearray) -> bool:
+    shell.write(b"\x03echo still\n")
+    return b"still" in heard
+
+
+def wait_for(holds: Callable[[], object], seconds: float = 5.0, pause: float = 0.01) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+@pytest.mark.parametrize("garbage", ["noise", "half a frame", "its own words", "hello cut short"])
+def test_a_new_host_gets_through_whatever_lies_in_the_pipe(program: Path, garbage: str) -> None:
+    nonce = bytes(16)
+    before = {
+        "noise": random.Random(5).randbytes(100_000),
+        "half a frame": frames.hello(nonce, 4096, 4096)
+        + frames.encode(ToGuest.PING, 1, 1, bytes(30_000))[:500],
+        "its own words": frames.encode(65, 0, 0, bytes(32), magic=frames.TO_HOST) * 50,
+        "hello cut short": frames.hello(nonce, 4096, 4096)[:40],
+    }[garbage]
+    with serving(program) as (sock, _):
+        threading.Thread(target=sock.sendall, args=(before,)).start()
+        with Channel(sock, name="dom0") as channel:
+            channel.hello(10)
+            assert channel.run(["echo", "hello"], timeout=5).stdout == b"hello\n"
+
+
+def test_a_new_host_ends_what_the_old_one_ran(program: Path, tmp_path: Path) -> None:
+    with serving(program) as (sock, _):
+        # A host that vanished without a word, as one in a checkpoint does.
+        sock.sendall(frames.hello(bytes(16), 32768, 1 << 20))
+        script = f"echo $$ > {tmp_path}/pid; exec yes"
+        flags = frames.ExecFlag.NO_STDIN
+        payload = frames.exec_payload([b"sh", b"-c", script.encode()], flags)
+        sock.sendall(frames.encode(ToGuest.EXEC, 1, 1, payload))
+        assert wait_for(lambda: (tmp_path / "pid").exists())
+        time.sleep(0.1)
+        pid = int((tmp_path / "pid").read_text())
+        with Channel(sock, name="dom0") as channel:
+            channel.hello(10)
+            assert gone(pid)
+            assert channel.run(["echo", "hello"], timeout=5).stdout == b"hello\n"
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+def run_until_lost(channel: Channel) -> None:
+    for _ in range(20):
+        with contextlib.suppress(CommandTimeout):
+            channel.run(["echo", "a line of some length"], timeout=0.2)
+
+
+@pytest.mark.parametrize("change", [flip, lambda data: data[:30] + data[31:]])
+@pytest.mark.parametrize("way", ["on_send", "on_recv"])
+def test_damage_is_found_and_mended(
+    program: Path, way: str, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emu.machine.channel._KILL_GRACE", 0.2)
+    troubles: list[ChannelLost] = []
+    with serving(program) as (sock, _):
+        stream = Faulty(sock)
+        with Channel(stream, name="domU", on_trouble=troubles.append) as channel:
+            channel.hello(10)
+            sleeper = channel.spawn(["sleep", "1000"])
+            setattr(stream, way, change)
+            # A lost byte shows when the next frame comes.
+            with pytest.raises(ChannelLost, match="came damaged"):
+                run_until_lost(channel)
+            setattr(stream, way, lambda data: data)
+            channel.hello(10)
+            with pytest.raises(ChannelLost, match="while `sleep 1000` ran"):
+                sleeper.wait(5)
+            assert channel.run(["echo", "well"], timeout=5).stdout == b"well\n"
+        assert len(troubles) <= 1
+
+
+def test_an_agent_that_dies_ends_every_wait(program: Path) -> None:
+    troubles: list[ChannelLost] = []
+    with (
+        serving(program) as (sock, server),
+        Channel(sock, name="dom0", on_trouble=troubles.append) as channel,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        channel.hello(10)
+        waits = [pool.submit(channel.run, ["sleep", "1000"], timeout=60) for _ in range(3)]
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        assert wait_for(lambda: len(children.read_text().split()) == 3)
+        orphans = [int(pid) for pid in children.read_text().split()]
+        began = time.monotonic()
+        server.kill()
+        for wait in waits:
+            with pytest.raises(ChannelLost, match=r"dom0: the channel is gone.*sleep 1000"):
+                wait.result()
+        assert time.monotonic() - began < 1
+        with pytest.raises(ChannelLost):
+            channel.ping()
+        assert len(troubles) == 1
+    for orphan in orphans:
+        os.kill(orphan, signal.SIGKILL)
+
+
+def test_a_guard_ends_a_wait_early(program: Path, tmp_path: Path) -> None:
+    trouble: list[Exception] = []
+
+    def guard() -> None:
+        if trouble:
+            raise trouble[0]
+
+    with serving(program) as (sock, _), Channel(sock, name="dom0", guard=guard) as channel:
+        channel.hello(10)
+        threading.Timer(0.2, trouble.append, [RigError("dom0: kernel BUG")]).start()
+        began = time.monotonic()
+        with pytest.raises(RigError, match="kernel BUG"):
+            channel.run(f"echo $$ > {tmp_path}/pid; exec sleep 1000", timeout=60)
+        assert time.monotonic() - began < 1
+        assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_guest_behind_a_guest(guest: Channel, program: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "channel")
+    with Channel(guest.bridge(path), name="domU") as inner:
+        with pytest.raises(
+            ChannelLost, match=r"domU: the channel is gone: dom0: .*connect"
+        ) as gone:
+            inner.hello(5)
+        assert "No such file" in str(gone.value)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with Channel(guest.bridge(path), name="domU") as inner:
+            sock, _ = listener.accept()
+            server = subprocess.Popen([program, f"fd:{sock.fileno()}"], pass_fds=[sock.fileno()])
+            sock.close()
+            inner.hello(10)
+            data = random.Random(6).randbytes(8 * MIB)
+            assert inner.run(["cat"], input=data, timeout=20).stdout == data
+            echo_exactly(inner, 20, random.Random(7))
+            server.kill()
+            server.wait()
+            with pytest.raises(ChannelLost):
+                inner.run(["true"], timeout=5)
+    assert guest.run(["echo", "fine"], timeout=5).stdout == b"fine\n"
+
+
+def test_a_bridge_to_a_terminal(guest: Channel) -> None:
+    master, slave = os.openpty()
+    bridge = guest.bridge(os.ttyname(slave), tty=True)
+    assert wait_for(lambda: termios.tcgetattr(slave)[3] == 0)  # no echo, no line editing
+    every = bytes(range(256))
+    os.write(master, every)
+    received = b""
+    while len(received) < len(every):
+        received += bridge.read(timeout=5)
+    bridge.write(every)
+    assert wait_for(lambda: select.select([master], [], [], 0)[0])
+    assert os.read(master, 1024) == every
+    os.close(slave)
+    os.close(master)
+    assert bridge.wait(5).status == 0
+
+
+def test_nothing_is_left_after_close(program: Path) -> None:
+    before = threading.active_count()
+    with serving(program) as (sock, server):
+        channel = Channel(sock, name="dom0")
+        channel.hello(10)
+        pid = int(channel.run("sleep 1000 > /dev/null & echo $!", timeout=5).stdout)
+        sleeper = channel.spawn(["sleep", "1000"])
+        assert channel.ping() < 1
+        channel.close()
+        channel.close()
+        assert threading.active_count() == before
+        with pytest.raises(ChannelLost, match="closed"):
+            sleeper.wait(5)
+        assert server.wait(5) == 0
+        assert alive(pid)
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_no_agent_is_said_so() -> None:
+    ours, theirs = socket.socketpair()
+    error = pytest.raises(RigError, match=r"dom0: no guest agent answered within 0\.3 s")
+    with theirs, Channel(ours, name="dom0") as channel, error:
+        channel.hello(0.3)

@@ -1,0 +1,194 @@
+"""Kernels: what kernels.toml says, what a configuration must have, what loads before what."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import pytest
+from small_modules import RELEASE, build_kernel, build_module, symvers
+
+from emu import paths
+from emu.errors import InputError
+from emu.images import depends, kbuild, kconfig, kernels
+from emu.images.packages import load_wanted
+
+CONFIG = """\
+# Automatically generated file; DO NOT EDIT.
+CONFIG_XEN=y
+CONFIG_XEN_BLKDEV_FRONTEND=m
+# CONFIG_XEN_512GB is not set
+CONFIG_LOCALVERSION="-lab"
+"""
+NOTES = {1: 0, 17: 0x8801, 18: 0}
+
+
+def test_every_kernel_names_what_there_is() -> None:
+    sets = {want.name for want in load_wanted()}
+    for spec in kernels.specs().values():
+        assert set(spec.packages.values()) <= sets
+        assert spec.flavour in ("debian", "lab")
+        for fragment in spec.config:
+            assert kconfig.read_config(fragment.read_text())
+        for series in (spec.patches, spec.driver_patches):
+            assert series is None or kbuild.series(series)
+    with pytest.raises(InputError, match="no kernel 'debian-5") as refused:
+        kernels.spec("debian-5")
+    assert "debian-6.1, lab-6.1" in str(refused.value.hint)
+
+
+def test_the_lab_configuration_asks_for_what_the_rig_requires(tmp_path: Path) -> None:
+    for spec in kernels.specs().values():
+        if spec.flavour == "lab":
+            config = tmp_path / "config"
+            config.write_text("".join(fragment.read_text() for fragment in spec.config))
+            kconfig.check_requirements(config, kernels.requirements())
+
+
+def test_our_patches_are_in_the_form_git_takes() -> None:
+    for patch in paths.guest_images().glob("patches/*/*.patch"):
+        text = patch.read_text()
+        assert text.startswith("From ")
+        assert "\nSubject: [PATCH] xen/" in text
+        assert "\nSigned-off-by: " in text
+
+
+def test_a_configuration_is_read_with_what_it_turns_off() -> None:
+    assert kconfig.read_config(CONFIG) == {
+        "CONFIG_XEN": "y",
+        "CONFIG_XEN_BLKDEV_FRONTEND": "m",
+        "CONFIG_XEN_512GB": "n",
+        "CONFIG_LOCALVERSION": '"-lab"',
+    }
+
+
+def test_an_option_that_vanished_is_named() -> None:
+    kconfig.check_fragment("CONFIG_XEN=y\n# CONFIG_NEVER_HEARD_OF is not set\n", CONFIG)
+    with pytest.raises(InputError, match="2 of the options") as refused:
+        kconfig.check_fragment(
+            "CONFIG_XEN=y\nCONFIG_XEN_PVH=y\nCONFIG_XEN_BLKDEV_FRONTEND=y\n", CONFIG
+        )
+    assert refused.value.lines == (
+        "CONFIG_XEN_PVH=y became n",
+        "CONFIG_XEN_BLKDEV_FRONTEND=y became m",
+    )
+
+
+def test_what_a_kernel_lacks_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(CONFIG)
+    asked = kconfig.Requirements(("CONFIG_XEN",), ("CONFIG_XEN_BLKDEV_FRONTEND",), ())
+    kconfig.check_requirements(config, asked)
+    asked = kconfig.Requirements(
+        ("CONFIG_XEN_BLKDEV_FRONTEND",), ("CONFIG_XEN",), ("CONFIG_XEN", "CONFIG_XENFS")
+    )
+    with pytest.raises(InputError, match="lacks what this rig needs") as refused:
+        kconfig.check_requirements(config, asked)
+    assert refused.value.lines == (
+        "CONFIG_XEN_BLKDEV_FRONTEND=y",
+        "CONFIG_XEN=m",
+        "CONFIG_XENFS=y or m",
+    )
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """A kernel somebody built, complete."""
+    root = tmp_path / "kernel"
+    build_kernel(root / "vmlinux", notes=NOTES)
+    (root / "release").write_text(f"{RELEASE}\n")
+    (root / "Module.symvers").write_text(symvers(printk=0x92997ED8))
+    asked = kernels.requirements()
+    options = dict.fromkeys(asked.modules, "m") | dict.fromkeys(asked.built_in + asked.either, "y")
+    (root / "config").write_text("".join(f"{name}={value}\n" for name, value in options.items()))
+    modules = root / "lib/modules" / RELEASE
+    build_module(modules / "kernel/xen-blkback.ko")
+    (modules / "modules.builtin").write_text("kernel/fs/configfs/configfs.ko\n")
+    return root
+
+
+def test_a_kernel_that_is_complete_is_taken(given: Path) -> None:
+    kernel = kernels.kernel_at(given)
+    assert kernel.release == RELEASE
+    assert kernel.version.startswith(f"Linux version {RELEASE} ")
+    assert kernel.info().exports["printk"].crc == 0x92997ED8
+    assert kernel.debug is None
+    assert kernel.module("xen_blkback") == kernel.module("xen-blkback")
+    with pytest.raises(InputError, match="has no module xen-blkfront"):
+        kernel.module("xen-blkfront")
+
+
+def test_a_kernel_that_lacks_something_is_refused_by_name(given: Path) -> None:
+    config = (given / "config").read_text()
+    (given / "config").write_text(config.replace("CONFIG_XEN_PVH=y\n", ""))
+    with pytest.raises(InputError, match="lacks") as refused:
+        kernels.kernel_at(given)
+    assert refused.value.lines == ("CONFIG_XEN_PVH=y",)
+    (given / "config").write_text(config)
+    build_kernel(given / "vmlinux", notes={})
+    with pytest.raises(InputError, match="without Xen support"):
+        kernels.kernel_at(given)
+    build_kernel(given / "vmlinux", notes=NOTES, release="6.1.0-57-amd64")
+    with pytest.raises(InputError, match="it is another kernel"):
+        kernels.kernel_at(given)
+    (given / "Module.symvers").unlink()
+    with pytest.raises(InputError, match=r"it has no Module\.symvers"):
+        kernels.kernel_at(given)
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Path:
+    """A package's module tree: no modules.dep, one module compressed."""
+    tree = tmp_path / "package" / RELEASE
+    needs = {
+        "fs/ext4": ["depends=jbd2,mbcache", "softdep=pre: crypto-crc32c"],
+        "fs/jbd2": ["softdep=pre: crypto-crc32c"],
+        "fs/mbcache": [],
+        "crypto/crc32c_generic": ["alias=crypto-crc32c"],
+        "drivers/virtio_ring": [],
+        "drivers/virtio": ["depends=virtio_ring"],
+        "drivers/virtio_pci": ["depends=virtio,virtio_ring"],
+        "drivers/xen-blkback": [],
+        "sound/other": [],
+    }
+    for name, info in needs.items():
+        build_module(tree / "kernel" / f"{name}.ko", info=info)
+    ring = tree / "kernel/drivers/virtio_ring.ko"
+    ring.with_suffix(".ko.xz").write_bytes(lzma.compress(ring.read_bytes()))
+    ring.unlink()
+    (tree / "modules.builtin").write_text("kernel/fs/configfs/configfs.ko\n")
+    (tree / "modules.builtin.modinfo").write_bytes(b"configfs.license=GPL\0")
+    return tree
+
+
+def test_what_a_module_needs_is_loaded_before_it(modules: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / RELEASE
+    depends.keep_modules(
+        modules, ["ext4", "virtio-pci", "crc32c_generic", "xen_blkback", "configfs"], kept
+    )
+    assert not (kept / "kernel/sound").exists()
+    assert (kept / "kernel/drivers/virtio_ring.ko").read_bytes().startswith(b"\x7fELF")
+    assert (kept / "modules.builtin.modinfo").exists()
+    order = [path.name for path in depends.order_of(kept, ["virtio_pci", "configfs", "ext4"])]
+    assert set(order[:3]) == {"virtio_ring.ko", "virtio.ko", "virtio_pci.ko"}
+    for first, then in [
+        ("virtio_ring", "virtio"),
+        ("virtio", "virtio_pci"),
+        ("crc32c_generic", "jbd2"),
+        ("jbd2", "ext4"),
+        ("mbcache", "ext4"),
+    ]:
+        assert order.index(f"{first}.ko") < order.index(f"{then}.ko")
+    assert len(order) == len(set(order)) == 7
+    assert all(path.is_file() for path in depends.order_of(kept, ["ext4", "xen-blkback"]))
+
+
+def test_a_module_the_kernel_does_not_have(modules: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no module nothing"):
+        depends.keep_modules(modules, ["nothing"], tmp_path / "kept")
+    kept = tmp_path / "kept" / RELEASE
+    depends.keep_modules(modules, ["virtio"], kept)
+    with pytest.raises(InputError, match="has no module ext4, nor is it built in"):
+        depends.order_of(kept, ["ext4"])
+    with pytest.raises(InputError, match=r"modules\.dep is missing"):
+        depends.order_of(modules, ["virtio"])

@@ -1,0 +1,185 @@
+"""The drivers: which file is taken, how patches apply, how kbuild is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from small_modules import RELEASE, build_kernel, build_module, symvers
+
+from emu.errors import InputError
+from emu.images import kbuild, modules
+from emu.images.cache import Cache
+from emu.images.kernels import Kernel
+from emu.progress import Progress
+
+SOURCE = "".join(f"line {n}\n" for n in range(1, 31))
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    root = tmp_path / "kernel"
+    build_kernel(root / "vmlinux", notes={18: 0})
+    (root / "Module.symvers").write_text(symvers(printk=0x92997ED8))
+    for name in modules.MODULE.values():
+        build_module(
+            root / f"lib/modules/{RELEASE}/kernel/{name}.ko",
+            info=["parmtype=max_ring_page_order:int"],
+        )
+    return Kernel("debian-6.1", "debian", RELEASE, "Linux version …", root)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def test_stock_is_the_kernels_own(kernel: Kernel, cache: Cache) -> None:
+    driver = modules.get_driver(
+        "back", "stock", kernel, cache, Progress(), parameters=["max_ring_page_order"]
+    )
+    assert driver.path == kernel.modules / "kernel/xen-blkback.ko"
+    assert (driver.end, driver.which) == ("back", "stock")
+    assert re.fullmatch("[0-9a-f]{40}", driver.build_id)
+    with pytest.raises(InputError, match="xen_blkback has no parameter rings"):
+        modules.get_driver("back", "stock", kernel, cache, Progress(), parameters=["rings"])
+
+
+def test_a_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path) -> None:
+    path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
+    assert modules.get_driver("front", path, kernel, cache, Progress()).which == str(path)
+    with pytest.raises(InputError, match="module xen_blkfront, the back end is xen-blkback"):
+        modules.get_driver("back", path, kernel, cache, Progress())
+    build_module(path, name="xen_blkfront", uses={"printk": 1})
+    with pytest.raises(InputError, match="another version of printk"):
+        modules.get_driver("front", path, kernel, cache, Progress())
+
+
+def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:
+    """A patch that diff(1) makes of two texts of one file."""
+    for side, text in (("a", before), ("b", after)):
+        path = tmp_path / side / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = subprocess.run(
+        ["diff", "-u", f"a/{name}", f"b/{name}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    patch = tmp_path / "0001-change.patch"
+    patch.write_text(f"Subject: [PATCH] a change\n\n---\n{done.stdout}")
+    return patch
+
+
+def test_a_patch_applies_though_lines_have_moved(tmp_path: Path) -> None:
+    patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
+    tree = tmp_path / "tree"
+    (tree / "drivers").mkdir(parents=True)
+    (tree / "drivers/x.c").write_text("moved\n" * 5 + SOURCE)
+    kbuild.apply_patch(patch, tree)
+    assert (tree / "drivers/x.c").read_text().count("changed\n") == 1
+    assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
+
+
+def test_a_patch_that_does_not_apply_names_hunk_and_what_is_there(tmp_path: Path) -> None:
+    changed = SOURCE.replace("line 3\n", "changed\n").replace("line 20\n", "changed\n")
+    patch = patch_of(tmp_path, "drivers/x.c", SOURCE, changed)
+    tree = tmp_path / "tree"
+    (tree / "drivers").mkdir(parents=True)
+    (tree / "drivers/x.c").write_text(SOURCE.replace("line 20\n", "line twenty\n"))
+    with pytest.raises(InputError) as refused:
+        kbuild.apply_patch(patch, tree)
+    assert "0001-change.patch does not apply: hunk 2 of drivers/x.c" in refused.value.message
+    assert "20: line twenty" in refused.value.lines
+    assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
+    (tree / "drivers/x.c").unlink()
+    with pytest.raises(InputError, match=r"changes drivers/x\.c, which is not in the source"):
+        kbuild.apply_patch(patch, tree)
+
+
+def test_a_patch_that_is_already_there_is_refused(tmp_path: Path) -> None:
+    changed = SOURCE.replace("line 3\n", "changed\n")
+    patch = patch_of(tmp_path, "x.c", SOURCE, changed)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "x.c").write_text(changed)
+    with pytest.raises(InputError, match=r"0001-change\.patch is in this source already"):
+        kbuild.apply_patch(patch, tree)
+
+
+def test_the_workplace_has_no_space_whatever_the_cache(tmp_path: Path) -> None:
+    for root in (tmp_path / "plain", tmp_path / "with a space"):
+        with kbuild.workplace(Cache(root), "test") as place:
+            assert re.search(r"[\s:]", str(place)) is None
+            assert list(place.iterdir()) == []
+        assert not place.exists()
+
+
+def test_the_compiler_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMU_CC", "gcc-no-such")
+    with pytest.raises(InputError, match="EMU_CC names gcc-no-such, which is not there"):
+        kbuild.find_toolchain()
+    monkeypatch.setenv("EMU_CC", "gcc")
+    found = kbuild.find_toolchain("CONFIG_GCC_VERSION=10201\n")
+    assert found.cc == "gcc"
+    assert "gcc" in found.version
+    assert "ld" in found.version
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match="make, ld is missing") as refused:
+        kbuild.find_toolchain()
+    assert refused.value.hint == "apt-get install make binutils"
+
+
+class Steps(Progress):
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float | None, float | None]] = []
+
+    def tick(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        self.seen.append((what, done, total))
+
+
+def run_make(tree: Path, makefile: str, progress: Progress) -> None:
+    (tree / "Makefile").write_text(makefile)
+    kbuild.make(
+        tree, toolchain=kbuild.Toolchain("gcc", "any"), progress=progress, what="it", steps=2
+    )
+
+
+def test_make_tells_its_steps_and_keeps_out_the_users_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "-n")
+    monkeypatch.setenv("KCFLAGS", "-O0")
+    steps = Steps()
+    run_make(
+        tmp_path,
+        "all:\n\t@echo '  CC [M]  $(CURDIR)/x.o'\n\t@echo '$(KCFLAGS)' > flags\n",
+        steps,
+    )
+    assert steps.seen == [("CC [M]  x.o", 1, 2)]
+    assert (tmp_path / "flags").read_text() == f"-ffile-prefix-map={tmp_path}=.\n"
+
+
+def test_a_build_that_fails_shows_the_compilers_words(tmp_path: Path) -> None:
+    (tmp_path / "x.c").write_text("int x = nothing;\n")
+    with pytest.raises(InputError, match="it cannot be built") as refused:
+        run_make(tmp_path, "all:\n\t@$(CC) -c $(CURDIR)/x.c\n", Progress())
+    assert refused.value.lines[0].startswith("x.c:1:9: error: ‘nothing’ undeclared") or (
+        refused.value.lines[0].startswith("x.c:1:9: error: 'nothing' undeclared")
+    )
+
+
+def test_make_does_not_outlive_an_interruption(tmp_path: Path) -> None:
+    class Interrupting(Progress):
+        def tick(self, what: str, done: float | None = None, total: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+    makefile = "all:\n\t@echo '  CC  x.o'\n\t@sleep 60; touch survived\n"
+    with pytest.raises(KeyboardInterrupt):
+        run_make(tmp_path, makefile, Interrupting())
+    assert not (tmp_path / "survived").exists()

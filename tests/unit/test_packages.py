@@ -1,0 +1,497 @@
+"""Packages: what apt says (recorded), and lock, fetch and renew against a small real archive."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from emu.errors import InputError, RigError
+from emu.images import apt
+from emu.images.apt import Archive, Mirrors
+from emu.images.cache import Cache
+from emu.images.packages import (
+    Lock,
+    Wanted,
+    digest_of_wanted,
+    fetch,
+    load_wanted,
+    lock_digest,
+    renew,
+)
+from emu.progress import Progress
+
+# -- recorded from apt 2.6.1 (Debian 12); the addresses are changed
+
+SOLUTION = """\
+NOTE: This is only a simulation!
+The following NEW packages will be installed:
+  libnl-3-200 libtcmu2 zlib1g
+Inst zlib1g (1:1.2.13.dfsg-1 Debian:12.15/oldstable [amd64])
+Inst libnl-3-200 (3.7.0-0.2+b1 Debian:12.15/oldstable [amd64]) []
+Inst linux-base (4.12.1~bpo12+1 Debian Backports:oldstable-backports [all])
+Conf zlib1g (1:1.2.13.dfsg-1 Debian:12.15/oldstable [amd64])
+"""
+
+SHOW = """\
+Package: open-iscsi
+Version: 2.1.8-1+deb12u1
+Installed-Size: 1423
+Maintainer: Debian iSCSI Maintainers <maintainers@lists.example>
+Architecture: amd64
+Depends: debconf (>= 0.5) | debconf-2.0, libc6 (>= 2.34), libkmod2 (>= 5~), udev
+Description: iSCSI initiator tools
+Description-md5: 067891012a9e049900724bddbc58bf8f
+Pre-Depends: debconf | debconf-2.0
+Recommends: busybox | busybox-static, finalrd (>= 3)
+Filename: pool/updates/main/o/open-iscsi/open-iscsi_2.1.8-1+deb12u1_amd64.deb
+Size: 315040
+SHA256: 6563dfb5313f5dd33547e50939f54010e7cc4e993017e1b5223b295be82a9903
+
+Package: debconf
+Version: 1.5.82
+Architecture: all
+Provides: debconf-2.0
+Size: 121212
+SHA256: 74ab14194a3762b2fc717917dcfda429
+"""
+
+TARGETS = """\
+http://mirror.example/other/ bookworm main Somebody Else
+http://mirror.example/extra/ bookworm-pgdg main
+http://mirror.example/debian/ bookworm-updates main Debian
+http://mirror.example/debian/ bookworm non-free Debian
+http://mirror.example/debian/ bookworm main Debian
+http://mirror.example/debian-security/ bookworm-security main Debian
+"""
+
+MMDEBSTRAP = """\
+deb [signed-by="/usr/share/keyrings/debian-archive-keyring.gpg"] http://mirror.example/debian bookworm main
+deb http://mirror.example/debian bookworm-updates main
+deb http://security.example/debian-security bookworm-security main
+cat: '/tmp/mmdebstrap.HYC9JnWp3c/etc/apt/sources.list.d/*': No such file or directory
+E: mmdebstrap failed to run
+"""  # noqa: E501
+
+
+def test_solution() -> None:
+    assert apt.parse_solution(SOLUTION) == [
+        ("zlib1g", "1:1.2.13.dfsg-1"),
+        ("libnl-3-200", "3.7.0-0.2+b1"),
+        ("linux-base", "4.12.1~bpo12+1"),
+    ]
+
+
+def test_records() -> None:
+    iscsi, debconf = apt.parse_records(SHOW)
+    assert (iscsi.name, iscsi.version, iscsi.arch, iscsi.size) == (
+        "open-iscsi",
+        "2.1.8-1+deb12u1",
+        "amd64",
+        315040,
+    )
+    assert iscsi.depends == (
+        ("debconf", "debconf-2.0"),
+        ("debconf", "debconf-2.0"),
+        ("libc6",),
+        ("libkmod2",),
+        ("udev",),
+    )
+    assert (debconf.provides, debconf.depends) == (("debconf-2.0",), ())
+    assert apt.parse_depends("python3:any, a [amd64] | b(>= 1)") == (("python3",), ("a", "b"))
+
+
+def test_the_hosts_own_sources() -> None:
+    found = ("http://mirror.example/debian", "http://mirror.example/debian-security")
+    assert apt.parse_indextargets(TARGETS, "bookworm") == found
+    assert apt.parse_indextargets(TARGETS.replace("bookworm", "stable"), "trixie") == found
+    assert apt.parse_indextargets("", "bookworm") == ("", "")
+    assert apt.parse_indextargets(TARGETS, "trixie") == ("", "")
+
+
+def test_mmdebstraps_sources() -> None:
+    assert apt.parse_sources(MMDEBSTRAP) == (
+        "http://mirror.example/debian",
+        "http://security.example/debian-security",
+    )
+    assert apt.parse_sources("") == ("", "")
+
+
+def test_the_environment_goes_before() -> None:
+    environ = {"EMU_DEBIAN_MIRROR": "http://mirror.example/debian/"}
+    assert apt.find_mirrors(environ) == Mirrors(
+        "http://mirror.example/debian", "http://mirror.example/debian-security"
+    )
+    environ["EMU_DEBIAN_SECURITY_MIRROR"] = "http://security.example/"
+    assert apt.find_mirrors(environ).security == "http://security.example"
+
+
+# -- what is committed
+
+
+def test_the_lock_is_of_the_toml() -> None:
+    lock = Lock.load()
+    assert lock.wants == digest_of_wanted(load_wanted()), "run `emu images lock`"
+    for want in load_wanted():
+        assert lock.packages(want.name)
+
+
+def test_no_service_manager_or_interpreter_goes_into_the_guests() -> None:
+    names = {package.name for package in Lock.load().packages("dom0", "domu")}
+    assert not names & {"systemd", "udev", "dbus", "perl-base", "python3", "librbd1", "debconf"}
+    assert {"busybox-static", "tcmu-runner", "open-iscsi", "xen-utils-4.17"} <= names
+
+
+def test_a_locked_package_has_one_version_a_set() -> None:
+    lock = Lock.load()
+    for want in load_wanted():
+        names = [package.name for package in lock.packages(want.name)]
+        assert len(names) == len(set(names))
+
+
+def test_a_lock_reads_back_as_written(tmp_path: Path) -> None:
+    lock = Lock.load()
+    lock.save(tmp_path / "lock")
+    assert Lock.load(tmp_path / "lock") == lock
+    with (tmp_path / "lock").open("a") as out:
+        out.write("bookworm half a line\n")
+    with pytest.raises(InputError, match=rf"lock, line {len(lock.entries) + 4}: not a locked"):
+        Lock.load(tmp_path / "lock")
+    with pytest.raises(InputError, match="no set 'nothing'"):
+        lock.packages("nothing")
+
+
+def test_the_digest_is_of_what_the_sets_hold() -> None:
+    lock = Lock.load()
+    assert lock_digest(lock, ["dom0"]) != lock_digest(lock, ["domu"])
+    changed = [
+        replace(package, sha256="0" * 64) if package.name == "tcmu-runner" else package
+        for package in lock.entries
+    ]
+    other = replace(lock, entries=tuple(changed))
+    assert lock_digest(other, ["dom0"]) != lock_digest(lock, ["dom0"])
+    assert lock_digest(other, ["domu"]) == lock_digest(lock, ["domu"])
+
+
+# -- a small archive with signature, served over HTTP
+
+
+class Mirror:
+    """An archive with one suite that the tests fill, sign and serve."""
+
+    def __init__(self, root: Path, keys: Path) -> None:
+        self.root, self.keys = root, keys
+        self.asked: list[str] = []
+        self.published = time.time() - 1000
+        (root / "pool").mkdir(parents=True)
+        self.go = threading.Event()
+        self.go.set()
+        handler = partial(_Handler, self.asked, self.go, directory=str(root))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        url = f"http://127.0.0.1:{self.server.server_port}"
+        self.mirrors = Mirrors(url, url)
+
+    def stop(self) -> None:
+        self.go.set()
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
+            self.server.server_close()
+
+    def add(self, name: str, version: str = "1", content: str = "", **fields: str) -> None:
+        """Put a package into the pool in place of any other version of it."""
+        for old in (self.root / "pool").glob(f"{name}_*"):
+            old.unlink()
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder)
+            (files / "DEBIAN").mkdir()
+            control = {"Package": name, "Version": version, "Architecture": "amd64", **fields}
+            control |= {"Maintainer": "nobody", "Description": "test"}
+            text = "".join(f"{key.replace('_', '-')}: {said}\n" for key, said in control.items())
+            (files / "DEBIAN/control").write_text(text)
+            (files / name).write_text(content or name)
+            deb = self.root / f"pool/{name}_{version.rpartition(':')[2]}_amd64.deb"
+            _quietly("dpkg-deb", "--root-owner-group", "--build", str(files), str(deb))
+
+    def publish(self) -> None:
+        """Write and sign the index."""
+        stanzas = []
+        for deb in sorted((self.root / "pool").iterdir()):
+            data = deb.read_bytes()
+            stanzas.append(
+                f"{_quietly('dpkg-deb', '--field', str(deb))}Filename: pool/{deb.name}\n"
+                f"Size: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+            )
+        suite = self.root / "dists/test"
+        index = suite / "main/binary-amd64/Packages"
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text("\n".join(stanzas))
+        data = index.read_bytes()
+        (suite / "Release").write_text(
+            f"Origin: Debian\nSuite: test\nCodename: test\nArchitectures: amd64\n"
+            f"Components: main\nDate: {time.strftime('%a, %d %b %Y %H:%M:%S UTC', time.gmtime())}\n"
+            f"SHA256:\n {hashlib.sha256(data).hexdigest()} {len(data)} main/binary-amd64/Packages\n"
+        )
+        (suite / "InRelease").unlink(missing_ok=True)
+        gpg = ("gpg", "--homedir", str(self.keys), "--batch", "--clearsign", "--output")
+        _quietly(*gpg, str(suite / "InRelease"), str(suite / "Release"))
+        self.published += 10  # seconds: HTTP tells newer from older by those
+        os.utime(suite / "InRelease", (self.published, self.published))
+        self.asked.clear()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(
+        self, asked: list[str], go: threading.Event, *args: object, directory: str
+    ) -> None:
+        self.asked, self.go = asked, go
+        super().__init__(*args, directory=directory)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self.log_request()
+        self.go.wait()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            super().do_GET()
+
+    def log_request(self, *_: object) -> None:
+        if self.path not in self.asked:
+            self.asked.append(self.path)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _quietly(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[Path]:
+    if not shutil.which("gpg"):
+        pytest.skip("gpg is missing, nothing can sign the test's archive: apt-get install gnupg")
+    home = Path(tempfile.mkdtemp())  # short: gpg-agent's socket lies in it
+    gpg = ("gpg", "--homedir", str(home), "--batch")
+    try:
+        _quietly(*gpg, "--passphrase", "", "--quick-generate-key", "test", "ed25519")
+        _quietly(*gpg, "--export", "--output", str(home / "keyring.gpg"))
+        yield home
+    finally:
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    monkeypatch.setattr(apt, "KEYRING", keys / "keyring.gpg")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mirror = Mirror(tmp_path / "mirror", keys)
+    mirror.add("tool", "1:2-3", Depends="lib (>= 1), helper | other, virtual", Recommends="doc")
+    mirror.add("lib", Pre_Depends="deep")
+    mirror.add("helper", Depends="heavy")
+    mirror.add("heavy", Depends="deep")
+    mirror.add("provider", Provides="virtual")
+    for name in ("deep", "doc", "other"):
+        mirror.add(name)
+    mirror.publish()
+    yield mirror
+    mirror.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "a cache")
+
+
+TEST = Archive("test", ("test",))
+TOOL = Wanted("tools", TEST, ("tool",), {"help*": "not needed"}, ())
+DEEP = Wanted("deeps", TEST, ("deep",), {}, ())
+SETS = (TOOL, DEEP)
+
+
+class Seen(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.ticks: list[tuple[str, float | None, float | None]] = []
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def tick(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        self.ticks.append((what, done, total))
+
+
+def locked(mirror: Mirror, cache: Cache, sets: tuple[Wanted, ...] = SETS) -> Lock:
+    return renew(sets, cache, Progress(), mirrors=mirror.mirrors)
+
+
+def fetched(lock: Lock, mirror: Mirror, cache: Cache, progress: Progress) -> dict[str, Path]:
+    found = fetch(lock, ["tools"], cache, progress, wanted=SETS, mirrors=mirror.mirrors)
+    return {package.name: path for package, path in found.items()}
+
+
+def test_renew_locks_what_is_needed_and_no_more(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    assert [(p.name, p.version, p.sets) for p in lock.entries] == [
+        ("deep", "1", ("deeps", "tools")),
+        ("lib", "1", ("tools",)),
+        ("provider", "1", ("tools",)),
+        ("tool", "1:2-3", ("tools",)),
+    ]
+    assert locked(mirror, cache).render() == lock.render()
+    assert lock.wants == digest_of_wanted(SETS)
+
+
+def test_a_drop_without_effect_is_refused(mirror: Mirror, cache: Cache) -> None:
+    with pytest.raises(InputError, match="set deeps drops heavy, but nothing it keeps needs that"):
+        locked(mirror, cache, (replace(DEEP, drop={"heavy": "no reason"}),))
+
+
+def test_a_package_nobody_has_is_named(mirror: Mirror, cache: Cache) -> None:
+    with pytest.raises(RigError, match="Unable to locate package nothing"):
+        locked(mirror, cache, (replace(DEEP, packages=("nothing",)),))
+
+
+def test_fetched_once_then_no_network(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    mirror.asked.clear()
+    seen = Seen()
+    found = fetched(lock, mirror, cache, seen)
+    total = sum(package.size for package in lock.packages("tools"))
+    assert ("packages (bytes)", total, total) in seen.ticks
+    assert sorted(found) == ["deep", "lib", "provider", "tool"]
+    assert found["tool"].name == "tool_1%3a2-3_amd64.deb"
+    assert _quietly("dpkg-deb", "--field", str(found["tool"]), "Version") == "1:2-3\n"
+    assert any("/pool/tool_" in path for path in mirror.asked)
+    mirror.asked.clear()
+    assert fetched(lock, mirror, cache, Progress()) == found
+    assert mirror.asked == []
+    mirror.stop()
+    assert fetched(lock, mirror, cache, Progress()) == found
+
+
+def test_an_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    path = fetched(lock, mirror, cache, Progress())["lib"]
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + b"\0" if right[-1:] != b"\0" else right[:-1] + b"\1")
+    mirror.asked.clear()
+    seen = Seen()
+    fetched(lock, mirror, cache, seen)
+    assert path.read_bytes() == right
+    assert seen.notes == [f"cache: {path.name} is not what the lock says: fetching again"]
+    assert [asked for asked in mirror.asked if "/pool/" in asked] == ["/pool/lib_1_amd64.deb"]
+
+
+def test_a_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    mirror.add("lib", "2", Pre_Depends="deep")
+    mirror.publish()
+    with pytest.raises(InputError) as caught:
+        fetched(lock, mirror, cache, Progress())
+    assert str(caught.value) == (
+        "the mirror no longer has lib 1: it has 2\n  `emu images lock` locks what it has now"
+    )
+    assert not any("/pool/" in path for path in mirror.asked)
+    assert "lib 2 " in locked(mirror, cache).render()
+    (mirror.root / "pool/lib_2_amd64.deb").unlink()
+    mirror.publish()
+    with pytest.raises(InputError, match="no longer has lib 1: it has none of that name"):
+        fetched(lock, mirror, cache, Progress())
+
+
+def test_another_package_under_the_same_version_is_refused(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    mirror.add("lib", "1", content="something else", Pre_Depends="deep")
+    mirror.publish()
+    with pytest.raises(InputError, match="lib 1 from the mirror is not the locked one"):
+        fetched(lock, mirror, cache, Progress())
+    assert not list(cache.store("debs").iterdir())
+
+
+def test_a_package_altered_on_the_way_is_refused(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    deb = mirror.root / "pool/lib_1_amd64.deb"
+    deb.write_bytes(deb.read_bytes()[:-1] + b"!")
+    with pytest.raises(RigError, match="apt failed") as caught:
+        fetched(lock, mirror, cache, Progress())
+    assert any("Hash Sum mismatch" in line for line in caught.value.lines)
+    assert not list(cache.store("debs").iterdir())
+    assert not list((cache.root / "tmp").iterdir())
+
+
+def test_an_archive_without_a_valid_signature_is_refused(mirror: Mirror, cache: Cache) -> None:
+    signed = mirror.root / "dists/test/InRelease"
+    signed.write_text(signed.read_text().replace("Codename: test", "Codename: Test"))
+    with pytest.raises(RigError, match="apt failed") as caught:
+        locked(mirror, cache)
+    assert any("signature" in line for line in caught.value.lines)
+    signed.unlink()
+    with pytest.raises(RigError, match="is not signed"):
+        locked(mirror, cache)
+
+
+def test_no_network_and_nothing_cached_is_told_in_seconds(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    mirror.stop()
+    began = time.monotonic()
+    with pytest.raises(RigError, match="getting the package lists of test: apt failed") as caught:
+        fetched(lock, mirror, Cache(cache.root.parent / "empty"), Progress())
+    assert time.monotonic() - began < 10
+    assert any("onnect" in line for line in caught.value.lines)
+    assert "EMU_DEBIAN_MIRROR" in str(caught.value)
+
+
+UPDATE = """
+import sys
+from pathlib import Path
+from emu.images import apt
+from emu.progress import Progress
+root, keyring, url = sys.argv[1:]
+apt.KEYRING = Path(keyring)
+archive = apt.Archive("test", ("test",))
+apt.Apt(Path(root), archive, apt.Mirrors(url, url)).update(Progress())
+"""
+
+
+def test_a_killed_fetch_is_not_in_the_way_of_the_next(mirror: Mirror, cache: Cache) -> None:
+    root = str(cache.store("apt") / "test")
+    mirror.go.clear()
+    command = [sys.executable, "-c", UPDATE, root, str(apt.KEYRING), mirror.mirrors.main]
+    with subprocess.Popen(command) as process:
+        deadline = time.monotonic() + 20
+        while not mirror.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    mirror.go.set()
+    assert locked(mirror, cache).packages("tools")
+
+
+def test_no_keyring_no_packages(
+    mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "KEYRING", Path("/nonexistent/keyring.gpg"))
+    with pytest.raises(InputError, match="apt-get install debian-archive-keyring"):
+        locked(mirror, cache)
+
+
+def test_no_apt_is_told(
+    mirror: Mirror, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="apt-config is missing"):
+        locked(mirror, cache)
