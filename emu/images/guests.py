@@ -104,9 +104,7 @@ def get_guests(
 
 def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, list[Path]]:
     """Sort fetched packages by the sets they belong to."""
-    return {
-        name: [path for package, path in debs.items() if name in package.sets] for name in sets
-    }
+    return {name: [path for package, path in debs.items() if name in package.sets] for name in sets}
 
 
 def build_images(
@@ -175,7 +173,9 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, tools: GuestProg
     tree.add_file("sbin/init", _script("dom0/init"), 0o755)
     tree.add_file("etc/xen/scripts/block-emu", _script("dom0/block-emu"), 0o755)
     tree.add_file("etc/iscsi/iscsid.conf", _script("dom0/iscsid.conf"), 0o600)
-    tree.add_file("etc/iscsi/initiatorname.iscsi", b"InitiatorName=iqn.2015-05.org.xen-block:dom0\n")
+    tree.add_file(
+        "etc/iscsi/initiatorname.iscsi", b"InitiatorName=iqn.2015-05.org.xen-block:dom0\n"
+    )
     _accounts(tree)
     modules = f"lib/modules/{kernel.release}"
     tree.add_host(kernel.modules, modules)

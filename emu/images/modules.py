@@ -90,6 +90,23 @@ def get_driver(
     return Driver(end, str(which), path, info)
 
 
+def for_guest(driver: Driver, into: Path) -> Path:
+    """The module in directory `into`, uncompressed and without debug information.
+
+    DWARF is nine tenths of a module and of no use to a guest; the build id stays.
+    """
+    file = into / f"{MODULE[driver.end]}.ko"
+    file.write_bytes(packed.unpacked(driver.path))
+    command = ["strip", "--strip-debug", str(file)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise InputError("strip is not installed", hint="make setup") from None
+    if made.returncode:
+        raise InputError(f"strip refuses {driver.path}", lines=made.stderr.splitlines()[-3:])
+    return file
+
+
 def build_drivers(
     kernel: Kernel,
     patches: Sequence[Path],

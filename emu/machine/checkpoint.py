@@ -138,10 +138,10 @@ def load(spec: MachineSpec, directory: Path, rundir: RunDir, *, paused: bool = F
     ]
     machine = Machine(spec, rundir)
     with contextlib.ExitStack() as opened:
-        ram_fd = _open(directory / "ram", opened)
+        opened_ram = _open(directory / "ram", opened)
         state = machine.give(_open(directory / "state", opened))
         try:
-            machine.launch(ram=ram_fd, frozen=frozen, incoming=True)
+            machine.launch(ram=opened_ram, frozen=frozen, incoming=True)
             machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
             machine.qmp("migrate-incoming", uri=f"fd:{state}")
             _await_migration(machine)

@@ -90,9 +90,15 @@ class Process:
 
         `timeout` in seconds before scaling. Raises ChannelLost, CommandTimeout.
         """
-        deadline = _deadline("output", timeout)
+        return self._read(size, stream, _deadline("output", timeout))
+
+    def _read(
+        self, size: int, stream: int, deadline: Deadline | None, guarded: bool = True
+    ) -> bytes:
         waiting = self._waiting[stream]
-        self._wait(lambda: bool(waiting) or self._ended is not None or self._closed, deadline)
+        self._wait(
+            lambda: bool(waiting) or self._ended is not None or self._closed, deadline, guarded
+        )
         with self._changed:
             if not waiting:
                 return b""
@@ -114,10 +120,12 @@ class Process:
         Raises BrokenPipeError when it ended or its input was closed, ChannelLost,
         CommandTimeout.
         """
-        deadline = _deadline("its input to be read", timeout)
+        self._write(data, _deadline("its input to be read", timeout))
+
+    def _write(self, data: bytes, deadline: Deadline | None, guarded: bool = True) -> None:
         at = 0
         while at < len(data):
-            self._wait(lambda: self._input_credit > 0 or self._over, deadline)
+            self._wait(lambda: self._input_credit > 0 or self._over, deadline, guarded)
             with self._changed:
                 if self._over or self._input_ended:
                     raise BrokenPipeError(f"{shown(self.argv)} takes no more input")
@@ -161,8 +169,11 @@ class Process:
     # A byte stream, for another channel on top.
 
     def recv(self, size: int) -> bytes:
-        """As a socket's: b"" at its end or after close(); CommandFailed when it failed."""
-        data = self.read(size)
+        """As a socket's: b"" at its end or after close(); CommandFailed when it failed.
+
+        No guard is asked: what ends somebody's wait is no reason to end a stream.
+        """
+        data = self._read(size, 1, None, guarded=False)
         if not data and not self._closed and self._ended and self._ended.status != 0:
             result = CommandResult(
                 self.argv, self._ended.status, self._ended.signal, b"", self._last_error, 0.0
@@ -171,8 +182,8 @@ class Process:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """As a socket's."""
-        self.write(data)
+        """As a socket's; no guard is asked."""
+        self._write(data, None, guarded=False)
 
     def close(self) -> None:
         """End it; readers and writers return."""
@@ -234,7 +245,9 @@ class Process:
         if self._ended is None:
             self._channel.send(ToGuest.CREDIT, self.id, struct.pack("<I", size), stream)
 
-    def _wait(self, ready: Callable[[], bool], deadline: Deadline | None) -> None:
+    def _wait(
+        self, ready: Callable[[], bool], deadline: Deadline | None, guarded: bool = True
+    ) -> None:
         while True:
             with self._changed:
                 pause = POLL if deadline is None else min(POLL, deadline.left)
@@ -245,7 +258,8 @@ class Process:
                     raise ChannelLost(
                         f"{self._lost.message} while {shown(self.argv)} ran", hint=self._lost.hint
                     ) from self._lost
-            self._channel.check()
+            if guarded:
+                self._channel.check()
             if deadline is not None and deadline.passed:
                 raise CommandTimeout(
                     f"{self._channel.name}: waited {deadline.seconds:g} s for {deadline.what}: "

@@ -13,17 +13,14 @@ _OUTGOING_LIMIT = 2**20
 
 
 class Link:
-    """Pumps a connected socket: `received` gets every chunk, `ended` is told of its end.
+    """Pumps a connected socket: `received` gets every chunk, in the reactor's thread.
 
-    Both are called in the reactor's thread. `send` may be called from any thread.
+    `send` may be called from any thread.
     """
 
-    def __init__(
-        self, sock: socket.socket, received: Callable[[bytes], None], ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
         self._sock = sock
         self._received = received
-        self._ended = ended
         self._outgoing = bytearray()
         self._open = True
         sock.setblocking(False)
@@ -42,7 +39,7 @@ class Link:
         reactor().soon(add)
 
     def close(self) -> None:
-        """Read what is left, tell `ended`, close. In the reactor's thread; twice is fine."""
+        """Read what is left, and close. In the reactor's thread; twice is fine."""
         while self._open and self._read():
             pass
         self._end()
@@ -80,4 +77,3 @@ class Link:
         reactor().loop.remove_reader(self._sock)
         reactor().loop.remove_writer(self._sock)
         self._sock.close()
-        self._ended()

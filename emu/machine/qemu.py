@@ -56,14 +56,14 @@ class Machine:
         """Descriptors of the overlays, by disk index, on a machine that can be saved."""
         self.frozen: tuple[tuple[Path, ...], ...] = tuple(() for _ in spec.disks)
         self._links: list[Link] = []
-        self._ports: dict[str, socket.socket] = {}
+        self._sockets: dict[str, socket.socket] = {}
         self._consoles: list[Console] = []
         self._given: list[int] = []
         self._child: Child | None = None
         self._monitor: Monitor | None = None
         self._ending = False
         self._shutdown_reason = ""
-        self._merged = self._log("console")
+        self._merged: CappedLog | None = None
         self.xen: Console
         self.dom0: Console
 
@@ -79,7 +79,11 @@ class Machine:
             ram = os.memfd_create("emu-ram", os.MFD_CLOEXEC)
             os.ftruncate(ram, spec.memory_mib * 2**20)
             machine.ram = ram
-        machine.launch(ram=machine.ram, keep_overlays=savable, ram_shared=savable)
+        try:
+            machine.launch(ram=machine.ram, keep_overlays=savable, ram_shared=savable)
+        except BaseException:
+            machine.kill()
+            raise
         return machine
 
     def launch(
@@ -92,6 +96,7 @@ class Machine:
         incoming: bool = False,
     ) -> None:
         """Start QEMU. `frozen[i]` are the overlays between disk i and its throwaway one."""
+        self._merged = self._log("console")
         if frozen is not None:
             self.frozen = tuple(tuple(paths) for paths in frozen)
         theirs: dict[str, socket.socket] = {}
@@ -104,7 +109,7 @@ class Machine:
                 # Guests see these names: let them be equally long however busy we are.
                 files[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
                 os.close(fd)
-            ours = self._make_links(theirs)
+            self._make_links(theirs)
             argv = build_argv(
                 self.spec,
                 Descriptors(files, {name: sock.fileno() for name, sock in theirs.items()}),
@@ -125,7 +130,7 @@ class Machine:
             for sock in theirs.values():
                 sock.close()
         self._child.on_end(self._ended)
-        self._connect(ours)
+        self._connect()
 
     def give(self, fd: int) -> int:
         """Let QEMU inherit one more descriptor when it is launched; returns its number."""
@@ -148,38 +153,31 @@ class Machine:
             files.update(zip(disk_layers(index, len(fds)), fds, strict=True))
         return tuple(layers)
 
-    def _make_links(self, theirs: dict[str, socket.socket]) -> dict[str, socket.socket]:
-        ours: dict[str, socket.socket] = {}
+    def _make_links(self, theirs: dict[str, socket.socket]) -> None:
         names = ["qmp", "com1", "com2", *(f"port.{port}" for port in self.spec.ports)]
         for name in names:
-            ours[name], theirs[name] = socket.socketpair()
-        self._ports = {port: ours[f"port.{port}"] for port in self.spec.ports}
-        return ours
+            self._sockets[name], theirs[name] = socket.socketpair()
 
-    def _connect(self, ours: dict[str, socket.socket]) -> None:
+    def _connect(self) -> None:
         # A PV dom0's kernel writes to Xen's console as well, and there only at first.
-        self.xen = self._serial("xen", ours["com1"], {XEN: "xen", LINUX: "dom0"})
-        self.dom0 = self._serial("dom0", ours["com2"], {LINUX: "dom0"})
-        self._monitor = Monitor(ours["qmp"], self._event)
+        self.xen = self._serial("xen", self._sockets.pop("com1"), {XEN: "xen", LINUX: "dom0"})
+        self.dom0 = self._serial("dom0", self._sockets.pop("com2"), {LINUX: "dom0"})
+        self._monitor = Monitor(self._sockets.pop("qmp"), self._event)
         assert self._child is not None
         try:
             self._monitor.connect(START_TIMEOUT)
         except (QMPError, EOFError, OSError, RigError) as error:
             self._child.wait(2)
-            told = self._child.last_words()
-            how = self._child.epitaph()
-            self.kill()
-            raise RigError(f"QEMU did not start ({how})", lines=told) from error
-        except BaseException:
-            self.kill()
-            raise
+            raise RigError(
+                f"QEMU did not start ({self._child.epitaph()})", lines=self._child.last_words()
+            ) from error
 
     def _serial(self, name: str, sock: socket.socket, speakers: Mapping[str, str]) -> Console:
         def write(data: bytes) -> None:
             link.send(data)
 
         console = self.add_console(name, write, speakers=speakers)
-        link = Link(sock, console.feed, console.close)
+        link = Link(sock, console.feed)
         self._links.append(link)
         return console
 
@@ -196,14 +194,15 @@ class Machine:
     def _ended(self) -> None:
         for link in self._links:
             link.close()
-        for console in self._consoles:
-            console.close()
         child = self._child
         assert child is not None
         why = f", {self._shutdown_reason}" if self._shutdown_reason else ""
         self.watch.fail(
             MachineEnded(f"QEMU ended ({child.epitaph()}{why})", lines=child.last_words())
         )
+        # After the failure is known: who reads a console hears of that, not of its end.
+        for console in self._consoles:
+            console.close()
 
     def _event(self, event: Event) -> None:
         name, data = event["event"], event.get("data", {})
@@ -263,7 +262,7 @@ class Machine:
 
         Given once; what the guest writes waits in it from the machine's start.
         """
-        return self._ports.pop(name)
+        return self._sockets.pop(f"port.{name}")
 
     def add_console(
         self,
@@ -275,7 +274,8 @@ class Machine:
         """A console of a guest inside (a domU's): `Console.feed` takes what it prints."""
 
         def merged(stamp: float, who: str, line: str) -> None:
-            self._merged.write(f"[{stamp:9.3f}] {who} | {line}")
+            if self._merged:
+                self._merged.write(f"[{stamp:9.3f}] {who} | {line}")
 
         console = Console(
             name, self.watch, write, speakers=speakers, log=self._log(name), merged=merged
@@ -322,13 +322,14 @@ class Machine:
         if self._monitor:
             self._monitor.close()
             self._monitor = None
-        for sock in self._ports.values():
+        for sock in self._sockets.values():
             sock.close()
-        self._ports = {}
+        self._sockets = {}
         for fd in [*self.overlays.values(), *([] if self.ram is None else [self.ram])]:
             os.close(fd)
         self.overlays, self.ram = {}, None
-        reactor().call(self._merged.close)
+        if self._merged:
+            reactor().call(self._merged.close)
 
     def __enter__(self) -> Machine:
         return self

@@ -133,14 +133,15 @@ def sweep(root: Path | None = None, keep: int = KEEP_LOGS) -> list[Path]:
     """
     root = root or paths.runs_root()
     removed: list[Path] = []
-    ended = 0
+    kept = 0
     for path in sorted(_directories(root), key=_age_order, reverse=True):
         lock = _take_if_free(path)
         if lock is None:
             continue
         try:
-            ended += 1
-            if path.name.startswith(_NEW) or ended > keep or not _strip(path):
+            if kept < keep and not path.name.startswith(_NEW) and _strip(path):
+                kept += 1
+            else:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
         finally:

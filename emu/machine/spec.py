@@ -53,8 +53,8 @@ class MachineSpec:
     """One emulated PC: what it boots, what it has, how it runs.
 
     `dom0_cmdline` is written as the kernel reads it (commas not doubled). Without
-    `dom0_kernel` Xen starts, says its banner and panics; without `xen` nothing boots. `ports` are the names of
-    virtio-serial ports. `tb_size` (MiB) and `thread` are TCG's.
+    `dom0_kernel` Xen starts, says its banner and panics; without `xen` nothing boots.
+    `ports` are the names of virtio-serial ports. `tb_size` (MiB) and `thread` are TCG's.
     """
 
     xen: Path | None
@@ -74,6 +74,11 @@ class MachineSpec:
     tb_size: int | None = None
     thread: Literal["single", "multi", ""] = ""
     extra: tuple[str, ...] = field(default=())
+
+    @property
+    def cpu_model(self) -> str:
+        """QEMU's `-cpu`: as given, or what the accelerator needs."""
+        return self.cpu or (TCG_CPU if self.accel == "tcg" else KVM_CPU)
 
     def __post_init__(self) -> None:
         if self.clock == "icount" and self.accel != "tcg":
@@ -125,7 +130,7 @@ def build_argv(
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", f"{spec.machine},memory-backend=ram,vmport=off,dump-guest-core=off"),
         *("-accel", _accel(spec)),
-        *("-cpu", spec.cpu or (TCG_CPU if spec.accel == "tcg" else KVM_CPU)),
+        *("-cpu", spec.cpu_model),
         *("-smp", str(spec.smp)),
         *("-m", f"{spec.memory_mib}M"),
         *("-object", _json(_ram(spec, fds, ram_shared))),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from emu.errors import EmuError, RigError
 from emu.machine.channel import Channel, CommandFailed, CommandResult
-from emu.machine.guestprocess import Process
 from emu.machine.console import Console
+from emu.machine.guestprocess import Process
 from emu.machine.qemu import Machine
 from emu.xen import domain as domains
 from emu.xen import grants, xenstore
@@ -111,7 +111,9 @@ class Host:
         text = self.xl("dmesg").stdout.decode(errors="replace")
         return grants.parse(text.splitlines())
 
-    def create_lun(self, name: str = "lun0", size: int = 256 * luns.MIB, sector: int = 512) -> luns.Lun:
+    def create_lun(
+        self, name: str = "lun0", size: int = 256 * luns.MIB, sector: int = 512
+    ) -> luns.Lun:
         """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
         return luns.create(self.dom0, name, size, sector)
 

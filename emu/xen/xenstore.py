@@ -10,7 +10,7 @@ from types import MappingProxyType
 from emu.errors import RigError
 
 _LINE = re.compile(r'^(/\S*) = "((?:[^"\\]|\\.)*)"$')
-_ESCAPE = re.compile(r'\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)')
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)")
 _NAMED = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
 XENBUS_STATES = {
@@ -64,7 +64,9 @@ class Tree:
         try:
             return int(value, 10)
         except ValueError:
-            raise RigError(f"xenstore {self._absolute(path)} holds {value!r}, not a number") from None
+            raise RigError(
+                f"xenstore {self._absolute(path)} holds {value!r}, not a number"
+            ) from None
 
     def state(self) -> str:
         """The xenbus state of the device directory this tree is, as a word."""

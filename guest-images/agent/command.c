@@ -29,8 +29,7 @@ struct command {
 	bool used, exited, pty, gentle;
 	uint32_t id;
 	pid_t pid;
-	int status, start_errno;
-	int start_fd; /* an errno comes through here when the program could not be started */
+	int status;
 	int64_t exit_time;
 	int stdin_fd;
 	bool stdin_ready, stdin_end, stdin_closed;
@@ -119,7 +118,6 @@ static void to_sink(int *fd)
 static void release(struct command *c)
 {
 	close_fd(&c->stdin_fd);
-	close_fd(&c->start_fd);
 	for (int i = 0; i < 2; i++)
 		if (c->out[i].fd >= 0 && !c->pty)
 			to_sink(&c->out[i].fd);
@@ -162,7 +160,6 @@ void command_start(struct link *l, uint32_t id, const uint8_t *request, size_t l
 		.pid = s.pid,
 		.pty = s.flags & EXEC_PTY,
 		.gentle = s.flags & EXEC_GENTLE,
-		.start_fd = s.start_fd,
 		.stdin_fd = s.stdin_fd,
 		.stdin_ready = true,
 		.stdin_closed = s.stdin_fd < 0,
@@ -275,9 +272,6 @@ void commands_reap(void)
 			c->exited = true;
 			c->exit_time = now_ms();
 			c->status = status;
-			if (read(c->start_fd, &c->start_errno, sizeof c->start_errno) !=
-			    sizeof c->start_errno)
-				c->start_errno = 0;
 			/* What it wrote before its end is in the pipes now: look once more. */
 			c->out[0].ready = c->out[1].ready = true;
 		}
@@ -352,9 +346,7 @@ static void report_end(struct link *l, struct command *c)
 {
 	struct exited e = { .kind = EXIT_STATUS, .value = WEXITSTATUS(c->status) };
 
-	if (c->start_errno)
-		e = (struct exited){ .kind = EXIT_NOT_STARTED, .value = c->start_errno };
-	else if (WIFSIGNALED(c->status))
+	if (WIFSIGNALED(c->status))
 		e = (struct exited){ .kind = EXIT_SIGNAL, .value = WTERMSIG(c->status) };
 	link_send(l, EXITED, 0, c->id, &e, sizeof e);
 	release(c);

@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "qmp.h"
@@ -28,6 +29,9 @@
 
 #define DIRECTORY "/run/emu/channel"
 #define PATH_SIZE 160
+/* Linux' hvc takes 16 bytes at a time from its ring and sends an event for each: more than a
+ * dom0 on an emulated CPU can follow. While bytes flow, look at the ring at this pace instead. */
+#define PACE_NS 300000
 
 /* xen/include/public/io/xenbus.h */
 enum xenbus_state {
@@ -192,29 +196,36 @@ static bool is_over(ssize_t n)
 	return n < 0 && errno != EAGAIN && errno != EINTR;
 }
 
-static void shuttle(short client_events)
+/* Move what can be moved; true when anything was. */
+static bool shuttle(short client_events)
 {
+	ssize_t out, in = 0;
+
 	if (client < 0 || !ring.page)
-		return;
+		return false;
 	if (ring_readable(&ring) < 0 || ring_writable(&ring) < 0) {
 		say("the ring's indices make no sense");
 		disconnect();
 		set_state(CLOSED);
-		return;
+		return false;
 	}
-	if (is_over(ring_to_fd(&ring, client))) {
+	out = ring_to_fd(&ring, client);
+	if (is_over(out)) {
 		hang_up();
-		return;
+		return false;
 	}
 	if (client_events & (POLLIN | POLLHUP | POLLERR) && ring_writable(&ring) > 0) {
-		ssize_t n = fd_to_ring(&ring, client);
-		if (n == 0 || is_over(n))
+		in = fd_to_ring(&ring, client);
+		if (in == 0 || is_over(in))
 			hang_up();
 	}
+	return out > 0 || in > 0;
 }
 
 static int serve(int xenstore, int signals)
 {
+	static const struct timespec pace = { .tv_nsec = PACE_NS };
+
 	for (;;) {
 		/* Before the wait: an event may have come in while something was asked. */
 		while (xs_changed())
@@ -229,24 +240,22 @@ static int serve(int xenstore, int signals)
 			{ .fd = signals, .events = POLLIN },
 			{ .fd = xenstore, .events = POLLIN },
 			{ .fd = listener, .events = POLLIN },
-			{ .fd = ring.page ? ring.evtchn : -1, .events = POLLIN },
+			{ .fd = ring.page && !ring.masked ? ring.evtchn : -1, .events = POLLIN },
 			{ .fd = to_poll ? client : -1,
 			  .events = (short)((to_read ? POLLOUT : 0) | (to_write ? POLLIN : 0)) },
 			{ .fd = qmp_listener, .events = POLLIN },
 			{ .fd = qmp_client, .events = POLLIN },
 		};
-		if (poll(p, sizeof p / sizeof *p, -1) < 0) {
-			if (errno == EINTR)
-				continue;
+		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &pace : NULL, NULL) < 0)
 			return die("poll");
-		}
 		if (p[0].revents)
 			return 0;
 		if (p[3].revents)
 			ring_event(&ring);
 		if (!ring.page && p[4].revents)
 			hang_up(); /* nothing was asked for, so it is its end */
-		shuttle(p[4].revents);
+		if (!shuttle(p[4].revents) && ring.page && ring.masked)
+			ring_unmask(&ring);
 		if (p[2].revents)
 			welcome();
 		if (p[6].revents)

@@ -75,10 +75,13 @@ void ring_event(struct ring *r)
 {
 	uint32_t port;
 
-	/* Writing the port back unmasks it: what the guest does from here on comes anew. */
-	while (read(r->evtchn, &port, sizeof port) == sizeof port)
-		if (write(r->evtchn, &port, sizeof port) != sizeof port)
-			break;
+	if (read(r->evtchn, &port, sizeof port) == sizeof port)
+		r->masked = true;
+}
+
+void ring_unmask(struct ring *r)
+{
+	r->masked = write(r->evtchn, &r->port, sizeof r->port) != sizeof r->port;
 }
 
 static void notify(const struct ring *r)

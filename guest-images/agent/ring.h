@@ -19,6 +19,7 @@ struct ring {
 	volatile struct console_page *page; /* NULL while not mapped */
 	uint64_t index;			    /* gntdev's name for the mapping */
 	int gntdev, evtchn;
+	bool masked;		   /* an event was taken, and the next one is held back */
 	uint32_t port;		   /* our end */
 	uint32_t ref, remote_port; /* what the guest gave */
 };
@@ -28,8 +29,9 @@ void ring_setup(struct ring *r);
 int ring_connect(struct ring *r, unsigned domid, uint32_t ref, uint32_t remote_port);
 /* Unmap and unbind; harmless when not connected. */
 void ring_disconnect(struct ring *r);
-/* Take the event, so that the next one comes. */
+/* Take the event; no other comes before ring_unmask. */
 void ring_event(struct ring *r);
+void ring_unmask(struct ring *r);
 /* Bytes that can be read from / written to the guest; -1 when its indices make no sense. */
 int ring_readable(const struct ring *r);
 int ring_writable(const struct ring *r);

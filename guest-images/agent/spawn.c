@@ -14,6 +14,8 @@
 
 #include "wire.h"
 
+#define ENVIRONMENT_MAX 1024
+
 extern char **environ;
 
 /* No string is shorter than its NUL, so a frame can't hold more of them than bytes. */
@@ -83,15 +85,37 @@ static int make_pty(int *master, int *slave, const struct exec_request *head)
 	return ioctl(*slave, TIOCSWINSZ, &size);
 }
 
-static void __attribute__((noreturn))
-become(const struct request *r, const int theirs[3], int start_fd)
+/* The program's environment: ours, but for the names that the request sets anew. */
+static char **merged(char **own, char **extra)
 {
+	static char *all[ENVIRONMENT_MAX + 1];
+	size_t count = 0;
+
+	for (char **e = extra; *e && count < ENVIRONMENT_MAX; e++)
+		all[count++] = *e;
+	for (char **o = own; *o && count < ENVIRONMENT_MAX; o++) {
+		size_t name = strcspn(*o, "=") + 1;
+		bool anew = false;
+		for (char **e = extra; *e; e++)
+			anew |= !strncmp(*o, *e, name);
+		if (!anew)
+			all[count++] = *o;
+	}
+	all[count] = NULL;
+	return all;
+}
+
+static volatile int start_error;
+
+/* In the child, on the parent's memory: system calls only. */
+static void __attribute__((noreturn)) become(const struct request *r, const int theirs[3])
+{
+	static const int ours[] = { SIGHUP, SIGPIPE };
 	sigset_t none;
-	int error;
 
 	setsid();
-	for (int i = 1; i <= SIGRTMAX; i++)
-		signal(i, SIG_DFL);
+	for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+		signal(ours[i], SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	/* dup2 of a descriptor onto itself keeps close-on-exec; none of ours is below 3. */
@@ -102,22 +126,34 @@ become(const struct request *r, const int theirs[3], int start_fd)
 		goto failed;
 	if (*r->cwd && chdir(r->cwd) < 0)
 		goto failed;
-	for (char **e = r->env; *e; e++)
-		putenv(*e);
 	if (r->head.flags & EXEC_SELF)
 		execv("/proc/self/exe", r->argv);
 	else
 		execvp(r->argv[0], r->argv);
 failed:
-	error = errno;
-	if (write(start_fd, &error, sizeof error) < 0)
-		_exit(126);
+	start_error = errno;
 	_exit(127);
+}
+
+/* vfork, because copying an address space costs a PV guest 6 ms under emulation. The agent
+ * waits until the program is loaded, so a program on a stuck disk would hold it up. */
+static pid_t launch(const struct request *r, const int theirs[3])
+{
+	char **own = environ;
+	pid_t pid;
+
+	start_error = 0;
+	environ = merged(own, r->env);
+	pid = vfork();
+	if (pid == 0)
+		become(r, theirs);
+	environ = own;
+	return pid;
 }
 
 int spawn(const uint8_t *payload, size_t length, struct spawned *s)
 {
-	int theirs[3] = { -1, -1, -1 }, start[2] = { -1, -1 }, error;
+	int theirs[3] = { -1, -1, -1 }, error;
 	struct request r;
 
 	*s = (struct spawned){ .pid = -1, .stdin_fd = -1, .out_fd = -1, .err_fd = -1 };
@@ -125,8 +161,6 @@ int spawn(const uint8_t *payload, size_t length, struct spawned *s)
 	if (error)
 		return error;
 	s->flags = r.head.flags;
-	if (pipe2(start, O_CLOEXEC | O_NONBLOCK) < 0)
-		return errno;
 	if (r.head.flags & EXEC_PTY) {
 		if (make_pty(&s->out_fd, &theirs[0], &r.head) < 0)
 			goto failed;
@@ -143,18 +177,14 @@ int spawn(const uint8_t *payload, size_t length, struct spawned *s)
 		    make_pipe(&s->err_fd, &theirs[2], true) < 0)
 			goto failed;
 	}
-	s->pid = fork();
-	if (s->pid == 0)
-		become(&r, theirs, start[1]);
+	s->pid = launch(&r, theirs);
 failed:
-	error = s->pid < 0 ? errno : 0;
+	error = s->pid < 0 ? errno : start_error;
 	for (int i = 0; i < 3; i++)
 		if (theirs[i] >= 0 && (i == 0 || theirs[i] != theirs[i - 1]))
 			close(theirs[i]);
-	close(start[1]);
-	s->start_fd = start[0];
 	if (error) {
-		int ours[] = { s->stdin_fd, s->out_fd, s->err_fd, s->start_fd };
+		int ours[] = { s->stdin_fd, s->out_fd, s->err_fd };
 		for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
 			if (ours[i] >= 0)
 				close(ours[i]);

@@ -10,7 +10,6 @@ struct spawned {
 	uint16_t flags;
 	pid_t pid; /* leader of a session of its own */
 	int stdin_fd, out_fd, err_fd; /* non-blocking; -1 where there is none */
-	int start_fd; /* holds an errno after a failed start, nothing after a good one */
 };
 
 /* Start the program that an EXEC frame's payload describes. Returns 0 or an errno. */

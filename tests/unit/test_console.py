@@ -67,7 +67,9 @@ def test_bytes_become_text(raw: bytes, clean: str) -> None:
 
 @given(
     st.lists(
-        st.sampled_from([b"a", b"\r", b"\n", b"\x1b", b"[", b"1m", b"]0;", b"\x07", b"\xc3", b"\xa9"])
+        st.sampled_from(
+            [b"a", b"\r", b"\n", b"\x1b", b"[", b"1m", b"]0;", b"\x07", b"\xc3", b"\xa9"]
+        )
     )
 )
 def test_it_does_not_matter_where_chunks_are_cut(parts: list[bytes]) -> None:

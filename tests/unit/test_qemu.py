@@ -150,8 +150,6 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert "MiB left" in error.message
 
 
-
-
 def test_the_size_of_a_disk(tmp_path: Path) -> None:
     raw, bad = tmp_path / "raw", tmp_path / "bad.qcow2"
     raw.write_bytes(b"x" * 513)
@@ -211,7 +209,9 @@ def test_qemus_death_ends_every_wait(guest: Path, rundir: RunDir) -> None:
         machine.xen.expect("ready\n", 20)
         os.kill(machine.pid, signal.SIGKILL)
         began = time.monotonic()
-        with pytest.raises(RigError, match=r"QEMU ended \(killed by SIGKILL\) while waiting for it"):
+        with pytest.raises(
+            RigError, match=r"QEMU ended \(killed by SIGKILL\) while waiting for it"
+        ):
             machine.dom0.expect("never", 60, "it")
         assert time.monotonic() - began < 5
         with pytest.raises(RigError, match="QEMU ended"):
@@ -235,7 +235,9 @@ def test_xen_in_trouble_ends_a_wait_for_dom0(guest: Path, rundir: RunDir) -> Non
         with machine.watch.expect_finding("Xen panic", guest="xen"):
             machine.dom0.send("X")
         machine.dom0.send("X")
-        with pytest.raises(GuestTrouble, match="xen: Xen panic while waiting for the prompt") as caught:
+        with pytest.raises(
+            GuestTrouble, match="xen: Xen panic while waiting for the prompt"
+        ) as caught:
             machine.dom0.expect("never", 30, "the prompt")
         assert "(XEN) as asked" in caught.value.lines
 
@@ -318,7 +320,9 @@ def test_a_runner_that_died_first_leaves_no_qemu() -> None:
     not_my_parent = str(os.getpid() + 100_000)
     made = subprocess.run(["sh", "-c", _ONLY_UNDER_PARENT, not_my_parent, "echo", "ran"], stdout=-1)
     assert made.stdout == b""
-    made = subprocess.run(["sh", "-c", _ONLY_UNDER_PARENT, str(os.getpid()), "echo", "ran"], stdout=-1)
+    made = subprocess.run(
+        ["sh", "-c", _ONLY_UNDER_PARENT, str(os.getpid()), "echo", "ran"], stdout=-1
+    )
     assert made.stdout == b"ran\n"
 
 

@@ -145,7 +145,9 @@ def test_trouble_ends_a_wait_by_name_with_the_lines_around_it() -> None:
     with pytest.raises(GuestTrouble) as caught:
         watch.wait(threading.Event(), "the login prompt", 60)
     assert time.monotonic() - began < 2
-    assert caught.value.message == "dom0: kernel BUG while waiting for the login prompt (0 s of 60 s)"
+    assert (
+        caught.value.message == "dom0: kernel BUG while waiting for the login prompt (0 s of 60 s)"
+    )
     assert caught.value.lines == ("one", "kernel BUG at a.c:1", "Call Trace:")
     assert caught.value.finding.name == "kernel BUG"
     with pytest.raises(GuestTrouble, match=r"dom0: kernel BUG 1\.5 s after start"):
@@ -174,7 +176,9 @@ def test_a_wait_returns_what_came() -> None:
 def test_the_end_of_qemu_ends_a_wait() -> None:
     watch = Watch()
     watch.fail(RigError("QEMU ended (status 1)", lines=["its last words"]))
-    with pytest.raises(RigError, match=r"QEMU ended \(status 1\) while waiting for it \(0 s of 9 s"):
+    with pytest.raises(
+        RigError, match=r"QEMU ended \(status 1\) while waiting for it \(0 s of 9 s"
+    ):
         watch.wait(threading.Event(), "it", 9)
 
 
@@ -214,7 +218,7 @@ def test_an_expected_finding_must_come() -> None:
         later(0.2, watch.report, finding("kernel BUG"))
     watch.check()
     with (
-        pytest.raises(WaitTimeout, match="kernel BUG .which was to be provoked."),
+        pytest.raises(WaitTimeout, match=r"kernel BUG .which was to be provoked."),
         watch.expect_finding("kernel BUG", timeout=0.1),
     ):
         pass

@@ -16,7 +16,8 @@ __attribute__((section(".head"), used, aligned(4)))
 static const u32 header[] = { 0x1BADB002, 0, -0x1BADB002 };
 static char stack[8192] __attribute__((used));
 static volatile u32 count;
-static void out(unsigned short p, unsigned char v) { asm volatile("outb %0,%1" :: "a"(v), "Nd"(p)); }
+static void out(unsigned short p, unsigned char v)
+{ asm volatile("outb %0,%1" :: "a"(v), "Nd"(p)); }
 static unsigned char in(unsigned short p)
 { unsigned char v; asm volatile("inb %1,%0" : "=a"(v) : "Nd"(p)); return v; }
 static void put(int com, char c) { while (!(in(com + 5) & 0x20)); out(com, c); }

@@ -1,0 +1,234 @@
+"""What a run found: values, checks, and how they read for people and for scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emu.errors import InputError
+from emu.images.modules import Driver, End
+from emu.lab.stack import Inputs, Wish
+from emu.progress import Progress
+from emu.xen import lun
+from emu.xen.drivers import LoadedDriver
+from emu.xen.grants import GrantTable
+from emu.xen.ring import Ring
+
+DOM0 = 0
+
+
+@dataclass(frozen=True)
+class RunWish:
+    """What `emu run` was asked for; `data_mib` MiB go through the ring both ways."""
+
+    stack: Wish
+    ring_pages: int = 16
+    front: str = "patched"
+    back: str = "patched"
+    data_mib: int = 64
+
+    def __post_init__(self) -> None:
+        pages = self.ring_pages
+        if pages < 1 or pages & (pages - 1):
+            raise InputError(f"a ring has 1, 2, 4, … pages, not {pages}")
+
+    @property
+    def order(self) -> int:
+        """log2 of the ring's pages."""
+        return self.ring_pages.bit_length() - 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that should be true, and what was seen."""
+
+    name: str
+    held: bool
+    seen: str
+
+
+@dataclass
+class Timing:
+    """Seconds on the host's clock, stage by stage, in order."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, what: str, progress: Progress) -> Iterator[None]:
+        """Time a stage and show it."""
+        began = time.monotonic()
+        with progress.stage(what):
+            yield
+        self.stages[name] = time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run found out."""
+
+    wish: RunWish
+    inputs: Inputs
+    origin: str
+    qemu: str
+    xen: str
+    dom0_release: str
+    domu_release: str
+    lun: lun.Lun
+    session: bool
+    ring: Ring
+    before: GrantTable
+    attached: GrantTable
+    after: GrantTable
+    bytes_moved: int
+    written: str
+    read_back: str
+    seen_by_dom0: str
+    front: LoadedDriver
+    back: LoadedDriver
+    built: dict[End, Driver]
+    timing: Timing
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether everything held."""
+        return all(check.held for check in self.checks)
+
+
+def checks(report: RunReport) -> Iterator[Check]:
+    ring, wish = report.ring, report.wish
+    offer = f"the back end offers order {ring.offer.order}, {ring.offer.pages or 'no'} pages key"
+    yield Check(
+        f"the ring has {wish.ring_pages} pages",
+        ring.pages == wish.ring_pages,
+        f"{ring.pages} pages; {offer}",
+    )
+    unmapped = sorted(set(ring.refs) - report.attached.refs)
+    yield Check("dom0 maps every page of the ring", not unmapped, f"not mapped: {unmapped}")
+    left = sorted(report.after.refs - report.before.refs)
+    yield Check("the ring's grants are gone after detach", not left, f"still mapped: {left}")
+    yield Check(
+        "the domU reads what it wrote",
+        report.read_back == report.written,
+        f"{report.read_back}, written {report.written}",
+    )
+    yield Check(
+        "dom0 reads the same from the LUN",
+        report.seen_by_dom0 == report.written,
+        f"{report.seen_by_dom0}, written {report.written}",
+    )
+    yield Check("the iSCSI session is up", report.session, "no session is logged in")
+    ends: tuple[tuple[End, LoadedDriver], ...] = (("front", report.front), ("back", report.back))
+    for end, loaded in ends:
+        wanted = report.built[end].build_id
+        yield Check(
+            f"the {end} end that runs is the one that was built",
+            loaded.build_id == wanted,
+            f"{loaded.build_id}, built {wanted}",
+        )
+
+
+def as_json(report: RunReport) -> dict[str, Any]:
+    """The report for scripts; times in seconds, sizes in bytes or MiB as named."""
+    inputs, ring = report.inputs, report.ring
+
+    def driver(end: End, loaded: LoadedDriver) -> dict[str, Any]:
+        return {
+            "which": report.built[end].which,
+            "build_id": loaded.build_id,
+            "parameters": dict(loaded.parameters),
+        }
+
+    return {
+        "held": report.held,
+        "checks": [vars(check) for check in report.checks],
+        "accel": inputs.accel.name,
+        "accel_reason": inputs.accel.reason,
+        "clock": inputs.wish.clock,
+        "cpu": inputs.spec.cpu_model,
+        "qemu": report.qemu,
+        "origin": report.origin,
+        "xen": report.xen,
+        "kernel": inputs.kernel.name,
+        "dom0_kernel": report.dom0_release,
+        "domu": {
+            "kind": inputs.wish.domu.kind,
+            "memory_mib": inputs.wish.domu.memory,
+            "kernel": report.domu_release,
+        },
+        "lun": {
+            "size": report.lun.size,
+            "sector": report.lun.sector,
+            "device": report.lun.device,
+            "iqn": report.lun.iqn,
+            "session": report.session,
+        },
+        "ring": {
+            "pages": ring.pages,
+            "order": ring.order,
+            "requests": ring.requests,
+            "refs": list(ring.refs),
+            "queues": len(ring.queues),
+            "offered_order": ring.offer.order,
+            "offered_pages": ring.offer.pages,
+            "persistent": ring.persistent,
+        },
+        "grants": {
+            "mapped_before": len(report.before.mapped_by(DOM0)),
+            "mapped_attached": len(report.attached.mapped_by(DOM0)),
+            "mapped_after": len(report.after.mapped_by(DOM0)),
+        },
+        "data": {
+            "bytes": report.bytes_moved,
+            "equal": report.written == report.read_back == report.seen_by_dom0,
+            "sha256": report.written,
+        },
+        "drivers": {"front": driver("front", report.front), "back": driver("back", report.back)},
+        "timing": {name: round(value, 3) for name, value in report.timing.stages.items()},
+    }
+
+
+def lines(report: RunReport) -> list[str]:
+    """The report for people."""
+    inputs, ring, times = report.inputs, report.ring, report.timing.stages
+    accel = f"{inputs.accel.name.upper()} ({inputs.accel.reason})"
+    clock = "instruction time" if inputs.wish.clock == "icount" else "wall time"
+    started = f"started from {'a checkpoint' if report.origin == 'checkpoint' else 'cold'}"
+    domu = inputs.wish.domu
+    offered = "no order key" if ring.offer.order is None else f"order {ring.offer.order}"
+    equal = report.written == report.read_back == report.seen_by_dom0
+    grants = [len(t.mapped_by(DOM0)) for t in (report.before, report.attached, report.after)]
+    return [
+        f"host    QEMU {report.qemu} · {accel} · {clock} · {started} in {times['start_s']:.1f} s",
+        f"xen     {report.xen} · dom0 Linux {report.dom0_release} ({inputs.kernel.flavour}) · "
+        f"domU {domu.kind.upper() if domu.kind == 'pv' else 'PVH'} {domu.memory} MiB",
+        f"lun     {report.lun.size // lun.MIB} MiB · tcmu-runner, iSCSI session "
+        f"{'up' if report.session else 'down'} · seen as {report.lun.device}",
+        f"ring    {ring.pages} pages (order {ring.order}), {ring.requests} requests · "
+        f"offered: {offered} · references {spans(ring.refs)}",
+        f"grants  mapped by dom0: {grants[0]} before, {grants[1]} while attached, "
+        f"{grants[2]} after detach",
+        f"data    {report.bytes_moved // lun.MIB} MiB written, read back in the domU and in "
+        f"dom0, SHA-256 {'equal' if equal else 'DIFFERENT'}",
+        f"drivers blkback {report.back.build_id[:12]} ({_kind(report.built['back'])}) · "
+        f"blkfront {report.front.build_id[:12]} ({_kind(report.built['front'])})",
+    ]
+
+
+def _kind(driver: Driver) -> str:
+    return driver.which if driver.which in ("stock", "patched") else Path(driver.which).name
+
+
+def spans(numbers: tuple[int, ...]) -> str:
+    """Numbers with runs shortened: 8–23, 40."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)

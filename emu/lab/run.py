@@ -1,0 +1,130 @@
+"""`emu run`: attach a disk over our drivers, look at the ring and the grants, move data.
+
+Every figure comes from the running system. What should hold is a list of named checks;
+the run fails with those that did not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from emu.errors import NotHeld
+from emu.images.cache import Cache
+from emu.images.modules import Driver, End, for_guest, get_driver
+from emu.lab.report import RunReport, RunWish, Timing, checks
+from emu.lab.stack import Inputs, Stack, prepare, running
+from emu.machine.channel import Channel, CommandTimeout
+from emu.progress import Progress
+from emu.xen import drivers, lun
+from emu.xen.drivers import LoadedDriver
+
+DISK = "xvda"
+PARAMETER = "max_ring_page_order"
+DEADLINE_DATA = 300.0
+
+_WRITE = """
+set -e
+dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null
+dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null
+sha256sum < /tmp/data
+rm /tmp/data
+"""
+_READ = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
+
+
+def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
+    """Do it all; the report's checks say what held.
+
+    Raises InputError for what can't run here, NotHeld where the stack stopped half-way,
+    RigError where the rig did.
+    """
+    timing = Timing()
+    with timing.stage("prepare_s", "preparing", progress):
+        inputs = prepare(wish.stack, cache, progress)
+        built: dict[End, Driver] = {
+            "front": driver_for("front", wish.front, inputs, cache, progress),
+            "back": driver_for("back", wish.back, inputs, cache, progress),
+        }
+    with running(inputs, cache, progress) as stack:
+        timing.stages["start_s"] = stack.start_s
+        report = _drive(wish, inputs, built, stack, timing, cache, progress)
+    return replace(report, checks=tuple(checks(report)))
+
+
+def driver_for(end: End, which: str, inputs: Inputs, cache: Cache, progress: Progress) -> Driver:
+    """One end's driver for the stack's kernel, checked against it and its parameter."""
+    return get_driver(end, which, inputs.kernel, cache, progress, parameters=[PARAMETER])
+
+
+def _drive(
+    wish: RunWish,
+    inputs: Inputs,
+    built: dict[End, Driver],
+    stack: Stack,
+    timing: Timing,
+    cache: Cache,
+    progress: Progress,
+) -> RunReport:
+    host, domain = stack.host, stack.domain
+    with timing.stage("drivers_s", "loading the drivers", progress):
+        back = load_driver(host.dom0, built["back"], cache, {})
+        front = load_driver(domain.channel, built["front"], cache, {PARAMETER: wish.order})
+    before = host.grants().of(domain.domid)
+    with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", progress):
+        domain.attach(stack.lun, DISK)
+        ring = domain.wait_connected(DISK)
+    attached = host.grants().of(domain.domid)
+    with timing.stage("data_s", f"writing and reading back {wish.data_mib} MiB", progress):
+        written = _sum(domain.channel, _WRITE, DISK, wish.data_mib)
+        read_back = _sum(domain.channel, _READ, DISK, wish.data_mib)
+        device = stack.lun.device.removeprefix("/dev/")
+        seen_by_dom0 = _sum(host.dom0, _READ, device, wish.data_mib)
+    session = lun.session_up(host.dom0, stack.lun)
+    with timing.stage("detach_s", f"detaching {DISK}", progress):
+        domain.detach(DISK)
+    after = host.grants().of(domain.domid)
+    info = host.info()
+    stack.machine.watch.check()
+    return RunReport(
+        wish=wish,
+        inputs=inputs,
+        origin=stack.origin,
+        qemu=str(stack.machine.qmp("query-version")["package"]) or "unpackaged",
+        xen=f"{info['xen_major']}.{info['xen_minor']}{info['xen_extra']}",
+        dom0_release=host.dom0.run(["uname", "-r"], timeout=20).text.strip(),
+        domu_release=domain.channel.run(["uname", "-r"], timeout=20).text.strip(),
+        lun=stack.lun,
+        session=session,
+        ring=ring,
+        before=before,
+        attached=attached,
+        after=after,
+        bytes_moved=wish.data_mib * lun.MIB,
+        written=written,
+        read_back=read_back,
+        seen_by_dom0=seen_by_dom0,
+        front=front,
+        back=back,
+        built=built,
+        timing=timing,
+    )
+
+
+def load_driver(
+    channel: Channel, driver: Driver, cache: Cache, parameters: dict[str, str | int]
+) -> LoadedDriver:
+    """Swap a checked driver into a running guest; debug information stays at home."""
+    module = drivers.FRONT if driver.end == "front" else drivers.BACK
+    with cache.scratch("module") as folder:
+        return drivers.swap(channel, module, for_guest(driver, folder), parameters)
+
+
+def _sum(channel: Channel, script: str, disk: str, mib: int) -> str:
+    try:
+        answer = channel.run(["sh", "-c", script, "sh", disk, str(mib)], timeout=DEADLINE_DATA)
+    except CommandTimeout as late:
+        raise NotHeld(
+            f"{channel.name}: {mib} MiB did not pass {disk} within {DEADLINE_DATA:.0f} s",
+            lines=late.lines,
+        ) from None
+    return answer.text.split()[0]
