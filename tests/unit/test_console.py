@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from emu.errors import RigError
 from emu.machine import console as console_module
 from emu.machine.console import Console
 from emu.machine.consolelog import CappedLog
+from emu.machine.link import Link
 from emu.machine.reactor import reactor
 from emu.machine.terminal import Cleaner
 from emu.machine.watch import GuestTrouble, WaitTimeout, Watch
@@ -207,6 +209,37 @@ def test_a_line_without_end_is_cut(make: Make) -> None:
     console.feed(b"x" * 10_000)
     flush()
     assert [len(line) for line in console.last_lines(9)] == [4096, 4096, 1808]
+
+
+def test_a_links_last_bytes_are_read_before_it_closes() -> None:
+    ours, theirs = socket.socketpair()
+    heard: list[bytes] = []
+
+    def at_once() -> None:
+        theirs.sendall(b"last words")
+        theirs.close()
+        link.close()
+
+    link = Link(ours, heard.append)
+    reactor().call(at_once)
+    assert heard == [b"last words"]
+
+
+def test_a_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, lambda data: None)
+    sent = bytes(range(256)) * 2400
+    with theirs:
+        link.send(sent)
+        with pytest.raises(RigError, match="the guest reads nothing from its console"):
+            for _ in range(9):
+                link.send(sent)
+                flush()
+        got = b""
+        while len(got) < 2 * len(sent):
+            got += theirs.recv(65536)
+    assert got[: len(sent)] == sent
+    reactor().call(link.close)
 
 
 def test_a_tap_hears_raw_bytes(make: Make) -> None:

@@ -198,7 +198,8 @@ def test_an_allowance_is_for_one_guest_and_one_name() -> None:
     watch = Watch()
     with watch.allow("kernel WARNING", guest="u1"):
         watch.report(finding("kernel WARNING", guest="dom0"))
-    assert watch.in_trouble
+        watch.report(finding("kernel BUG", guest="u1"))
+    assert [each.name for each in watch.findings] == ["kernel WARNING", "kernel BUG"]
     with pytest.raises(ValueError, match="no bad pattern"), Watch().allow("kernel WARNIGN"):
         pass
 
