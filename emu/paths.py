@@ -19,7 +19,7 @@ def guest_images() -> Path:
 def cache_root() -> Path:
     """`$XDG_CACHE_HOME/emu-xen-block`, or `~/.cache/emu-xen-block` (XDG base directories)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return root / "emu-xen-block"
 
 

@@ -35,6 +35,14 @@ class RunWish:
         pages = self.ring_pages
         if pages < 1 or pages & (pages - 1):
             raise InputError(f"a ring has 1, 2, 4, … pages, not {pages}")
+        # The domU holds the data in a tmpfs, half its memory, while it writes it.
+        most = min(self.stack.lun_mib, self.stack.domu.memory * 3 // 8)
+        if not 1 <= self.data_mib <= most:
+            raise InputError(
+                f"{self.data_mib} MiB of data does not fit: the LUN has {self.stack.lun_mib} MiB, "
+                f"the domU {self.stack.domu.memory} MiB of memory",
+                hint=f"--data 1 to {most}",
+            )
 
     @property
     def order(self) -> int:

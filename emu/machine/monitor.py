@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from emu.errors import RigError
 from emu.machine.deadline import scale
@@ -71,6 +71,18 @@ class Monitor:
         if fd is not None:
             self._client.send_fd_scm(fd)
         return await self._client.execute(command, arguments or None)
+
+    async def drained(self) -> None:
+        """Wait (a second at most) until a QEMU that ended has told its last event."""
+        end = asyncio.get_running_loop().time() + 1.0
+        while asyncio.get_running_loop().time() < end:
+            if self._client.runstate is not Runstate.RUNNING and not self._waiting_events():
+                return
+            await asyncio.sleep(0.005)
+
+    def _waiting_events(self) -> bool:
+        following = self._events is not None and not self._events.done()
+        return following and not self._client.events.empty()
 
     def close(self) -> None:
         """End the connection."""

@@ -6,6 +6,7 @@ that another process could open, and nothing to clear up when it is killed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -22,7 +23,7 @@ from emu.machine.console import Console
 from emu.machine.consolelog import CappedLog
 from emu.machine.disks import open_layers
 from emu.machine.link import Link
-from emu.machine.monitor import Event, Monitor
+from emu.machine.monitor import Event, Monitor, Refused
 from emu.machine.process import Child
 from emu.machine.reactor import reactor
 from emu.machine.rundir import RunDir, disk_full
@@ -62,6 +63,7 @@ class Machine:
         self._child: Child | None = None
         self._monitor: Monitor | None = None
         self._ending = False
+        self._ending_task: asyncio.Task[None] | None = None
         self._shutdown_reason = ""
         self._merged: CappedLog | None = None
         self.xen: Console
@@ -194,6 +196,11 @@ class Machine:
     def _ended(self) -> None:
         for link in self._links:
             link.close()
+        self._ending_task = reactor().loop.create_task(self._tell_end())
+
+    async def _tell_end(self) -> None:
+        if self._monitor:
+            await self._monitor.drained()  # its last event may tell why
         child = self._child
         assert child is not None
         why = f", {self._shutdown_reason}" if self._shutdown_reason else ""
@@ -203,6 +210,10 @@ class Machine:
         # After the failure is known: who reads a console hears of that, not of its end.
         for console in self._consoles:
             console.close()
+
+    async def _told_end(self) -> None:
+        if self._ending_task:
+            await self._ending_task
 
     def _event(self, event: Event) -> None:
         name, data = event["event"], event.get("data", {})
@@ -252,8 +263,12 @@ class Machine:
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
             return self._monitor.execute(command, named, timeout, fd)
+        except Refused:
+            raise
         except RigError:
-            if not self.running:
+            assert self._child is not None
+            if self._child.wait(1.0):
+                self.watch.sleep_until_change(lambda: False, 2.0)
                 self.watch.check()
             raise
 
@@ -319,6 +334,7 @@ class Machine:
         self._ending = True
         if self._child:
             self._child.kill()
+            reactor().run(self._told_end(), 5, "the consoles to close")
         if self._monitor:
             self._monitor.close()
             self._monitor = None

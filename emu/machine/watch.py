@@ -160,7 +160,7 @@ class Watch:
         assert self._failure is not None
         failure = self._failure
         message = failure.message + (f" while waiting for {deadline}" if deadline else "")
-        raise RigError(
+        raise type(failure)(
             message, hint=failure.hint, lines=failure.lines or self._last_lines()
         ) from failure
 

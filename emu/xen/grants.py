@@ -27,8 +27,8 @@ _ENTRY = re.compile(
 class Grant:
     """One grant reference that another domain maps right now.
 
-    `pin` counts the mappings as Xen packs them: device-write, device-read, host-write and
-    host-read mappings, eight bits each from the top down to the bottom.
+    `pin` counts the mappings as Xen packs them, eight bits each from the lowest up:
+    host-write, host-read, device-write, device-read (GNTPIN_* in common/grant_table.c).
     """
 
     ref: int

@@ -110,7 +110,8 @@ static volatile int start_error;
 /* In the child, on the parent's memory: system calls only. */
 static void __attribute__((noreturn)) become(const struct request *r, const int theirs[3])
 {
-	static const int ours[] = { SIGHUP, SIGPIPE };
+	/* The last two: a shell ignores them for what it starts in the background, as us. */
+	static const int ours[] = { SIGHUP, SIGPIPE, SIGINT, SIGQUIT };
 	sigset_t none;
 
 	setsid();

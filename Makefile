@@ -1,0 +1,52 @@
+# The front door. Every target does its own set-up; arguments go through ARGS="…".
+
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-unit shell doctor bench-rig images lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: ## install what the host lacks (says what first; sudo where not root) and make .venv
+	@sh emu/host-setup.sh emu/host-packages.txt
+	@$(MAKE) --no-print-directory $(STAMP)
+
+$(STAMP): pyproject.toml
+	@echo "making .venv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+run: setup ## boot Xen, dom0, LUN and domU; attach over our drivers; show ring, grants, data
+	@$(BIN)/emu run $(ARGS)
+
+test: setup ## all tests: unit, and system tests that boot Xen
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: setup ## the unit tests alone
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+shell: setup ## a terminal in dom0 (ARGS=domu: in the domU); Ctrl-] leaves
+	@$(BIN)/emu shell $(ARGS)
+
+doctor: setup ## what this machine has, what it lacks, and what mends it
+	@$(BIN)/emu doctor $(ARGS)
+
+bench-rig: setup ## measure the rig against its targets
+	@$(BIN)/emu bench $(ARGS)
+
+images: setup ## build the kernel, the guest images and the drivers; run nothing
+	@$(BIN)/emu images build $(ARGS)
+
+lint: setup ## ruff and mypy, as CI runs them
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy emu
+
+clean: ## remove .venv and what builds left here; the cache stays (emu cache prune)
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The commands of `emu`: each parses its options, calls one function of lab/, and prints."""

@@ -1,0 +1,91 @@
+"""Options that several commands share, and what they come to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from emu.lab.stack import LARGE_RING, Wish, memory_for
+from emu.xen.domain import KINDS, DomuConfig
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EPILOG = """exit status: 0 all held; 1 the stack ran and something did not hold; 2 wrong usage;
+3 an input was refused; 125 the rig broke; 130 interrupted"""
+
+
+def add_stack_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which stack to start."""
+    add_kernel_option(parser)
+    parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
+    parser.add_argument(
+        "--domu-memory",
+        type=int,
+        metavar="MIB",
+        help=f"default {memory_for(1)}, and {memory_for(64)} for rings beyond {LARGE_RING} pages",
+    )
+    parser.add_argument(
+        "--accel",
+        choices=("auto", "tcg", "kvm"),
+        default="auto",
+        help="auto (default) takes KVM only where Xen was seen to start under it",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "icount"),
+        default="wall",
+        help="icount: guest time counts instructions, whatever the machine's speed",
+    )
+    add_qemu_option(parser)
+    parser.add_argument("--cold", action="store_true", help="boot, without a checkpoint")
+
+
+def add_kernel_option(parser: argparse.ArgumentParser) -> None:
+    """Which kernel the guests run."""
+    parser.add_argument(
+        "--kernel",
+        default="debian",
+        metavar="NAME",
+        help="debian (default), lab, or a full name of guest-images/kernels.toml",
+    )
+
+
+def add_qemu_option(parser: argparse.ArgumentParser) -> None:
+    """Which QEMU runs it all."""
+    parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PATH", help="QEMU to run")
+
+
+def add_driver_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which drivers meet over which ring."""
+    parser.add_argument("--ring-pages", type=int, default=16, metavar="N", help="default 16")
+    for end in ("front", "back"):
+        parser.add_argument(
+            f"--{end}",
+            default="patched",
+            metavar="DRIVER",
+            help="patched (default), stock, or the path of a .ko",
+        )
+
+
+def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
+    """The stack that the options ask for."""
+    memory = arguments.domu_memory or memory_for(ring_pages)
+    return Wish(
+        kernel=arguments.kernel,
+        domu=DomuConfig(kind=arguments.domu, memory=memory),
+        accel=arguments.accel,
+        clock=arguments.clock,
+        qemu=arguments.qemu,
+        cold=arguments.cold,
+    )
+
+
+def size(amount: float) -> str:
+    """Bytes for people: "12 KiB", "3.4 MiB", "1.2 GiB"."""
+    units: Sequence[str] = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while amount >= 1024 and power < len(units) - 1:
+        amount, power = amount / 1024, power + 1
+    shown = f"{amount:.1f}" if power > 1 and amount < 100 else f"{amount:.0f}"
+    return f"{shown} {units[power]}"

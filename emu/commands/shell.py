@@ -1,0 +1,80 @@
+"""`emu shell`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+
+from emu.commands.options import Commands, add_driver_options, add_stack_options, wish_of
+from emu.images.cache import Cache
+from emu.lab import shell
+from emu.lab.report import RunWish
+from emu.screen import Screen
+
+_EPILOG = """Ctrl-] leaves a terminal, whatever the guest does; nothing is left running. Exit
+status: the command's or the shell's own (128 + n after signal n), 0 after Ctrl-], and
+those of `emu run` when the guest can't be reached. With --command, or when standard input is
+no terminal, standard output and standard error are exactly the guest's."""
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "shell",
+        help="a terminal, or one command, in dom0 or the domU",
+        description="Start the stack from its checkpoint and open a terminal in a guest. "
+        "When standard input is no terminal, a shell in the guest reads it.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("guest", nargs="?", choices=shell.GUESTS, default="dom0", metavar="GUEST")
+    parser.add_argument(
+        "-c",
+        "--command",
+        dest="line",
+        metavar="LINE",
+        help="run this with sh, give it our standard input, and leave",
+    )
+    parser.add_argument(
+        "--attach",
+        action="store_true",
+        help="first load the drivers and attach the LUN as xvda",
+    )
+    add_driver_options(parser)
+    add_stack_options(parser)
+    parser.set_defaults(command=_shell)
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    pages = arguments.ring_pages if arguments.attach else 1
+    stack_wish = wish_of(arguments, pages)
+    attachment = None
+    if arguments.attach:
+        order = RunWish(stack_wish, ring_pages=pages).order
+        attachment = shell.Attachment(order, arguments.front, arguments.back)
+    files = _descriptors()
+    terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
+    with contextlib.ExitStack() as opened:
+        with Screen(quiet=not terminal and not sys.stderr.isatty()) as screen:
+            entered = shell.opened(stack_wish, attachment, Cache(), screen)
+            stack = opened.enter_context(entered)
+        if not terminal:
+            channel = shell.channel_of(stack, arguments.guest)
+            return shell.pipe(channel, arguments.line, files)
+        _say(f"{arguments.guest}, from {stack.origin} in {stack.start_s:.1f} s; Ctrl-] leaves")
+        status = shell.interactive(stack, arguments.guest, files, _say)
+    before = "\r\n" if status is None else ""  # Ctrl-] comes in the middle of a line
+    _say(f"left {arguments.guest}; nothing is left running", before)
+    return status or 0
+
+
+def _descriptors() -> shell.Descriptors:
+    """Our standard descriptors; input is None where it was closed before we started."""
+    return shell.Descriptors(stdin=None if sys.stdin is None else sys.stdin.fileno())
+
+
+def _say(line: str, before: str = "") -> None:
+    # The terminal may be raw: a line feed alone would not return to the first column.
+    sys.stderr.write(f"{before}[emu] {line}\r\n")
+    sys.stderr.flush()

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Install the host packages that are missing: `host-setup.sh LIST`, where each line of LIST
+# begins with a Debian package; the rest says what it is for. Says what it will install
+# before it does, and touches nothing when all are there.
+set -eu
+
+missing=
+while read -r package rest; do
+	case $package in '' | '#'*) continue ;; esac
+	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+	[ "$status" = "install ok installed" ] || missing="$missing $package"
+done < "$1"
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get > /dev/null; then
+	echo "emu: this host has no apt; install what these Debian packages hold:$missing" >&2
+	exit 3
+fi
+echo "installing host packages (apt):$missing"
+if [ "$(id -u)" = 0 ]; then
+	sudo=
+elif command -v sudo > /dev/null; then
+	sudo=sudo
+	echo "with sudo, since this is not root"
+else
+	echo "emu: not root, and no sudo here; as root: apt-get install$missing" >&2
+	exit 3
+fi
+# The lists may be older than the mirror: refresh them when what they name has gone.
+install() {
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 \
+		--no-install-recommends $missing > /dev/null
+}
+$sudo apt-get update --quiet=2 && install || {
+	echo "emu: apt could not install:$missing" >&2
+	exit 3
+}

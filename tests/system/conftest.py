@@ -1,0 +1,158 @@
+"""The emulated stack as fixtures: `stack` is a running host with a LUN and an idle domU.
+
+    @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what `stack` is made of
+    @pytest.mark.trouble("kernel panic")                            what a test provokes
+
+A test that leaves trouble behind on a console which it did not declare has failed. Failures
+show the last lines of all consoles and name the run's directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from emu_command import Warm
+
+from emu.images.cache import Cache
+from emu.images.modules import End
+from emu.lab.run import driver_for
+from emu.lab.stack import Inputs, Stack, Wish, prepare, running
+from emu.machine.rundir import RunDir
+from emu.progress import Progress
+from emu.xen.domain import DomuConfig
+
+HERE = Path(__file__).parent
+SHOWN_LINES = 40
+
+_run = pytest.StashKey[RunDir]()
+_passed = pytest.StashKey[bool]()
+
+
+class Told(Progress):
+    """Prints what it is told, for pytest to show when a test fails; keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, what: str) -> Iterator[None]:
+        print(f"{what} …")
+        yield
+
+    def note(self, line: str) -> None:
+        print(line)
+        self.notes.append(line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.system)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.stash[_passed] = report.passed
+    if report.failed and (run := item.stash.get(_run, None)) is not None:
+        report.sections.append((f"consoles of {run.path}", _last_lines(run.log("console"))))
+    return report
+
+
+def _last_lines(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 65536))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        return f"no log: {error}"
+    return "\n".join(lines[-SHOWN_LINES:])
+
+
+@pytest.fixture(scope="session")
+def cache() -> Cache:
+    """The cache that everything shares; tests that damage one make themselves a `warm`."""
+    return Cache()
+
+
+@pytest.fixture(scope="session")
+def progress() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="session")
+def prepared(cache: Cache, progress: Told) -> Callable[[Wish], Inputs]:
+    """Makes the inputs of a wish, once in a session."""
+    return functools.lru_cache(lambda wish: prepare(wish, cache, progress))
+
+
+@pytest.fixture(scope="session")
+def inputs(prepared: Callable[[Wish], Inputs]) -> Inputs:
+    """What the default stack boots from: debian kernel, PV domU, wall time."""
+    return prepared(Wish())
+
+
+@pytest.fixture
+def stack(
+    request: pytest.FixtureRequest,
+    prepared: Callable[[Wish], Inputs],
+    cache: Cache,
+    progress: Told,
+) -> Iterator[Stack]:
+    """A running stack from its checkpoint, as the marker `stack` says (the default without)."""
+    marker = request.node.get_closest_marker("stack")
+    wish = wish_of(**marker.kwargs) if marker else Wish()
+    with running(prepared(wish), cache, progress) as stack:
+        request.node.stash[_run] = stack.machine.rundir
+        yield stack
+        if request.node.stash.get(_passed, False):
+            _only_declared(stack, request.node)
+
+
+def wish_of(
+    domu: str = "pv", domu_memory: int = 256, kernel_options: str = "", **wish: object
+) -> Wish:
+    """A wish from a marker's arguments: the domU's, and those of `Wish`."""
+    config = DomuConfig(kind=domu, memory=domu_memory, kernel_options=kernel_options)
+    return replace(Wish(domu=config), **wish)  # type: ignore[arg-type]
+
+
+def _only_declared(stack: Stack, node: pytest.Item) -> None:
+    marker = node.get_closest_marker("trouble")
+    declared = set(marker.args) if marker else set()
+    stack.machine.watch.settle()
+    seen = stack.machine.watch.findings
+    if {finding.name for finding in seen} - declared:
+        pytest.fail(f"undeclared trouble on a console: {seen}")
+    if missing := declared - {finding.name for finding in seen}:
+        pytest.fail(f"the test was to provoke {missing}, but did not")
+
+
+@pytest.fixture(scope="session")
+def everything(inputs: Inputs, cache: Cache, progress: Told) -> Cache:
+    """The cache with all that `emu run` needs, the checkpoint too."""
+    ends: tuple[End, End] = ("front", "back")
+    for end in ends:
+        driver_for(end, "patched", inputs, cache, progress)
+    with running(inputs, cache, progress):
+        pass
+    return cache
+
+
+@pytest.fixture
+def warm(everything: Cache, tmp_path: Path) -> Iterator[Warm]:
+    """Makes caches of a test's own that hold what the common cache does; see `Warm`."""
+    made = Warm(everything.root, tmp_path)
+    yield made
+    with contextlib.ExitStack() as ended:
+        for command in made.commands:
+            ended.callback(command.end)

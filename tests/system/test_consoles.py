@@ -1,0 +1,60 @@
+"""The consoles, through pexpect: logged apart and together, and watched while nobody waits."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from emu.lab.stack import Stack
+from emu.machine.watch import GuestTrouble
+
+
+def test_a_shell_on_each_guests_console(stack: Stack) -> None:
+    for name, console in (("dom0", stack.machine.dom0), ("domu", stack.domain.console)):
+        console.sendline("")
+        console.expect(r"# ", timeout=20, what="the shell's prompt")
+        console.sendline("echo 6 times 7 is $((6*7)) on $(hostname)", char_delay=0.01)
+        console.expect(rf"6 times 7 is 42 on {name}\n", timeout=20, what="its answer")
+
+
+def test_logs_are_apart_and_together(stack: Stack) -> None:
+    stack.domain.channel.run("echo heard in u1 > /dev/kmsg", timeout=20)
+    stack.host.dom0.run("echo heard in dom0 > /dev/kmsg; xl debug-keys h", timeout=20)
+    stack.domain.console.expect("heard in u1", timeout=20)
+    stack.machine.dom0.expect("heard in dom0", timeout=20)
+    stack.machine.xen.expect("'h' pressed", timeout=20)
+    time.sleep(0.5)
+    logs = {
+        name: stack.machine.rundir.log(name).read_text()
+        for name in ("xen", "dom0", "u1", "console")
+    }
+    stamp = r"^\[ *\d+\.\d{3}\] "
+    assert re.search(stamp + r".*heard in u1", logs["u1"], re.M)
+    assert re.search(stamp + r".*heard in dom0", logs["dom0"], re.M)
+    assert re.search(stamp + r".*'h' pressed", logs["xen"], re.M)
+    assert "heard in dom0" not in logs["u1"]
+    assert "heard in u1" not in logs["dom0"]
+    for who, what in (("u1", "heard in u1"), ("dom0", "heard in dom0"), ("xen", "'h' pressed")):
+        assert re.search(stamp + rf"{who} \| .*{what}", logs["console"], re.M)
+
+
+@pytest.mark.trouble("kernel panic")
+def test_trouble_ends_a_wait_by_name(stack: Stack) -> None:
+    began = time.monotonic()
+    panicked = "domu|u1: kernel panic while waiting for"
+    with pytest.raises(GuestTrouble, match=panicked) as caught:
+        stack.domain.channel.run("sleep 1; echo c > /proc/sysrq-trigger; sleep 60", timeout=90)
+        stack.domain.console.expect("never printed", timeout=60, what="what never comes")
+    assert time.monotonic() - began < 45
+    assert any("Kernel panic" in line or "sysrq" in line for line in caught.value.lines)
+
+
+@pytest.mark.trouble("kernel WARNING")
+def test_trouble_while_nothing_waits_is_found(stack: Stack) -> None:
+    stack.host.dom0.run(
+        "echo 'WARNING: CPU: 0 PID: 1 at made/up.c:1 f+0x1/0x2' > /dev/kmsg; sleep 1",
+        timeout=20,
+        check=False,
+    )

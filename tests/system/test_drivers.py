@@ -1,0 +1,95 @@
+"""Our drivers in the running guests: swapped in seconds, and seen from outside to be ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emu.errors import NotHeld
+from emu.images.cache import Cache
+from emu.images.modules import Driver, End
+from emu.lab.run import driver_for, load_driver
+from emu.lab.stack import Inputs, Stack
+from emu.progress import Progress
+from emu.xen import drivers
+
+Get = Callable[[End, str], Driver]
+
+
+@pytest.fixture
+def driver(inputs: Inputs, cache: Cache) -> Get:
+    return lambda end, which: driver_for(end, which, inputs, cache, Progress())
+
+
+def log_of(stack: Stack, end: End) -> str:
+    channel = stack.domain.channel if end == "front" else stack.host.dom0
+    return channel.run(["dmesg"], timeout=20).text
+
+
+def connect(stack: Stack, cache: Cache, front: Driver, back: Driver, order: int) -> None:
+    load_driver(stack.host.dom0, back, cache, {})
+    load_driver(stack.domain.channel, front, cache, {"max_ring_page_order": order})
+    stack.domain.attach(stack.lun)
+    stack.domain.wait_connected()
+
+
+def test_patched_ends_log_the_ring(stack: Stack, cache: Cache, driver: Get) -> None:
+    connect(stack, cache, driver("front", "patched"), driver("back", "patched"), order=3)
+    told = "connected: ring 8 pages, 256 requests, 1 queue(s)"
+    assert f"blkfront: xvda: {told}" in log_of(stack, "front")
+    assert told in log_of(stack, "back")
+
+
+def test_stock_ends_do_not(stack: Stack, cache: Cache, driver: Get) -> None:
+    connect(stack, cache, driver("front", "stock"), driver("back", "stock"), order=3)
+    for end in ("front", "back"):
+        assert "connected: ring" not in log_of(stack, end)
+
+
+def test_swap_takes_seconds(stack: Stack, cache: Cache, driver: Get) -> None:
+    patched, stock = driver("back", "patched"), driver("back", "stock")
+    began = time.monotonic()
+    for one, order in ((patched, 4), (stock, 1), (patched, 0)):
+        now = load_driver(stack.host.dom0, one, cache, {"max_ring_page_order": order})
+        assert now.build_id == one.build_id
+        assert now.parameters["max_ring_page_order"] == str(order)
+    assert (time.monotonic() - began) / 3 < 10
+    stack.domain.attach(stack.lun)
+    assert stack.domain.back_tree().integer("max-ring-page-order") == 0
+
+
+def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) -> None:
+    front, back = driver("front", "patched"), driver("back", "patched")
+    connect(stack, cache, front, back, order=4)
+    assert stack.domain.ring().pages == 16
+    stack.domain.detach()
+    load_driver(stack.domain.channel, front, cache, {"max_ring_page_order": 1})
+    stack.domain.attach(stack.lun)
+    assert stack.domain.wait_connected().pages == 2
+
+
+def test_guest_refuses_with_its_own_words(
+    stack: Stack, inputs: Inputs, driver: Get, tmp_path: Path
+) -> None:
+    # Cut short on the host's disk after it was checked: what the guest's kernel says counts.
+    whole = driver("front", "patched").path.read_bytes()
+    cut = tmp_path / "xen_blkfront.ko"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NotHeld, match="u1 refused xen_blkfront.ko"):
+        drivers.load(stack.domain.channel, drivers.FRONT, cut)
+
+
+def test_module_in_use_is_told(stack: Stack, cache: Cache, driver: Get) -> None:
+    back = driver("back", "patched")
+    connect(stack, cache, driver("front", "patched"), back, order=0)
+    stack.domain.channel.spawn(["sh", "-c", "exec 3< /dev/xvda; sleep 60"])
+    stack.domain.channel.run(
+        "n=0; until ls -l /proc/[0-9]*/fd | grep -q xvda; do "
+        "n=$((n+1)); [ $n -gt 50 ] && exit 1; usleep 50000; done",
+        timeout=30,
+    )
+    with pytest.raises(NotHeld, match="u1 did not let go of xen_blkfront"):
+        drivers.unload(stack.domain.channel, drivers.FRONT)

@@ -1,0 +1,49 @@
+"""Without a network: a full cache needs none, an empty one says within seconds what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from emu_command import Warm
+
+from emu.errors import EXIT_RIG
+
+pytestmark = pytest.mark.timeout(120)
+
+UNSHARE = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+
+
+@pytest.fixture(params=["no network", "a mirror that refuses"])
+def cut_off(request: pytest.FixtureRequest) -> dict[str, object]:
+    """How to start `emu` so that it reaches nobody."""
+    if request.param == "a mirror that refuses":
+        return {"environ": {"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}}
+    if shutil.which("unshare") is None or subprocess.run([*UNSHARE, "true"]).returncode:
+        pytest.skip("no network namespace to be had here")
+    return {"wrapper": UNSHARE}
+
+
+def test_a_full_cache_is_enough(warm: Warm, cut_off: dict[str, object]) -> None:
+    warm.run(warm.home(), **cut_off).succeed()
+
+
+def test_full_package_store_is_enough_to_build(warm: Warm) -> None:
+    """The packages are there, nothing is built of them yet but the kernel."""
+    home = warm.home(without=("guests", "guest-programs", "drivers", "driver-source"))
+    warm.run(home, environ={"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}).succeed()
+
+
+def test_an_empty_cache_says_what_is_wrong(warm: Warm, cut_off: dict[str, object]) -> None:
+    home = warm.folder / "empty"
+    began = time.monotonic()
+    said = warm.run(home, **cut_off).fail(EXIT_RIG)
+    assert time.monotonic() - began < 15
+    assert "getting the package lists of " in said
+    assert "apt failed" in said
+    assert "is the network up? EMU_DEBIAN_MIRROR names another mirror" in said
+    left = [path for path in (home / "emu-xen-block").rglob("*.deb")]
+    assert not left

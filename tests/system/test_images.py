@@ -1,0 +1,47 @@
+"""Guest images: the same lock gives the same bytes, and nothing needs root."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from emu.images import agent
+from emu.images.cache import Cache
+from emu.images.guests import GuestImages, build_images, debs_by_set
+from emu.images.packages import Lock, fetch
+from emu.lab.stack import Inputs
+from emu.progress import Progress
+
+SETS = ("xen", "dom0", "domu")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_two_builds_are_byte_identical(inputs: Inputs, cache: Cache, tmp_path: Path) -> None:
+    debs = debs_by_set(fetch(Lock.load(), SETS, cache, Progress()), SETS)
+    tools = agent.build(cache, Progress())
+    built = []
+    for name in ("one", "another, with a space"):
+        folder = tmp_path / name
+        folder.mkdir()
+        build_images(debs, inputs.kernel, tools, GuestImages(folder), Progress())
+        built.append(digests(folder))
+    assert built[0] == built[1]
+    assert set(built[0]) == {
+        "xen",
+        "dom0-initrd.cpio",
+        "dom0.squashfs",
+        "domu-initrd.cpio",
+        "scratch.qcow2",
+    }
+    # And the same as what the stack boots from.
+    for name, digest in built[0].items():
+        assert digests(inputs.guests.root)[name] == digest, name
+
+
+def test_no_service_manager_in_dom0(inputs: Inputs) -> None:
+    listing = inputs.guests.dom0.read_bytes()
+    assert b"emu: dom0 is ready" in listing
+    assert b"systemd-udevd" not in listing

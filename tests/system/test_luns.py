@@ -1,0 +1,73 @@
+"""LUNs: several, of any size, with 512 or 4096 byte sectors, each its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from emu.errors import InputError
+from emu.images.cache import Cache
+from emu.lab.run import driver_for, load_driver
+from emu.lab.stack import Inputs, Stack
+from emu.progress import Progress
+from emu.xen import lun
+
+
+def test_two_luns_beside_the_first(stack: Stack, inputs: Inputs, cache: Cache) -> None:
+    host, domain = stack.host, stack.domain
+    small = host.create_lun("small", 16 * lun.MIB, 512)
+    large = host.create_lun("large", 5000 * lun.MIB, 4096)
+    assert len({stack.lun.device, small.device, large.device}) == 3
+    for one in (stack.lun, small, large):
+        name = one.device.removeprefix("/dev/")
+        facts = host.dom0.run(
+            f"cat /sys/block/{name}/size /sys/block/{name}/queue/logical_block_size", timeout=20
+        ).text.split()
+        assert facts == [str(one.size // 512), str(one.sector)]
+        assert lun.session_up(host.dom0, one)
+
+    # Through the rings: what goes to one LUN is on that one, and on no other.
+    for end, channel in (("front", domain.channel), ("back", host.dom0)):
+        load_driver(channel, driver_for(end, "patched", inputs, cache, Progress()), cache, {})
+    written = {}
+    for disk, one in (("xvda", stack.lun), ("xvdb", small), ("xvdc", large)):
+        domain.attach(one, disk)
+        domain.wait_connected(disk)
+        data = os.urandom(65536)
+        written[one] = hashlib.sha256(data).hexdigest()
+        domain.channel.put(data, "/tmp/data")
+        domain.channel.run(
+            f"dd if=/tmp/data of=/dev/{disk} bs=64k oflag=direct conv=fsync", timeout=60
+        )
+    for one, digest in written.items():
+        read = f"dd if={one.device} bs=64k count=1 iflag=direct 2>/dev/null | sha256sum"
+        assert host.dom0.run(read, timeout=60).text.split()[0] == digest
+    size = domain.channel.run("cat /sys/block/xvdc/queue/logical_block_size", timeout=20).text
+    assert size.strip() == "4096"
+
+
+def test_removed_without_a_trace(stack: Stack) -> None:
+    dom0 = stack.host.dom0
+    state = "ls /sys/kernel/config/target/core/user_0 /sys/kernel/config/target/iscsi /scratch"
+    before = dom0.run(state, timeout=20).text
+    one = stack.host.create_lun("gone", 8 * lun.MIB)
+    lun.remove(dom0, one)
+    assert dom0.run(state, timeout=20).text == before
+    assert not lun.session_up(dom0, one)
+    assert stack.host.create_lun("gone", 8 * lun.MIB).name == "gone"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sector", "said"),
+    [
+        ("lun0;reboot", lun.MIB, 512, "no LUN name"),
+        ("x", lun.MIB, 1024, "512 or 4096 bytes, not 1024"),
+        ("x", 4096 + 512, 4096, "no whole number of 4096-byte sectors"),
+        ("x", 0, 512, "no whole number"),
+    ],
+)
+def test_what_makes_no_disk(stack: Stack, name: str, size: int, sector: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        stack.host.create_lun(name, size, sector)

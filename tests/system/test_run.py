@@ -1,0 +1,132 @@
+"""`emu run`, as a person calls it: what it prints, its JSON, its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_USAGE
+
+EMU = Path(sys.executable).with_name("emu")
+
+
+def emu_run(*options: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(EMU), "run", *options], capture_output=True, text=True, timeout=timeout
+    )
+
+
+def emu_json(*options: str, status: int = EXIT_HELD) -> dict[str, Any]:
+    done = emu_run("--json", *options)
+    assert done.returncode == status, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def assert_whole(report: dict[str, Any], pages: int) -> None:
+    """What every good run's report must say."""
+    ring, grants, data = report["ring"], report["grants"], report["data"]
+    assert report["held"], report["checks"]
+    assert ring["pages"] == pages
+    assert ring["requests"] == 32 * pages
+    assert len(set(ring["refs"])) == pages
+    assert grants["mapped_attached"] >= grants["mapped_before"] + pages
+    assert grants["mapped_after"] == grants["mapped_before"]
+    assert data["equal"]
+    assert data["bytes"] > 0
+    for end in ("front", "back"):
+        assert len(report["drivers"][end]["build_id"]) == 40
+    assert report["timing"]["start_s"] > 0
+    assert {"prepare_s", "drivers_s", "attach_s", "data_s", "detach_s"} <= set(report["timing"])
+
+
+def test_default_for_people() -> None:
+    done = emu_run("--data", "8")
+    assert done.returncode == EXIT_HELD, done.stderr
+    first_words = [line.split()[0] for line in done.stdout.splitlines()]
+    assert first_words == ["host", "xen", "lun", "ring", "grants", "data", "drivers"]
+    assert "ring    16 pages (order 4), 512 requests · offered: order 4" in done.stdout
+    assert "SHA-256 equal" in done.stdout
+    assert "loading the drivers" in done.stderr
+
+
+def test_default_for_scripts() -> None:
+    report = emu_json("--data", "8")
+    assert_whole(report, pages=16)
+    assert report["accel"] in ("tcg", "kvm")
+    assert report["clock"] == "wall"
+    assert report["xen"].startswith("4.17.")
+    assert report["dom0_kernel"].startswith("6.1.")
+    assert report["domu"]["kind"] == "pv"
+    assert report["origin"] == "checkpoint"
+
+
+@pytest.mark.parametrize("pages", [1, 2, 8])
+def test_other_rings(pages: int) -> None:
+    assert_whole(emu_json("--ring-pages", str(pages), "--data", "4"), pages)
+
+
+def test_stock_drivers() -> None:
+    report = emu_json("--front", "stock", "--back", "stock", "--data", "4")
+    assert_whole(report, pages=16)
+    patched = emu_json("--data", "4")
+    for end in ("front", "back"):
+        assert report["drivers"][end]["build_id"] != patched["drivers"][end]["build_id"]
+
+
+def test_pvh() -> None:
+    report = emu_json("--domu", "pvh", "--data", "4")
+    assert_whole(report, pages=16)
+    assert report["domu"]["kind"] == "pvh"
+
+
+def test_instruction_time() -> None:
+    report = emu_json("--clock", "icount", "--data", "4")
+    assert_whole(report, pages=16)
+    assert (report["clock"], report["accel"]) == ("icount", "tcg")
+
+
+def test_cold() -> None:
+    report = emu_json("--cold", "--data", "4")
+    assert_whole(report, pages=16)
+    assert report["origin"] == "cold"
+
+
+def test_lab_kernel_holds_64_pages() -> None:
+    report = emu_json("--kernel", "lab", "--ring-pages", "64", "--data", "8")
+    assert_whole(report, pages=64)
+    assert report["dom0_kernel"] == "6.1.192-lab"
+    assert report["ring"]["offered_order"] == 6
+
+
+def test_more_pages_than_the_kernel_has_is_told() -> None:
+    done = emu_run("--ring-pages", "32", "--domu-memory", "256", "--data", "1")
+    assert done.returncode == EXIT_NOT_HELD
+    assert "did not hold: the ring has 32 pages (16 pages; the back end offers order 4" in (
+        done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["--ring-pages", "3"], EXIT_INPUT, "a ring has 1, 2, 4, … pages, not 3"),
+        (["--domu-memory", "16"], EXIT_INPUT, "16 MiB can't boot Linux"),
+        (["--kernel", "plan9"], EXIT_INPUT, "there is no kernel 'plan9-6.1'"),
+        (["--front", "/nonexistent.ko"], EXIT_INPUT, "/nonexistent.ko"),
+        (["--qemu", "qemu-of-nobody"], EXIT_INPUT, "qemu-of-nobody is not installed"),
+        (["--clock", "icount", "--accel", "kvm"], EXIT_INPUT, "instruction time needs TCG"),
+        (["--data", "many"], EXIT_USAGE, "invalid int value: 'many'"),
+        (["--data", "100000"], EXIT_INPUT, "does not fit"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: list[str], status: int, said: str) -> None:
+    done = emu_run(*options, timeout=60)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,220 @@
+"""The views of emu.xen, on what xenstore-ls, xl and the kernel printed on the real stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emu.errors import InputError, RigError
+from emu.xen import grants, ring, xenstore
+from emu.xen.domain import DomuConfig, virtual_device
+from emu.xen.drivers import build_id_of_note
+from emu.xen.host import parse_info, parse_list
+
+TRANSCRIPTS = Path(__file__).parent / "transcripts"
+FRONT = "/local/domain/1/device/vbd/51712"
+BACK = "/local/domain/0/backend/vbd/1/51712"
+
+
+def tree(name: str, side: str) -> xenstore.Tree:
+    text = (TRANSCRIPTS / f"{name}-{side}.txt").read_text()
+    return xenstore.parse(text, FRONT if side == "front" else BACK)
+
+
+def dump(name: str) -> grants.GrantDump:
+    return grants.parse((TRANSCRIPTS / f"{name}-grants.txt").read_text().splitlines())
+
+
+def with_keys(base: xenstore.Tree, **keys: str | None) -> xenstore.Tree:
+    """The tree with keys changed or, where None, absent; `_` stands for `-`."""
+    values = dict(base.values)
+    for name, value in keys.items():
+        path = f"{base.root}/{name.replace('_', '-')}"
+        if value is None:
+            del values[path]
+        else:
+            values[path] = value
+    return xenstore.Tree(base.root, values)
+
+
+class TestRing:
+    def test_sixteen_pages(self) -> None:
+        seen = ring.negotiated(tree("ring16", "front"), tree("ring16", "back"))
+        assert (seen.pages, seen.order, seen.requests) == (16, 4, 512)
+        assert seen.refs == tuple(range(9, 25))
+        assert seen.queues[0].event_channel == 9
+        assert seen.offer == ring.Offer(order=4, pages=None)
+        assert seen.offer.most_pages == 16
+        assert seen.connected
+        assert seen.persistent
+
+    def test_one_page_has_the_old_key(self) -> None:
+        front = tree("ring1", "front")
+        assert front.get("ring-ref") is not None
+        assert front.get("ring-page-order") is None
+        seen = ring.negotiated(front, tree("ring1", "back"))
+        assert (seen.pages, seen.order, seen.requests) == (1, 0, 32)
+
+    def test_two_queues(self) -> None:
+        seen = ring.negotiated(tree("queues2", "front"), tree("queues2", "back"))
+        assert [queue.refs for queue in seen.queues] == [(9, 10), (11, 12)]
+        assert [queue.event_channel for queue in seen.queues] == [16, 17]
+        assert (seen.pages, seen.requests, seen.refs) == (2, 64, (9, 10, 11, 12))
+
+    def test_pages_family(self) -> None:
+        front = with_keys(tree("ring16", "front"), ring_page_order=None, num_ring_pages="4")
+        back = with_keys(tree("ring16", "back"), max_ring_page_order=None, max_ring_pages="8")
+        seen = ring.negotiated(front, back)
+        assert seen.pages == 4
+        assert seen.offer.most_pages == 8
+
+    def test_one_end_not_connected(self) -> None:
+        front = with_keys(tree("ring16", "front"), state="3")
+        seen = ring.negotiated(front, tree("ring16", "back"))
+        assert (seen.front_state, seen.back_state) == ("Initialised", "Connected")
+        assert not seen.connected
+
+    @pytest.mark.parametrize("order", ["-1", "11", str(2**31)])
+    def test_absurd_order(self, order: str) -> None:
+        front = with_keys(tree("ring16", "front"), ring_page_order=order)
+        with pytest.raises(RigError, match="no ring has that order"):
+            ring.negotiated(front, tree("ring16", "back"))
+
+    @pytest.mark.parametrize("pages", ["0", "-1", "4096"])
+    def test_absurd_pages(self, pages: str) -> None:
+        front = with_keys(tree("ring16", "front"), ring_page_order=None, num_ring_pages=pages)
+        with pytest.raises(RigError, match="no ring has that many pages"):
+            ring.negotiated(front, tree("ring16", "back"))
+
+    def test_text_for_a_number(self) -> None:
+        front = with_keys(tree("ring16", "front"), ring_page_order="many")
+        with pytest.raises(RigError, match="'many', not a number"):
+            ring.negotiated(front, tree("ring16", "back"))
+
+    @pytest.mark.parametrize("key", ["ring_ref15", "event_channel"])
+    def test_missing_key_is_named(self, key: str) -> None:
+        front = with_keys(tree("ring16", "front"), **{key: None})
+        with pytest.raises(RigError, match=f"lacks {key.replace('_', '-')}"):
+            ring.negotiated(front, tree("ring16", "back"))
+
+    @pytest.mark.parametrize(
+        ("pages", "requests"),
+        [(1, 32), (2, 64), (4, 128), (8, 256), (16, 512), (32, 1024), (64, 2048)],
+    )
+    def test_requests(self, pages: int, requests: int) -> None:
+        assert ring.requests_in(pages) == requests
+
+
+class TestGrants:
+    def test_sixteen_pages_are_mapped_by_dom0(self) -> None:
+        table = dump("ring16").of(1)
+        assert table.refs >= set(range(9, 25))
+        assert all(grant.mapper == 0 for grant in table.grants)
+        assert (table.version, table.frames, table.max_frames) == (1, 1, 64)
+        assert table.maptrack_frames == 0
+        assert table.max_maptrack_frames == 1024
+
+    def test_an_entry(self) -> None:
+        first = dump("ring16").of(1).grants[0]
+        assert first == grants.Grant(ref=0, mapper=0, mfn=0x3EE02, pin=2, gmfn=0x3EE02, flags=0x19)
+        assert first.mappings == 2
+
+    def test_dom0_has_none(self) -> None:
+        table = dump("ring16").of(0)
+        assert table.grants == ()
+        assert table.maptrack_frames == 1
+
+    def test_one_page(self) -> None:
+        (ref,) = ring.negotiated(tree("ring1", "front"), tree("ring1", "back")).refs
+        assert ref in dump("ring1").of(1).refs
+        assert len(dump("ring16").of(1).grants) - len(dump("ring1").of(1).grants) == 15
+
+    def test_the_last_complete_dump_counts(self) -> None:
+        first = (TRANSCRIPTS / "ring1-grants.txt").read_text().splitlines()
+        second = (TRANSCRIPTS / "ring16-grants.txt").read_text().splitlines()
+        assert grants.parse([*first, *second]) == dump("ring16")
+        assert grants.parse([*first, *second[:-1]]) == dump("ring1")
+
+    def test_no_dump(self) -> None:
+        with pytest.raises(RigError, match="no complete grant table dump"):
+            grants.parse(["(XEN) something else"])
+
+    def test_unknown_domain(self) -> None:
+        with pytest.raises(RigError, match="no grant table of domain 7"):
+            dump("ring16").of(7)
+
+
+class TestXenstore:
+    def test_tree(self) -> None:
+        back = tree("ring16", "back")
+        assert back.state() == "Connected"
+        assert back.integer("sectors") == 524288
+        assert back.get("feature-persistent") == "1"
+        assert back.get("absent") is None
+        assert tree("queues2", "front").children()[:2] == ("backend", "backend-id")
+        assert tree("queues2", "front").sub("queue-1").integer("ring-ref0") == 11
+
+    def test_escapes(self) -> None:
+        parsed = xenstore.parse('/a = "x\\"y\\\\z\\n\\t\\x01\\001"\n', "/")
+        assert parsed.get("a") == 'x"y\\z\n\t\x01\x01'
+
+    def test_no_key(self) -> None:
+        with pytest.raises(RigError, match="no key: 'xenstore-ls: '"):
+            xenstore.parse("xenstore-ls: \n", "/")
+
+    def test_absent_state(self) -> None:
+        assert xenstore.parse("", "/a").state() == "absent"
+        assert not xenstore.parse("", "/a")
+
+
+class TestHost:
+    def test_list(self) -> None:
+        domains = parse_list((TRANSCRIPTS / "xl-list.txt").read_text())
+        assert [(d.name, d.domid, d.memory, d.vcpus) for d in domains] == [
+            ("Domain-0", 0, 1024, 1),
+            ("u1", 1, 256, 1),
+        ]
+        assert domains[1].state == "-b----"
+
+    def test_info(self) -> None:
+        info = parse_info((TRANSCRIPTS / "xl-info.txt").read_text())
+        assert info["xen_version"] == "4.17.7"
+        assert info["release"] == "6.1.0-56-amd64"
+        assert info["xen_commandline"].startswith("console=com1 com1=115200,8n1 ")
+
+
+class TestDrivers:
+    def test_build_id(self) -> None:
+        note = (TRANSCRIPTS / "build-id.note").read_bytes()
+        assert build_id_of_note(note) == "3383cf0b7ca57a816d3759680bf03e46f31701da"
+
+    @pytest.mark.parametrize("cut", [0, 12, 35])
+    def test_cut_note(self, cut: int) -> None:
+        note = (TRANSCRIPTS / "build-id.note").read_bytes()
+        with pytest.raises(RigError, match="build-id note"):
+            build_id_of_note(note[:cut])
+
+
+class TestDomain:
+    @pytest.mark.parametrize(
+        ("disk", "number"), [("xvda", 51712), ("xvdb", 51728), ("xvdp", 51952)]
+    )
+    def test_virtual_device(self, disk: str, number: int) -> None:
+        assert virtual_device(disk) == number
+
+    @pytest.mark.parametrize("disk", ["sda", "xvd", "xvdq", "xvda1", "xvda\n"])
+    def test_no_disk(self, disk: str) -> None:
+        with pytest.raises(InputError, match="no disk xvda to xvdp"):
+            virtual_device(disk)
+
+    def test_config(self) -> None:
+        text = DomuConfig(name="u9", kind="pvh", memory=128).render()
+        assert 'name = "u9"\ntype = "pvh"\n' in text
+        assert "memory = 128\n" in text
+
+    def test_bad_config(self) -> None:
+        with pytest.raises(InputError, match="pv or pvh, not 'hvm'"):
+            DomuConfig(kind="hvm")
+        with pytest.raises(InputError, match="64 or more"):
+            DomuConfig(memory=8)
