@@ -46,6 +46,9 @@ _FEW = 64
 _LITTLE = 8 << 20
 """A failed build that leaves less room than this (bytes) failed for want of room."""
 
+_in_use: dict[Path, int] = {}
+"""Descriptors of the locks on what this process was given; the kernel frees them at its end."""
+
 
 @dataclass(frozen=True)
 class EntryInfo:
@@ -108,6 +111,7 @@ class Cache:
                 fault = self._fault(path, kind, inputs)
                 if fault is None:
                     self._touch(path)
+                    self._use(path)
                     return path
                 progress.note(f"cache: {kind} {path.name[:8]} {fault}: thrown away, building again")
                 self._remove(path)
@@ -120,7 +124,7 @@ class Cache:
                         build(made)
                         _seal(made, kind, inputs)
                     except Exception:
-                        written, left = _usage(scratch), self.need(0, kind)
+                        written, left = usage(scratch), self.need(0, kind)
                         raise
                     path.parent.mkdir(exist_ok=True)
                     made.rename(path)
@@ -133,12 +137,13 @@ class Cache:
                 raise
             with contextlib.suppress(OSError):  # without it the next use hashes, no more
                 self._remember(path)
+            self._use(path)
         return path
 
     def find(self, kind: str, inputs: Mapping[str, JSON]) -> Path | None:
         """The entry for `inputs` if it is there and verifies; builds and removes nothing."""
         path = self._path(kind, inputs)
-        if not path.is_dir() or self._fault(path, kind, inputs) is not None:
+        if not path.is_dir() or not self._use(path) or self._fault(path, kind, inputs) is not None:
             return None
         self._touch(path)
         return path
@@ -154,6 +159,7 @@ class Cache:
     def store(self, name: str) -> Path:
         """A directory for loose files that have no manifest: who reads them verifies them."""
         path = self.root / "store" / name
+        self._use(path)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -170,7 +176,7 @@ class Cache:
         for path in sorted((self.root / "store").iterdir()):
             times = [item.lstat().st_mtime for item in path.rglob("*")] or [path.stat().st_mtime]
             found.append(
-                EntryInfo(path.name, "", path, {}, _usage(path), min(times), max(times)),
+                EntryInfo(path.name, "", path, {}, usage(path), min(times), max(times)),
             )
         return sorted(found, key=lambda info: (info.kind, -info.last_used))
 
@@ -179,7 +185,7 @@ class Cache:
     ) -> list[EntryInfo]:
         """Remove what was not used for that many days (0: everything); say what went.
 
-        What a builder holds just now is left alone.
+        What another process builds just now, or was given and may still use, is left alone.
         """
         limit = (time.time() if now is None else now) - unused_days * 86400
         gone = []
@@ -188,7 +194,8 @@ class Cache:
                 continue
             name = f"{info.kind}-{info.key}" if info.key else info.kind
             with contextlib.suppress(BlockingIOError), self._try_lock(name):
-                self._remove(info.path)
+                with self._unused(info.path):
+                    self._remove(info.path)
                 gone.append(info)
         return gone
 
@@ -248,7 +255,7 @@ class Cache:
             used = _beside(path).stat().st_mtime
         except OSError:
             used = made
-        return EntryInfo(path.parent.name, path.name, path, inputs, _usage(path), made, used)
+        return EntryInfo(path.parent.name, path.name, path, inputs, usage(path), made, used)
 
     def _fault(self, path: Path, kind: str, inputs: Mapping[str, JSON]) -> str | None:
         """What is wrong with the entry, or None; remembers a full hash that held."""
@@ -302,6 +309,30 @@ class Cache:
         if os.path.lexists(path):
             with self.scratch("removed") as scratch:
                 path.rename(scratch / "entry")
+
+    def _use(self, path: Path) -> bool:
+        """Keep other processes from pruning `path` while this one lives; False: one is at it."""
+        if path not in _in_use:
+            handle = os.open(self._use_lock(path), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                return False
+            _in_use[path] = handle
+        return True
+
+    @contextlib.contextmanager
+    def _unused(self, path: Path) -> Iterator[None]:
+        """Hold `path` against use; BlockingIOError when another process uses it."""
+        mine = _in_use.pop(path, None)
+        if mine is not None:
+            os.close(mine)
+        with self._try_lock(self._use_lock(path).name):
+            yield
+
+    def _use_lock(self, path: Path) -> Path:
+        return self.root / "locks" / f"{path.parent.name}-{path.name}.use"
 
     @contextlib.contextmanager
     def _try_lock(self, name: str) -> Iterator[None]:
@@ -418,7 +449,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _usage(path: Path) -> int:
+def usage(path: Path) -> int:
     """Bytes on the disk below `path`; what vanishes while counting counts nothing."""
     total = 0
     with contextlib.suppress(OSError):

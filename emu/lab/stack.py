@@ -95,6 +95,8 @@ class Stack:
     """"checkpoint", "cold", or "cold, checkpoint saved"."""
     start_s: float
     """Seconds on the host's clock from QEMU's start until the domU answered."""
+    dom0_s: float
+    """The same until dom0 answered (cold: until all its services were up)."""
 
 
 def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
@@ -158,11 +160,13 @@ def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) 
         try:
             progress.tick("waiting for dom0")
             host.wait_ready(BOOT_TIMEOUT)
+            dom0_s = time.monotonic() - began
             progress.tick("exporting the LUN")
             lun = host.create_lun("lun0", wish.lun_mib * luns.MIB, wish.sector)
             progress.tick("creating the domU")
             domain = host.create(wish.domu)
-            yield Stack(inputs, machine, host, domain, lun, "cold", time.monotonic() - began)
+            start_s = time.monotonic() - began
+            yield Stack(inputs, machine, host, domain, lun, "cold", start_s, dom0_s)
         finally:
             host.close()
 
@@ -195,10 +199,12 @@ def _from_checkpoint(inputs: Inputs, cache: Cache, progress: Progress) -> Iterat
 def _resume(inputs: Inputs, machine: Machine, host: Host, made: Path, began: float) -> Stack:
     saved = json.loads((made / "stack.json").read_text())
     host.wait_agent(30.0)
+    dom0_s = time.monotonic() - began
     domain = host.adopt(saved["domain"]["name"], saved["domain"]["domid"], saved["domain"]["tty"])
     domain.open_channel(30.0)
     lun = Lun(**saved["lun"])
-    return Stack(inputs, machine, host, domain, lun, "checkpoint", time.monotonic() - began)
+    start_s = time.monotonic() - began
+    return Stack(inputs, machine, host, domain, lun, "checkpoint", start_s, dom0_s)
 
 
 def _save(inputs: Inputs, into: Path, progress: Progress) -> None:

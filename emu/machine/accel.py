@@ -40,6 +40,9 @@ class AccelChoice:
         return f"{self.name.upper()} ({self.reason})"
 
 
+_KVM_WORKS = AccelChoice("kvm", "Xen starts under it")
+
+
 def choose(
     requested: Requested,
     qemu: str,
@@ -58,10 +61,23 @@ def choose(
         return AccelChoice("tcg", "as asked")
     trouble = _device_trouble(device) or _proof(qemu, xen, cache, progress or Progress())
     if trouble is None:
-        return AccelChoice("kvm", "Xen starts under it")
+        return _KVM_WORKS
     if requested == "kvm":
         raise InputError(f"KVM can't be used here: {trouble}", hint="--accel tcg runs anywhere")
     return AccelChoice("tcg", f"KVM: {trouble}")
+
+
+def remembered(
+    qemu: str, xen: Path, cache: Cache, *, device: Path = DEVICE
+) -> AccelChoice | None:
+    """What "auto" comes to, if that is known without starting anything; else None."""
+    trouble = _device_trouble(device)
+    if trouble is None:
+        entry = cache.find("accel", _inputs(qemu, xen))
+        if entry is None:
+            return None
+        trouble = json.loads((entry / "answer.json").read_text())["trouble"]
+    return AccelChoice("tcg", f"KVM: {trouble}") if trouble else _KVM_WORKS
 
 
 def _device_trouble(device: Path) -> str | None:

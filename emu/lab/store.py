@@ -1,0 +1,237 @@
+"""What lies on the disk: images and what they were made of, the cache, the package lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emu import paths
+from emu.errors import InputError
+from emu.images import kbuild, kernels
+from emu.images.cache import Cache, EntryInfo, usage
+from emu.images.guests import GuestImages, get_guests
+from emu.images.kernels import Kernel, get_kernel
+from emu.images.modules import Driver, End, get_driver
+from emu.images.packages import Lock, Package, load_wanted, lock_digest, renew
+from emu.lab.run import PARAMETER
+from emu.lab.stack import Wish
+from emu.machine import rundir
+from emu.progress import Progress
+
+GUEST_SETS = ("xen", "dom0", "domu")
+_KINDS = ("kernel-debian", "kernel-lab", "guests", "drivers", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Image:
+    """Something of the cache that guests boot, load or start from.
+
+    `name` is that of its kernel in kernels.toml ("" when no kernel of today's has that
+    source), `packages` the locked packages it came from; empty, and `locked` false, when
+    today's lock has other versions of them.
+    """
+
+    kind: str
+    name: str
+    locked: bool
+    packages: tuple[Package, ...]
+    entry: EntryInfo
+
+    @property
+    def chief(self) -> str:
+        """The packages that say most, in a few words."""
+        ours = [p for p in self.packages if p.name.startswith(("linux-", "xen-hypervisor", "tcmu"))]
+        common = ("-common", "-kbuild", "-amd64-unsigned", "linux-kbuild")
+        named = [p for p in ours if not any(word in p.name for word in common)]
+        return ", ".join(f"{p.name} {p.version}" for p in named[:3])
+
+
+def images(cache: Cache, lock: Lock) -> list[Image]:
+    """The kernels, guests, drivers and checkpoints that the cache holds, kernels first."""
+    found: list[Image] = []
+    sources = {spec.name: _sources(spec, lock) for spec in kernels.specs().values()}
+    entries = [entry for entry in cache.entries() if entry.kind in _KINDS]
+    names: dict[str, str] = {}  # of a kernel's, then of a guest image's entry
+    for entry in sorted(entries, key=lambda entry: _KINDS.index(entry.kind)):
+        inputs, name = entry.inputs, ""
+        sets: tuple[str, ...] = ()
+        if entry.kind.startswith("kernel-"):
+            for candidate, (kind, wanted, these) in sources.items():
+                if kind == entry.kind and all(inputs.get(k) == v for k, v in wanted.items()):
+                    name, sets = candidate, these
+            names[entry.key] = name
+        else:
+            name = names.get(str(inputs.get("kernel")), "")
+        if entry.kind == "guests" and inputs.get("packages") == lock_digest(lock, GUEST_SETS):
+            sets = GUEST_SETS
+        if entry.kind == "drivers" and name:
+            source = kernels.spec(name).packages["source"]
+            if inputs.get("source") == lock_digest(lock, [source]):
+                sets = (source,)
+        if entry.kind == "checkpoint":
+            packages = next(
+                (i.packages for i in found if i.entry.key == inputs.get("guests")), ()
+            )
+        else:
+            packages = lock.packages(*sets) if sets else ()
+        found.append(Image(entry.kind, name, bool(packages), packages, entry))
+    return found
+
+
+def _sources(
+    spec: kernels.Spec, lock: Lock
+) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+    """(kind, the part of a cache entry's inputs that says where it came from, package sets)."""
+    if spec.flavour == "debian":
+        sets = (spec.packages["image"], spec.packages["headers"])
+        return "kernel-debian", {"packages": lock_digest(lock, sets)}, sets
+    sets = (spec.packages["source"],)
+    patches = kbuild.series(spec.patches) if spec.patches else ()
+    inputs = {
+        "source": lock_digest(lock, sets),
+        "config": list(kbuild.digest(spec.config)),
+        "patches": list(kbuild.digest(patches)),
+    }
+    return "kernel-lab", inputs, sets
+
+
+def images_as_json(found: Iterable[Image]) -> list[dict[str, Any]]:
+    """For scripts; size in bytes, times in Unix seconds."""
+    return [
+        {
+            "kind": image.kind,
+            "kernel": image.name,
+            "from_this_lock": image.locked,
+            "packages": [f"{p.name} {p.version} {p.sha256}" for p in image.packages],
+            **_entry_as_json(image.entry),
+        }
+        for image in found
+    ]
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that a run of one kernel needs, on the host."""
+
+    kernel: Kernel
+    guests: GuestImages
+    drivers: Mapping[End, Driver]
+
+
+def build(kernel: str, cache: Cache, progress: Progress) -> Built:
+    """Find or make all that a run needs, without running; `kernel` as `Wish.kernel`.
+
+    Raises InputError as `get_kernel`, `get_guests` and `get_driver`.
+    """
+    made = get_kernel(Wish(kernel=kernel).kernel_name, cache, progress)
+    guests = get_guests(made, cache, progress)
+    ends: tuple[End, ...] = ("front", "back")
+    drivers = {
+        end: get_driver(end, "patched", made, cache, progress, parameters=[PARAMETER])
+        for end in ends
+    }
+    return Built(made, guests, drivers)
+
+
+@dataclass(frozen=True)
+class LockChange:
+    """A package whose version changed; None where it was, or is, not there."""
+
+    archive: str
+    name: str
+    before: str | None
+    after: str | None
+    sets: tuple[str, ...]
+
+
+def renew_lock(cache: Cache, progress: Progress, path: Path | None = None) -> list[LockChange]:
+    """Lock what the mirrors have now (default: in our packages.lock); what that changed."""
+    path = path or paths.guest_images() / "packages.lock"
+    try:
+        before = Lock.load(path)
+    except InputError:  # none yet, or unreadable: it is about to be replaced
+        before = Lock("", ())
+    with progress.stage("asking the mirrors"):
+        after = renew(load_wanted(), cache, progress)
+    after.save(path)
+    return changes(before, after)
+
+
+def changes(before: Lock, after: Lock) -> list[LockChange]:
+    """What differs between two locks, by archive and name."""
+
+    def versions(lock: Lock) -> dict[tuple[str, str, str], Package]:
+        # A set may hold two versions of a name from one archive: the hash tells them apart.
+        return {(p.archive, p.name, f"{p.version} {p.sha256}"): p for p in lock.entries}
+
+    old, new = versions(before), versions(after)
+    gone: dict[tuple[str, str], list[Package]] = {}
+    for key in sorted(old.keys() - new.keys()):
+        gone.setdefault(key[:2], []).append(old[key])
+    found = []
+    for key in sorted(new.keys() - old.keys()):
+        fresh = new[key]
+        was = gone.get(key[:2], [])
+        replaced = was.pop(0).version if was else None
+        found.append(LockChange(fresh.archive, fresh.name, replaced, fresh.version, fresh.sets))
+    for left in gone.values():
+        found += [LockChange(p.archive, p.name, p.version, None, p.sets) for p in left]
+    return sorted(found, key=lambda change: (change.archive, change.name))
+
+
+def runs(cache: Cache) -> list[EntryInfo]:
+    """The directories of runs: logs, and the state of those that still go on."""
+    root = cache.root / "runs"
+    found = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        made = path.stat().st_mtime
+        found.append(EntryInfo("runs", path.name, path, {}, usage(path), made, made))
+    return found
+
+
+def contents_as_json(found: Iterable[EntryInfo]) -> list[dict[str, Any]]:
+    """For scripts; sizes in bytes on the disk, times in Unix seconds."""
+    return [{"kind": entry.kind, **_entry_as_json(entry)} for entry in found]
+
+
+def _entry_as_json(entry: EntryInfo) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "path": str(entry.path),
+        "bytes": entry.size,
+        "created": round(entry.created),
+        "last_used": round(entry.last_used),
+    }
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What went, and the bytes of the disk that this gave back."""
+
+    entries: tuple[EntryInfo, ...]
+    runs: tuple[Path, ...]
+    freed: int
+
+
+def prune(cache: Cache, *, unused_days: float = 0, kinds: set[str] | None = None) -> Pruned:
+    """Remove what nobody uses and nobody has used for so many days (0: at all).
+
+    With `kinds` only those; "runs" are the logs of runs that have ended. Raises
+    InputError for a kind the cache does not have.
+    """
+    known = {entry.kind for entry in cache.entries()} | {"runs", *_KINDS}
+    if unknown := sorted((kinds or set()) - known):
+        raise InputError(
+            f"the cache has no kind {unknown[0]!r}", hint=f"there are: {', '.join(sorted(known))}"
+        )
+    before = {run.path: run.size for run in runs(cache)}
+    logs: list[Path] = []
+    if kinds is None or "runs" in kinds:
+        keep = 0 if unused_days <= 0 else rundir.KEEP_LOGS
+        logs = rundir.sweep(cache.root / "runs", keep)
+    entries = cache.prune(unused_days=unused_days, kinds=kinds)
+    freed = sum(entry.size for entry in entries) + sum(before.get(path, 0) for path in logs)
+    return Pruned(tuple(entries), tuple(logs), freed)
+
