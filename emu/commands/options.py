@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections.abc import Sequence
 from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
 
 from emu.lab.stack import LARGE_RING, Wish, memory_for
 from emu.xen.domain import KINDS, DomuConfig
@@ -13,6 +18,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EPILOG = """exit status: 0 all held; 1 the stack ran and something did not hold; 2 wrong usage;
 3 an input was refused; 125 the rig broke; 130 interrupted"""
+
+_WIDTH = 1000
+"""Columns; wider than any table, which take what they need."""
 
 
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +89,19 @@ def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     )
 
 
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table, one line a row; the columns in `right` are flush right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return made
+
+
+def show(table: Table) -> None:
+    """Print a table, never cut off: a terminal too narrow for it folds its lines."""
+    Console(file=sys.stdout, highlight=False, width=_WIDTH).print(table)
+
+
 def size(amount: float) -> str:
     """Bytes for people: "12 KiB", "3.4 MiB", "1.2 GiB"."""
     units: Sequence[str] = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -89,3 +110,12 @@ def size(amount: float) -> str:
         amount, power = amount / 1024, power + 1
     shown = f"{amount:.1f}" if power > 1 and amount < 100 else f"{amount:.0f}"
     return f"{shown} {units[power]}"
+
+
+def ago(when: float, now: float | None = None) -> str:
+    """A Unix time for people: "12 s ago", "3 h ago", "5 days ago"."""
+    past = max(0.0, (time.time() if now is None else now) - when)
+    for limit, unit, seconds in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if past < limit:
+            return f"{past / seconds:.0f} {unit} ago"
+    return f"{past / 86400:.0f} days ago"

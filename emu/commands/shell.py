@@ -28,7 +28,9 @@ def add(commands: Commands) -> None:
         "When standard input is no terminal, a shell in the guest reads it.",
         epilog=_EPILOG,
     )
-    parser.add_argument("guest", nargs="?", choices=shell.GUESTS, default="dom0", metavar="GUEST")
+    parser.add_argument(
+        "guest", nargs="?", choices=shell.GUESTS, default="dom0", help="default dom0"
+    )
     parser.add_argument(
         "-c",
         "--command",
@@ -71,7 +73,7 @@ def _shell(arguments: argparse.Namespace) -> int:
 
 def _descriptors() -> shell.Descriptors:
     """Our standard descriptors; input is None where it was closed before we started."""
-    return shell.Descriptors(stdin=None if sys.stdin is None else sys.stdin.fileno())
+    return shell.Descriptors(stdin=None if sys.stdin is None else 0)
 
 
 def _say(line: str, before: str = "") -> None:

@@ -131,7 +131,9 @@ class Cache:
                     _sync(path.parent)
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if full or left < _LITTLE:  # tools say it in many ways
+                # A tool may say it in its own words, or have made room again before it ended.
+                full = full or os.strerror(errno.ENOSPC) in str(error)
+                if full or left < _LITTLE:
                     what = f"building {kind} had written {_mib(written)} when it was full"
                     raise _no_room(self.root, self.need(0, kind), what) from error
                 raise

@@ -108,14 +108,14 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
         raise InputError(f"{wish.qemu} is not installed", hint="make setup")
     if wish.lun_mib < 1:
         raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
+    if wish.clock == "icount" and wish.accel == "kvm":
+        raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
     kernel = get_kernel(wish.kernel_name, cache, progress)
     guests = get_guests(kernel, cache, progress)
-    requested = wish.accel
-    if wish.clock == "icount" and requested != "tcg":
-        if requested == "kvm":
-            raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
-        requested = "tcg"
-    chosen = accel.choose(requested, wish.qemu, guests.xen, cache, progress)
+    if wish.clock == "icount":
+        chosen = AccelChoice("tcg", "instruction time needs it")
+    else:
+        chosen = accel.choose(wish.accel, wish.qemu, guests.xen, cache, progress)
     return Inputs(wish, kernel, guests, chosen, machine_spec(wish, kernel, guests, chosen))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from emu.machine import rundir
 from emu.progress import Progress
 
 GUEST_SETS = ("xen", "dom0", "domu")
+_CHIEF = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
 _KINDS = ("kernel-debian", "kernel-lab", "guests", "drivers", "checkpoint")
 
 
@@ -41,11 +43,12 @@ class Image:
 
     @property
     def chief(self) -> str:
-        """The packages that say most, in a few words."""
-        ours = [p for p in self.packages if p.name.startswith(("linux-", "xen-hypervisor", "tcmu"))]
-        common = ("-common", "-kbuild", "-amd64-unsigned", "linux-kbuild")
-        named = [p for p in ours if not any(word in p.name for word in common)]
-        return ", ".join(f"{p.name} {p.version}" for p in named[:3])
+        """The package that says most and its version, and how many more there are."""
+        named = [p for p in self.packages if _CHIEF.match(p.name)] or list(self.packages)
+        if not named:
+            return ""
+        more = f" and {len(self.packages) - 1} more" if len(self.packages) > 1 else ""
+        return f"{named[0].name} {named[0].version}{more}"
 
 
 def images(cache: Cache, lock: Lock) -> list[Image]:
@@ -71,19 +74,16 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
             if inputs.get("source") == lock_digest(lock, [source]):
                 sets = (source,)
         if entry.kind == "checkpoint":
-            packages = next(
-                (i.packages for i in found if i.entry.key == inputs.get("guests")), ()
-            )
+            packages = next((i.packages for i in found if i.entry.key == inputs.get("guests")), ())
         else:
             packages = lock.packages(*sets) if sets else ()
         found.append(Image(entry.kind, name, bool(packages), packages, entry))
     return found
 
 
-def _sources(
-    spec: kernels.Spec, lock: Lock
-) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+def _sources(spec: kernels.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
     """(kind, the part of a cache entry's inputs that says where it came from, package sets)."""
+    sets: tuple[str, ...]
     if spec.flavour == "debian":
         sets = (spec.packages["image"], spec.packages["headers"])
         return "kernel-debian", {"packages": lock_digest(lock, sets)}, sets
@@ -234,4 +234,3 @@ def prune(cache: Cache, *, unused_days: float = 0, kinds: set[str] | None = None
     entries = cache.prune(unused_days=unused_days, kinds=kinds)
     freed = sum(entry.size for entry in entries) + sum(before.get(path, 0) for path in logs)
     return Pruned(tuple(entries), tuple(logs), freed)
-

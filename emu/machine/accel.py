@@ -67,9 +67,7 @@ def choose(
     return AccelChoice("tcg", f"KVM: {trouble}")
 
 
-def remembered(
-    qemu: str, xen: Path, cache: Cache, *, device: Path = DEVICE
-) -> AccelChoice | None:
+def remembered(qemu: str, xen: Path, cache: Cache, *, device: Path = DEVICE) -> AccelChoice | None:
     """What "auto" comes to, if that is known without starting anything; else None."""
     trouble = _device_trouble(device)
     if trouble is None:

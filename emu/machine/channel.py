@@ -28,7 +28,7 @@ from emu.machine.commands import (
 from emu.machine.deadline import Deadline
 from emu.machine.frames import ExecFlag, Frame, ToGuest
 from emu.machine.guestprocess import Output, Process
-from emu.machine.mux import WINDOW, Mux, Stream
+from emu.machine.mux import WINDOW, Guard, Mux, Stream
 
 __all__ = [
     "Channel",
@@ -51,7 +51,7 @@ class Channel:
     """Commands and files of one guest; `name` stands in every error. It owns the stream.
 
     Any thread may use it. `guard` is called, on the caller's thread and about ten times a
-    second, in every wait; what it raises ends the wait. `on_trouble` is told, once and on the
+    second, in every wait, with its deadline; what it raises ends the wait. `on_trouble` is told, once and on the
     channel's own thread, when a channel that worked is lost.
     """
 
@@ -61,7 +61,7 @@ class Channel:
         *,
         name: str,
         on_trouble: Callable[[ChannelLost], None] | None = None,
-        guard: Callable[[], None] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.name = name
         self._mux = Mux(stream, name, on_trouble, guard)
@@ -92,9 +92,10 @@ class Channel:
         raises.
         """
         output = _Collected(OUTPUT_LIMIT)
-        deadline = Deadline("its end", timeout)
+        argv = _words(argv)
+        deadline = Deadline(f"{shown(argv)} to end", timeout)
         process = self._spawn(
-            _words(argv), ExecFlag(0) if input else ExecFlag.NO_STDIN, cwd, env, output.take
+            argv, ExecFlag(0) if input else ExecFlag.NO_STDIN, cwd, env, output.take
         )
         output.on_full = process.kill
         began = time.monotonic()
@@ -179,7 +180,7 @@ class Channel:
         try:
             self._mux.send(ToGuest.PING, ping.id)
             while not ping.over.wait(min(0.1, deadline.left)):
-                self._mux.check()
+                self._mux.check(deadline)
                 if deadline.passed:
                     raise RigError(f"{self.name}: no answer from the guest agent ({deadline})")
         finally:

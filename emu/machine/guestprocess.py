@@ -38,7 +38,7 @@ class Sender(Protocol):
     name: str
 
     def send(self, type: int, id: int, payload: bytes = b"", stream: int = 0) -> None: ...
-    def check(self) -> None:
+    def check(self, deadline: Deadline | None) -> None:
         """Raise what should end a wait (ChannelLost, or what the guard raises)."""
 
     def forget(self, id: int) -> None: ...
@@ -149,7 +149,7 @@ class Process:
 
         Raises CommandTimeout, ChannelLost, or what the channel's guard raises.
         """
-        deadline = _deadline("its end", timeout)
+        deadline = _deadline(f"{shown(self.argv)} to end", timeout)
         self._wait(lambda: self._ended is not None, deadline)
         assert self._ended is not None
         return self._ended
@@ -259,11 +259,12 @@ class Process:
                         f"{self._lost.message} while {shown(self.argv)} ran", hint=self._lost.hint
                     ) from self._lost
             if guarded:
-                self._channel.check()
+                self._channel.check(deadline)
             if deadline is not None and deadline.passed:
+                command = shown(self.argv)
+                doing = "" if command in deadline.what else f": {command}"
                 raise CommandTimeout(
-                    f"{self._channel.name}: waited {deadline.seconds:g} s for {deadline.what}: "
-                    f"{shown(self.argv)}"
+                    f"{self._channel.name}: waited {deadline.seconds:g} s for {deadline.what}{doing}"
                 )
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from emu.errors import EmuError, RigError
 from emu.machine import frames
@@ -47,6 +47,7 @@ class Receiver(Protocol):
 
 
 R = TypeVar("R", bound=Receiver)
+Guard: TypeAlias = "Callable[[Deadline | None], None]"
 
 
 class Mux:
@@ -57,7 +58,7 @@ class Mux:
         stream: Stream,
         name: str,
         on_trouble: Callable[[ChannelLost], None] | None,
-        guard: Callable[[], None] | None,
+        guard: Guard | None,
     ) -> None:
         self.name = name
         self.guard = guard
@@ -137,10 +138,10 @@ class Mux:
                 self._queue.append((type, id, payload, stream))
                 self._queued.notify_all()
 
-    def check(self) -> None:
+    def check(self, deadline: Deadline | None = None) -> None:
         """Raise what the guard raises, or ChannelLost when there is no channel."""
         if self.guard is not None:
-            self.guard()
+            self.guard(deadline)
         if self._lost is not None:
             raise self._lost
 
@@ -168,7 +169,7 @@ class Mux:
         end = time.monotonic() + min(seconds, deadline.left)
         while not self._welcomed.wait(max(0.0, min(0.1, end - time.monotonic()))):
             if self.guard is not None:
-                self.guard()
+                self.guard(deadline)
             if self._ended is not None:
                 self._lose(self._ended, quiet=True)
                 raise self._ended

@@ -150,10 +150,12 @@ class Warm:
         self.source = source
         self.folder = folder
         self.commands: list[EmuCommand] = []
+        self._homes = 0
 
-    def home(self, name: str = "home", *, without: Sequence[str] = ()) -> Path:
+    def home(self, name: str = "", *, without: Sequence[str] = ()) -> Path:
         """An XDG_CACHE_HOME with all kinds of entries but those, and with the packages."""
-        home = self.folder / name
+        self._homes += 1
+        home = self.folder / (name or f"home-{self._homes}")
         home.mkdir(parents=True)
         fill(self.source, home / "emu-xen-block", without)
         return home

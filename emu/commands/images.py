@@ -1,0 +1,89 @@
+"""`emu images`: what guests boot, what it was made of, building it, renewing the lock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from emu.commands.options import Commands, add_kernel_option, ago, show, size, table
+from emu.errors import EXIT_HELD
+from emu.images.cache import Cache
+from emu.images.packages import Lock
+from emu.lab import store
+from emu.screen import Screen
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser, with its own commands."""
+    parser = commands.add_parser(
+        "images",
+        help="what the guests boot and load: list, build, renew the package lock",
+        description="Without a further command: the kernels, guest images, drivers and "
+        "checkpoints in the cache, and the locked packages they were made of.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.set_defaults(command=_list)
+    further = parser.add_subparsers(metavar="COMMAND")
+    build = further.add_parser(
+        "build",
+        help="build everything a run needs, without running",
+        description="Fetch and build the kernel, the guest images and the patched drivers.",
+    )
+    add_kernel_option(build)
+    build.set_defaults(command=_build)
+    lock = further.add_parser(
+        "lock",
+        help="lock the packages that the mirror has now",
+        description="Renew guest-images/packages.lock from packages.toml and what the mirror "
+        "has now, and show what that changed.",
+    )
+    lock.set_defaults(command=_lock)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = store.images(Cache(), Lock.load())
+    if arguments.json:
+        print(json.dumps(store.images_as_json(found), indent=2))
+        return EXIT_HELD
+    rows = table("what", "kernel", "key", "size", "used", "locked packages", right=["size"])
+    for image in found:
+        entry = image.entry
+        origin = image.chief or f"{len(image.packages)} packages"
+        rows.add_row(
+            image.kind,
+            image.name or "–",
+            entry.key[:8],
+            size(entry.size),
+            ago(entry.last_used),
+            origin if image.locked else "of another lock",
+        )
+    show(rows)
+    if not found:
+        print("nothing is built yet; `emu images build` does it")
+    return EXIT_HELD
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    with Screen() as screen:
+        built = store.build(arguments.kernel, Cache(), screen)
+    print(f"kernel   {built.kernel.name}, Linux {built.kernel.release}, {built.kernel.root}")
+    print(f"guests   {built.guests.root}")
+    for end, driver in built.drivers.items():
+        print(f"{end:<8} {driver.path} (build id {driver.build_id[:12]})")
+    return EXIT_HELD
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    with Screen() as screen:
+        changes = store.renew_lock(Cache(), screen)
+    for change in changes:
+        before, after = change.before or "(new)", change.after or "(gone)"
+        print(f"{change.name:<36} {before} → {after}   {change.archive}: {', '.join(change.sets)}")
+    if changes:
+        print(
+            f"{len(changes)} packages changed: images made of them, and their checkpoints, are "
+            "built again at the next run"
+        )
+    else:
+        print("packages.lock is what the mirror has now; nothing changed")
+    return EXIT_HELD

@@ -1,0 +1,272 @@
+"""`emu doctor`: what this machine has, what it lacks, and what mends it. Builds nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emu import paths
+from emu.errors import EmuError
+from emu.images import kbuild
+from emu.images.apt import find_mirrors
+from emu.images.cache import Cache
+from emu.images.packages import Lock, digest_of_wanted, load_wanted
+from emu.lab import hostkernel, store
+from emu.lab.hosttools import HOST_PACKAGES, HostPackage, install_command, load_packages
+from emu.machine import accel
+from emu.machine.checkpoint import host_cpu, qemu_version
+
+State = Literal["ok", "note", "missing"]
+"""missing: `emu run` can't work; note: it can, but something is worth knowing."""
+
+MEMORY_NEED = 2 << 30
+"""Bytes for one machine, whose RAM is allotted as its guests touch it."""
+DISK_NEED = 3 << 30
+"""Bytes for a first run with the debian kernel: packages 0.4 GiB, images 0.3, a checkpoint 0.4,
+and what building them takes on the way."""
+_DEBIAN_12 = "CONFIG_GCC_VERSION=120200"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's: `mend` is the command or the change that helps."""
+
+    subject: str
+    state: State
+    text: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order they are read."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def able(self) -> bool:
+        """Whether `emu run` can work here."""
+        return all(finding.state != "missing" for finding in self.findings)
+
+
+def examine(qemu: str, packages: Path = HOST_PACKAGES) -> Diagnosis:
+    """Look at everything. Starts no guest, builds nothing, asks nothing of the network."""
+    root = paths.cache_root()
+    cache = Cache(root) if root.is_dir() and os.access(root, os.W_OK) else None
+    findings = [_system(), _qemu(qemu)]
+    findings += [_accelerator(qemu, cache), _processor(), _memory()]
+    findings += [_disk(root), *_contents(cache), _python(), _compiler()]
+    findings += [*_locked(cache), *_host_packages(load_packages(packages)), *_kernel_services()]
+    return Diagnosis(tuple(findings))
+
+
+def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """For scripts."""
+    return {
+        "able": diagnosis.able,
+        "findings": [vars(finding) for finding in diagnosis.findings],
+    }
+
+
+# -- below: one finding each
+
+
+def _system() -> Finding:
+    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
+    text = f"{release.get('PRETTY_NAME', platform.system())}, Linux {platform.release()}"
+    if platform.machine() != "x86_64":
+        return Finding(
+            "system", "missing", f"{text} on {platform.machine()}", "the rig builds for x86_64 only"
+        )
+    return Finding("system", "ok", text)
+
+
+def _qemu(qemu: str) -> Finding:
+    path = shutil.which(qemu)
+    if path is None:
+        return Finding(
+            "QEMU", "missing", f"{qemu} is not there", install_command(["qemu-system-x86"])
+        )
+    try:
+        version = qemu_version(path)
+    except (EmuError, OSError, subprocess.SubprocessError, IndexError) as error:
+        return Finding("QEMU", "missing", f"{path} does not run: {error}", "--qemu PATH")
+    return Finding("QEMU", "ok", f"{path}, {version.removeprefix('QEMU emulator ')}")
+
+
+def _accelerator(qemu: str, cache: Cache | None) -> Finding:
+    if not accel.DEVICE.exists():
+        return Finding("accelerator", "ok", f"TCG (no {accel.DEVICE})")
+    entries = [] if cache is None else cache.entries()
+    if cache is not None and shutil.which(qemu) is not None:
+        for entry in entries:
+            if entry.kind != "guests" or not (entry.path / "xen").exists():
+                continue
+            known = accel.remembered(qemu, entry.path / "xen", cache)
+            if known is not None:
+                return Finding("accelerator", "ok", str(known))
+    return Finding("accelerator", "ok", "not known yet: the first run tries to start Xen under KVM")
+
+
+def _processor() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    text = f"{cores} cores, {host_cpu()}, load {load:.1f}"
+    if cores < 2:
+        return Finding("cores", "note", text, "runs work with one core, slowly")
+    if load > 2 * cores:
+        return Finding("cores", "note", text, "EMU_TIMEOUT_SCALE=2 gives a busy machine more time")
+    return Finding("cores", "ok", text)
+
+
+def _memory() -> Finding:
+    about = {
+        name: int(rest.split()[0]) << 10
+        for name, _, rest in (line.partition(":") for line in _lines("/proc/meminfo"))
+        if rest.split()
+    }
+    total, available = about.get("MemTotal", 0), about.get("MemAvailable", 0)
+    limit = _number("/sys/fs/cgroup/memory.max")
+    if limit is not None and limit < total:
+        total, used = limit, _number("/sys/fs/cgroup/memory.current") or 0
+        available = min(available, max(0, limit - used))
+    text = f"{_gib(available)} of {_gib(total)} available"
+    if total < MEMORY_NEED:
+        return Finding("memory", "missing", text, f"one host needs {_gib(MEMORY_NEED)}")
+    if available < MEMORY_NEED:
+        return Finding(
+            "memory", "note", text, f"one host may use {_gib(MEMORY_NEED)}: end something"
+        )
+    return Finding("memory", "ok", text)
+
+
+def _disk(root: Path) -> Finding:
+    there = root
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("disk", "missing", f"{there} can't be written", "XDG_CACHE_HOME=… elsewhere")
+    free = shutil.disk_usage(there).free
+    text = f"{_gib(free)} free at {root}"
+    if free < DISK_NEED:
+        empty = not (root / "checkpoint").exists()
+        state: State = "missing" if empty else "note"
+        hint = "emu cache prune, or XDG_CACHE_HOME=… on a larger disk"
+        return Finding("disk", state, f"{text}, a first run takes {_gib(DISK_NEED)}", hint)
+    return Finding("disk", "ok", text)
+
+
+def _contents(cache: Cache | None) -> Iterator[Finding]:
+    if cache is None:
+        yield Finding("cache", "ok", "empty: the first run fetches and builds (minutes)")
+        return
+    entries, runs = cache.entries(), store.runs(cache)
+    size = sum(entry.size for entry in [*entries, *runs])
+    counts = {
+        what: sum(entry.kind.startswith(kind) for entry in entries)
+        for kind, what in (
+            ("kernel-", "kernels"),
+            ("guests", "guest images"),
+            ("checkpoint", "checkpoints"),
+        )
+    }
+    held = ", ".join(f"{count} {what}" for what, count in counts.items())
+    yield Finding("cache", "ok", f"{_gib(size)}: {held}, {len(runs)} runs")
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+
+
+def _compiler() -> Finding:
+    try:
+        chain = kbuild.find_toolchain(_DEBIAN_12)
+    except EmuError as error:
+        return Finding("compiler", "missing", error.message, error.hint)
+    text = f"{shutil.which(chain.cc)}, {chain.version}"
+    if " 12." not in chain.version:
+        mend = f"Debian 12's kernel was made with gcc-12; {install_command(['gcc-12'])}"
+        return Finding("compiler", "note", text, mend)
+    return Finding("compiler", "ok", text)
+
+
+def _locked(cache: Cache | None) -> Iterator[Finding]:
+    try:
+        lock, wanted = Lock.load(), load_wanted()
+    except EmuError as error:
+        yield Finding("packages", "missing", error.message, error.hint)
+        return
+    if lock.wants != digest_of_wanted(wanted):
+        text = "packages.lock was made from another packages.toml"
+        yield Finding("lock", "note", text, "emu images lock")
+    debs = cache.root / "store/debs" if cache else None
+    there = [
+        package
+        for package in lock.entries
+        if debs is not None and _size(debs / package.file_name) == package.size
+    ]
+    text = f"{len(there)} of {len(lock.entries)} locked packages are in the cache"
+    if len(there) == len(lock.entries):
+        yield Finding("packages", "ok", text)
+        return
+    try:
+        find_mirrors()
+    except EmuError as error:
+        yield Finding("packages", "note", f"{text}; {error.message}", error.hint)
+        return
+    yield Finding("packages", "ok", f"{text}; what a run needs is fetched")
+
+
+def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Finding]:
+    packages = tuple(packages)
+    lacking = [package for package in packages if package.lacks]
+    for package in lacking:
+        what = f"{', '.join(package.lacks)} ({package.purpose})"
+        need = package.needed_for
+        state: State = "missing" if need == "run" else "note"
+        where = "" if need == "run" else f", for {'the lab kernel' if need == 'lab' else 'tests'}"
+        yield Finding("host tools", state, f"no {what}{where}", install_command([package.name]))
+    if lacking:
+        every = install_command(package.name for package in lacking)
+        state = "missing" if any(package.needed_for == "run" for package in lacking) else "note"
+        yield Finding("host tools", state, "all of these at once", f"{every} (or: make setup)")
+    else:
+        yield Finding("host tools", "ok", f"all there, of {len(packages)} packages")
+
+
+def _kernel_services() -> Iterator[Finding]:
+    troubles = hostkernel.troubles()
+    for name, trouble in troubles.items():
+        yield Finding(name, "missing", trouble)
+    if not troubles:
+        yield Finding("kernel", "ok", f"{', '.join(hostkernel.CHECKS)} are fine")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: str) -> int | None:
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _gib(size: float) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

@@ -1,0 +1,127 @@
+"""Guests that break: refused, panicking, without their LUN's server. Each is named at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from emu.errors import NotHeld
+from emu.images.cache import Cache
+from emu.images.modules import End
+from emu.lab.run import driver_for, load_driver
+from emu.lab.stack import Inputs, Stack
+from emu.machine.channel import CommandFailed
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.watch import GuestTrouble
+from emu.progress import Progress
+from emu.xen.domain import DomuConfig
+from emu.xen.host import Host
+
+pytestmark = pytest.mark.timeout(150)
+
+TCMU_TIMEOUT = 30
+"""Seconds after which target_core_user gives a command up that nobody in user space answers
+(TCMU_TIME_OUT in drivers/target/target_core_user.c)."""
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (DomuConfig(name="u1", memory=64), "u1"),
+        (DomuConfig(name="huge", memory=100_000), "memory"),
+    ],
+    ids=["a name that is taken", "more memory than there is"],
+)
+def test_a_domu_that_xl_refuses(stack: Stack, config: DomuConfig, words: str) -> None:
+    before = stack.host.list()
+    with pytest.raises(NotHeld, match=f"xl refused to create domU {config.name}") as refused:
+        stack.host.create(config)
+    assert words in "\n".join(refused.value.lines)
+    assert [info.domid for info in stack.host.list()] == [info.domid for info in before]
+    assert stack.domain.channel.run(["echo", "here"], timeout=10).text == "here\n"
+
+
+@pytest.mark.trouble("kernel panic")
+def test_a_domu_that_panics_while_it_boots(stack: Stack) -> None:
+    """Named by the watch, long before the two minutes for a boot are over."""
+    config = DomuConfig(name="u2", memory=128, kernel_options="rdinit=/nonexistent")
+    began = time.monotonic()
+    with pytest.raises(GuestTrouble) as trouble:
+        stack.host.create(config)
+    assert time.monotonic() - began < 40
+    finding = trouble.value.finding
+    assert (finding.name, finding.guest, finding.console) == ("kernel panic", "u2", "u2")
+    assert trouble.value.message.startswith("u2: kernel panic while waiting for the guest agent")
+    assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
+
+
+def test_a_dom0_that_panics_while_it_boots(inputs: Inputs) -> None:
+    spec = replace(inputs.spec, dom0_cmdline=f"{inputs.spec.dom0_cmdline} rdinit=/nonexistent")
+    began = time.monotonic()
+    with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
+        host = Host(machine)
+        try:
+            with pytest.raises(GuestTrouble) as trouble:
+                host.wait_ready(120)
+        finally:
+            host.close()
+    assert time.monotonic() - began < 60
+    assert trouble.value.message.startswith("dom0: kernel panic while waiting for the guest agent")
+    assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
+
+
+def attached(stack: Stack, cache: Cache) -> None:
+    """Both patched drivers loaded, the LUN attached and connected."""
+    ends: tuple[tuple[End, object], ...] = (
+        ("back", stack.host.dom0),
+        ("front", stack.domain.channel),
+    )
+    for end, channel in ends:
+        driver = driver_for(end, "patched", stack.inputs, cache, Progress())
+        load_driver(channel, driver, cache, {})  # type: ignore[arg-type]
+    stack.domain.attach(stack.lun)
+    stack.domain.wait_connected()
+
+
+def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
+    """The write fails, after the kernel's patience with user space: nothing claims success.
+
+    Without its server the LUN answers "not ready" to every command; the domU sees I/O
+    errors, no end hangs, and the disk, the domU and the host can be taken down in order.
+    """
+    host, domu = stack.host, stack.domain.channel
+    before = host.grants().of(stack.domain.domid).refs
+    attached(stack, cache)
+    writer = domu.spawn(
+        "dd if=/dev/zero of=/dev/xvda bs=64k count=4000 oflag=direct || echo failed"
+    )
+    time.sleep(1)
+    assert writer.ended is None
+    host.dom0.run("kill -9 $(pidof tcmu-runner)", timeout=10)
+    began = time.monotonic()
+    writer.wait(TCMU_TIMEOUT + 45)
+    assert time.monotonic() - began > TCMU_TIMEOUT / 3, "who answered the writes?"
+    assert writer.read(stream=1) == b"failed\n"
+    assert b"Input/output error" in writer.read(stream=2)
+    assert "I/O error, dev sda" in host.dom0.run("dmesg | tail -n 20", timeout=20).text
+    assert "I/O error, dev xvda" in domu.run("dmesg | tail -n 20", timeout=20).text
+    # Everything is in order but the data: both ends connected, then apart, the domU gone.
+    assert stack.domain.ring().connected
+    stack.domain.detach()
+    assert host.grants().of(stack.domain.domid).refs == before
+    stack.domain.destroy()
+    assert [info.name for info in host.list()] == ["Domain-0"]
+
+
+def test_the_words_of_a_read_without_a_server(stack: Stack, cache: Cache) -> None:
+    """What a verb says when the LUN's server is gone: the guest's own error, at once."""
+    attached(stack, cache)
+    stack.host.dom0.run("kill -9 $(pidof tcmu-runner)", timeout=10)
+    with pytest.raises(CommandFailed, match="u1: ") as failed:
+        stack.domain.channel.run(
+            "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct", timeout=TCMU_TIMEOUT + 60
+        )
+    assert "Input/output error" in str(failed.value)

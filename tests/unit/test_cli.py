@@ -1,0 +1,249 @@
+"""The command line: parsing, exit statuses, and the commands that need no guest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emu import cli
+from emu.commands import options
+from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, InputError, RigError
+from emu.images.cache import Cache
+from emu.images.packages import Lock, Package, lock_digest
+from emu.lab import bench, store
+from emu.machine.rundir import RunDir
+from emu.progress import Progress
+
+COMMANDS = ("run", "shell", "doctor", "images", "cache", "bench")
+TRANSCRIPTS = Path(__file__).parent / "transcripts"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    """The cache that commands use, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    return Cache()
+
+
+def fill(cache: Cache, kind: str, number: int, size: int = 8192) -> Path:
+    def build(made: Path) -> None:
+        (made / "file").write_bytes(b"x" * size)
+
+    return cache.entry(kind, {"number": number}, build, Progress())
+
+
+# -- parsing and exit statuses
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), *((c,) for c in COMMANDS), ("images", "build"), ("images", "lock"), ("cache", "prune")],
+)
+def test_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: emu")
+    if not words:
+        assert all(f"\n    {command} " in said for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("nosuch",),
+        ("shell", "dom7"),
+        ("run", "--clock", "sundial"),
+        ("cache", "prune", "--unused-days", "-1"),
+        ("cache", "prune", "--unused-days", "1", "--all"),
+    ],
+)
+def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("no such thing", hint="get one"), EXIT_INPUT),
+        (RigError("it broke", lines=["last words"]), EXIT_RIG),
+        (KeyboardInterrupt(), EXIT_INTERRUPTED),
+    ],
+)
+def test_errors_become_exit_statuses(
+    error: BaseException,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store, "images", fails)
+    assert cli.main(["images"]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("emu: ")
+    if isinstance(error, InputError):
+        assert said.err == "emu: no such thing\n  get one\n"
+
+
+def test_a_ring_that_can_not_be_is_refused_before_anything_starts(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "--ring-pages", "3"]) == EXIT_INPUT
+    assert cli.main(["shell", "--attach", "--ring-pages", "3"]) == EXIT_INPUT
+    assert capsys.readouterr().err.count("not 3") == 2
+
+
+def test_a_qemu_that_is_not_there(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["shell", "--qemu", "/nowhere/qemu", "-c", "true"]) == EXIT_INPUT
+    assert "/nowhere/qemu is not installed" in capsys.readouterr().err
+
+
+# -- emu cache
+
+
+def test_what_the_cache_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = fill(cache, "guests", 1)
+    assert cli.main(["cache", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["path"] == str(cache.root)
+    assert [(e["kind"], e["key"]) for e in said["entries"]] == [("guests", entry.name)]
+    assert said["bytes"] == said["entries"][0]["bytes"] >= 8192
+    assert cli.main(["cache"]) == 0
+    assert entry.name[:15] in capsys.readouterr().out
+    assert cli.main(["cache", "path"]) == 0
+    assert capsys.readouterr().out == f"{cache.root}\n"
+
+
+def test_prune_says_what_went_and_how_much(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, gone = fill(cache, "guests", 1), fill(cache, "drivers", 2, size=3 << 20)
+    assert cli.main(["cache", "prune"]) == 0
+    assert "all was used within 7 days" in capsys.readouterr().out
+    assert cli.main(["cache", "prune", "--all", "--kind", "drivers"]) == 0
+    said = capsys.readouterr().out
+    assert f"removed drivers {gone.name[:8]} (3.0 MiB)" in said
+    assert "3.0 MiB freed" in said
+    assert kept.exists()
+    assert not gone.exists()
+    assert cli.main(["cache", "prune", "--all", "--kind", "nosuch"]) == EXIT_INPUT
+
+
+def test_prune_leaves_what_another_process_uses(cache: Cache) -> None:
+    used, idle = fill(cache, "guests", 1), fill(cache, "guests", 2)
+    script = (
+        "from emu.images.cache import Cache; from emu.progress import Progress\n"
+        "assert Cache().find('guests', {'number': 1}); print('has it', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"has it\n"
+        assert [entry.path for entry in store.prune(cache).entries] == [idle]
+        assert used.exists()
+        user.communicate(b"\n")
+    assert [entry.path for entry in store.prune(cache).entries] == [used]
+
+
+def test_prune_of_runs_leaves_those_that_go_on(cache: Cache) -> None:
+    root = cache.root / "runs"
+    with RunDir.create(root) as ended:
+        ended.log("xen").write_bytes(b"x" * 10_000)
+    with RunDir.create(root) as going:
+        going.log("xen").write_bytes(b"x")
+        (going.state / "overlay").write_bytes(b"x")
+        assert {run.path for run in store.runs(cache)} == {ended.path, going.path}
+        pruned = store.prune(cache, kinds={"runs"})
+        assert pruned.runs == (ended.path,)
+        assert pruned.freed >= 10_000
+        assert (going.state / "overlay").exists()
+
+
+# -- emu images
+
+
+def test_no_images_yet(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["images", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert cli.main(["images"]) == 0
+    assert "emu images build" in capsys.readouterr().out
+
+
+def test_an_image_is_named_by_the_lock_it_came_from(cache: Cache) -> None:
+    lock = Lock.load()
+    wanted = {"packages": lock_digest(lock, store.GUEST_SETS), "kernel": "0" * 32}
+    cache.entry("guests", wanted, lambda made: (made / "xen").touch(), Progress())
+    cache.entry("guests", {"packages": "older"}, lambda made: (made / "xen").touch(), Progress())
+    new, old = sorted(store.images(cache, lock), key=lambda image: not image.locked)
+    assert new.locked
+    assert "xen-hypervisor-4.17-amd64 4.17" in new.chief
+    assert (old.locked, old.packages, old.chief) == (False, (), "")
+
+
+def locked(name: str, version: str, archive: str = "bookworm") -> Package:
+    digest = f"{abs(hash((name, version))):064x}"[-64:]
+    return Package(archive, name, version, "amd64", digest, 1, ("dom0",))
+
+
+def test_what_a_renewed_lock_changed() -> None:
+    before = Lock("a", (locked("kmod", "1"), locked("gone", "3"), locked("same", "5")))
+    after = Lock("b", (locked("kmod", "2"), locked("fresh", "4"), locked("same", "5")))
+    found = [(c.name, c.before, c.after) for c in store.changes(before, after)]
+    assert found == [("fresh", None, "4"), ("gone", "3", None), ("kmod", "1", "2")]
+
+
+# -- how figures read
+
+
+def test_sizes_and_times_for_people() -> None:
+    assert [options.size(n) for n in (0, 1023, 1024, 5 << 20, 300 << 20, 3 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "5.0 MiB",
+        "300 MiB",
+        "3.0 GiB",
+    ]
+    now = time.time()
+    assert [options.ago(now - past, now) for past in (3, 300, 7300, 4e5)] == [
+        "3 s ago",
+        "5 min ago",
+        "2 h ago",
+        "5 days ago",
+    ]
+
+
+def test_memory_as_the_kernel_tells_it() -> None:
+    memory = bench.read_rollup((TRANSCRIPTS / "smaps-rollup-qemu.txt").read_text())
+    assert memory["Private_Dirty"] % 4096 == 0
+    assert memory["Private_Dirty"] + memory["Private_Clean"] <= memory["Pss"] <= memory["Rss"]
+
+
+def setting() -> bench.Setting:
+    return bench.Setting("2015-05-22", 2, "a CPU", "TCG (no /dev/kvm)", 0.5, 8.0)
+
+
+def test_a_bench_with_a_missed_target_has_not_held() -> None:
+    dom0, fresh = bench.TARGETS["dom0_s"], bench.TARGETS["fresh_s"]
+    skipped = bench.Result(fresh, (), "not asked for")
+    good = bench.BenchReport(setting(), (bench.Result(dom0, (0.3, 0.7, 0.4)), skipped))
+    assert good.held
+    assert any("0.40 s   wanted 0.60 s; median of 3" in line for line in bench.lines(good))
+    assert any("not measured   wanted 360 s; not asked for" in line for line in bench.lines(good))
+    bad = bench.BenchReport(setting(), (bench.Result(dom0, (0.3, 0.7, 0.8)), skipped))
+    assert not bad.held
+    assert any(line.startswith("MISSED") for line in bench.lines(bad))
+    assert bench.as_json(bad)["results"]["dom0_s"]["median"] == 0.7

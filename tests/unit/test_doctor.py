@@ -1,0 +1,135 @@
+"""The doctor, on this machine and on ones that lack something."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emu import cli, paths
+from emu.lab import doctor, hostkernel, hosttools
+
+QEMU = "qemu-system-x86_64"
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache root that is not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def of(diagnosis: doctor.Diagnosis, subject: str) -> list[doctor.Finding]:
+    return [finding for finding in diagnosis.findings if finding.subject == subject]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_machine_that_runs_the_tests_is_able(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    status = cli.main(["doctor", "--json"])
+    assert time.monotonic() - began < 10
+    said = json.loads(capsys.readouterr().out)
+    assert said["able"]
+    assert status == 0
+    assert {"QEMU", "accelerator", "memory", "disk", "cache"} <= {
+        finding["subject"] for finding in said["findings"]
+    }
+
+
+def test_it_builds_nothing(nowhere: Path) -> None:
+    doctor.examine(QEMU)
+    assert not nowhere.exists()
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert 8 < len(lines) <= 24
+    assert "Python" in "".join(lines)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_missing_qemu_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--qemu", "/nowhere/qemu"]) == 3
+    said = capsys.readouterr().out
+    assert "MISSING QEMU         /nowhere/qemu is not there" in said
+    assert "apt-get install qemu-system-x86" in said
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_one_command_mends_all_that_is_missing(tmp_path: Path) -> None:
+    listed = tmp_path / "list"
+    listed.write_text(
+        "# comment\n"
+        "coreutils  run  ls          # there\n"
+        "one        run  emu-no-one,ls  # for runs\n"
+        "two        lab  /nowhere/two.h  # for the kernel\n"
+    )
+    diagnosis = doctor.examine(QEMU, listed)
+    tools = of(diagnosis, "host tools")
+    assert [(tool.state, tool.text) for tool in tools[:2]] == [
+        ("missing", "no emu-no-one (for runs)"),
+        ("note", "no /nowhere/two.h (for the kernel), for the lab kernel"),
+    ]
+    assert tools[2].mend is not None
+    assert "apt-get install one two" in tools[2].mend
+    assert not diagnosis.able
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_only_the_lab_kernel_needs_stops_no_run(tmp_path: Path) -> None:
+    listed = tmp_path / "list"
+    listed.write_text("two  lab  emu-no-two  # for the kernel\n")
+    assert doctor.examine(QEMU, listed).able
+
+
+def test_the_list_of_host_packages_is_sound() -> None:
+    packages = hosttools.load_packages()
+    names = [package.name for package in packages]
+    assert len(names) == len(set(names)) > 20
+    assert {package.needed_for for package in packages} == {"run", "lab", "test"}
+    assert all(package.purpose for package in packages)
+
+
+def test_make_setup_reads_the_same_names() -> None:
+    """The shell script of `make setup` takes the first word of each line."""
+    script = paths.checkout() / "emu/host-setup.sh"
+    listing = 'while read -r package rest; do case $package in "" | "#"*) continue ;; esac; '
+    assert "read -r package rest" in script.read_text()
+    done = subprocess.run(
+        ["sh", "-c", f'{listing} echo "$package"; done < "$1"', "sh", hosttools.HOST_PACKAGES],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [package.name for package in hosttools.load_packages()]
+
+
+@pytest.mark.parametrize(("limit", "named"), [("-f 1000", "file size"), ("-n 100", "open files")])
+def test_a_low_limit_is_named(limit: str, named: str) -> None:
+    script = "from emu.lab import hostkernel; print(hostkernel.troubles()['user limits'])"
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit {limit}; exec "$0" -c "$1"', sys.executable, script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert named in done.stdout
+
+
+def test_this_kernel_does_all_that_is_asked() -> None:
+    assert hostkernel.troubles() == {}
+
+
+def test_a_cache_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
+    diagnosis = doctor.examine(QEMU)
+    disk = of(diagnosis, "disk")[0]
+    assert (disk.state, diagnosis.able) == ("missing", False)
+    assert "XDG_CACHE_HOME" in (disk.mend or "")
