@@ -12,13 +12,18 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
+# Two at once in one checkout take turns.
 setup: ## install what the host lacks (says what first; sudo where not root) and make .venv
+	@flock Makefile $(MAKE) --no-print-directory $(STAMP)-now
+
+.PHONY: $(STAMP)-now
+$(STAMP)-now:
 	@sh emu/host-setup.sh emu/host-packages.txt
 	@$(MAKE) --no-print-directory $(STAMP)
 
 $(STAMP): pyproject.toml
 	@echo "making .venv"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 

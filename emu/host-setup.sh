@@ -28,7 +28,7 @@ else
 fi
 # The lists may be older than the mirror: refresh them when what they name has gone.
 install() {
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 \
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install --yes --quiet=2 \
 		--no-install-recommends $missing > /dev/null
 }
 $sudo apt-get update --quiet=2 && install || {

@@ -82,7 +82,7 @@ class Inputs:
         }
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
     """A running host with one LUN logged in and one idle domU."""
 

@@ -51,8 +51,8 @@ class Channel:
     """Commands and files of one guest; `name` stands in every error. It owns the stream.
 
     Any thread may use it. `guard` is called, on the caller's thread and about ten times a
-    second, in every wait, with its deadline; what it raises ends the wait. `on_trouble` is told, once and on the
-    channel's own thread, when a channel that worked is lost.
+    second, in every wait, with its deadline; what it raises ends the wait. `on_trouble` is
+    told, once and on the channel's own thread, when a channel that worked is lost.
     """
 
     def __init__(

@@ -262,9 +262,9 @@ class Process:
                 self._channel.check(deadline)
             if deadline is not None and deadline.passed:
                 command = shown(self.argv)
-                doing = "" if command in deadline.what else f": {command}"
+                what = deadline.what + ("" if command in deadline.what else f": {command}")
                 raise CommandTimeout(
-                    f"{self._channel.name}: waited {deadline.seconds:g} s for {deadline.what}{doing}"
+                    f"{self._channel.name}: waited {deadline.seconds:g} s for {what}"
                 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu import paths
-from emu.images.cache import MANIFEST, Cache
+from emu.images.cache import MANIFEST, Cache, sha256_of
 from emu.machine.rundir import sweep
 
 TAG = "EMU_TEST_TAG"
@@ -215,9 +214,7 @@ def _assert_whole(entry: Path) -> None:
     files = json.loads((entry / MANIFEST).read_text())["files"]
     for name, what in files.items():
         if "sha256" in what:
-            with (entry / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            assert digest == what["sha256"], entry / name
+            assert sha256_of(entry / name) == what["sha256"], entry / name
 
 
 @dataclass(frozen=True)

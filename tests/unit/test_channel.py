@@ -196,17 +196,28 @@ def test_arguments_environment_directory(guest: Channel) -> None:
 
 
 def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
+    # Plain, deaf, in a session of its own, and an orphan in a process group of its own.
+    sleep = f"sleep 1000.{os.getpid()}"
     script = (
-        "sleep 1000 & setsid sleep 1001 & (trap '' TERM HUP; sleep 1002) & "
-        f"sleep 0.1; pgrep -s $$ > {tmp_path}/pids; pgrep -f 'sleep 100[1]' >> {tmp_path}/pids; "
+        f"{sleep}1 & (trap '' TERM HUP; {sleep}2) & setsid {sleep}3 & sh -mc '{sleep}4 & true' 2>&-; "
         "echo so far; wait"
     )
-    with pytest.raises(CommandTimeout, match=r"did not end within 0\.5 s") as timeout:
-        guest.run(script, timeout=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(guest.run, script, timeout=1)
+        assert wait_for(lambda: len(running(sleep)) == 4, seconds=0.9)
+        with pytest.raises(CommandTimeout, match="did not end within 1 s") as timeout:
+            job.result()
     assert timeout.value.lines == ("so far",)
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert len(pids) >= 4
-    assert gone(*pids)
+    left = [pid for pid in running(sleep) if not gone(pid, within=2)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def running(command: str) -> list[int]:
+    """The processes whose command line begins so."""
+    found = subprocess.run(["pgrep", "-f", f"^{command}"], capture_output=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
 
 
 def test_what_is_left_in_the_background_goes_on(guest: Channel) -> None:
@@ -408,6 +419,21 @@ def test_damage_is_found_and_mended(
                 sleeper.wait(5)
             assert channel.run(["echo", "well"], timeout=5).stdout == b"well\n"
         assert len(troubles) <= 1
+
+
+def test_a_frame_that_is_missing_is_missed(program: Path) -> None:
+    with serving(program) as (sock, _):
+        stream = Faulty(sock)
+        with Channel(stream, name="domU") as channel:
+            channel.hello(10)
+            stream.on_send = lambda data: b""
+            lost = channel.spawn(["sleep", "1000"])
+            time.sleep(0.1)
+            stream.on_send = lambda data: data
+            with pytest.raises(ChannelLost, match="what the guest got came damaged: a frame is"):
+                channel.run(["true"], timeout=5)
+            with pytest.raises(ChannelLost):
+                lost.wait(5)
 
 
 def test_an_agent_that_dies_ends_every_wait(program: Path) -> None:
