@@ -13,7 +13,8 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
+from emu.images.manifest import JSON
 from emu.progress import Progress
 
 CC = "gcc"

@@ -22,27 +22,23 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from emu import paths
 from emu.errors import InputError, RigError
+from emu.images import manifest
+from emu.images.manifest import JSON, usage
 from emu.progress import Progress
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-
-MANIFEST = "manifest.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _KIND = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _RESERVED = {"locks", "runs", "store", "tmp"}
 _TICK_NS = 20_000_000
 """Two writes this close may carry the same change time (the kernel's clock tick, doubled)."""
-_FEW = 64
-"""Up to this many files are synced one by one, more by one sync of everything."""
 _LITTLE = 8 << 20
 """A failed build that leaves less room than this (bytes) failed for want of room."""
 
@@ -68,7 +64,7 @@ class EntryInfo:
 
 def key_of(kind: str, inputs: Mapping[str, JSON]) -> str:
     """The 32 hex digits under which `inputs` are kept: SHA-256 of their canonical JSON."""
-    return hashlib.sha256(_canonical({"kind": kind, "inputs": inputs})).hexdigest()[:32]
+    return hashlib.sha256(manifest.canonical({"kind": kind, "inputs": inputs})).hexdigest()[:32]
 
 
 class Cache:
@@ -122,13 +118,13 @@ class Cache:
                     made.mkdir()
                     try:
                         build(made)
-                        _seal(made, kind, inputs)
+                        manifest.seal(made, kind, inputs)
                     except Exception:
                         written, left = usage(scratch), self.need(0, kind)
                         raise
                     path.parent.mkdir(exist_ok=True)
                     made.rename(path)
-                    _sync(path.parent)
+                    manifest.sync(path.parent)
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 # A tool may say it in its own words, or have made room again before it ended.
@@ -250,7 +246,7 @@ class Cache:
     def _info(self, path: Path) -> EntryInfo:
         made = path.stat().st_mtime
         try:
-            inputs = dict(json.loads((path / MANIFEST).read_bytes())["inputs"])
+            inputs = dict(json.loads((path / manifest.NAME).read_bytes())["inputs"])
         except (OSError, ValueError, KeyError, TypeError):
             inputs = {}
         try:
@@ -262,36 +258,21 @@ class Cache:
     def _fault(self, path: Path, kind: str, inputs: Mapping[str, JSON]) -> str | None:
         """What is wrong with the entry, or None; remembers a full hash that held."""
         try:
-            if json.loads(_beside(path).read_bytes()) == _fingerprint(path):
+            if json.loads(_beside(path).read_bytes()) == manifest.fingerprint(path):
                 return None
         except (OSError, ValueError):
             pass
-        try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            same = _canonical(manifest["inputs"]) == _canonical(inputs)
-            files = manifest["files"]
-            if not same or manifest["kind"] != kind or not isinstance(files, dict):
-                return "has another's manifest"
-        except FileNotFoundError:
-            return "has no manifest"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "has an unreadable manifest"
-        try:
-            for name in sorted(found := set(_walk(path)) - {MANIFEST}):
-                if name not in files:
-                    return f"holds a file too many ({name})"
-                if _describe(path / name) != files[name]:
-                    return f"was altered ({name})"
-            if missing := sorted(set(files) - found):
-                return f"lacks {missing[0]}"
-            self._remember(path)
-        except OSError as error:
-            return f"cannot be read ({error})"
-        return None
+        fault = manifest.fault(path, kind, inputs)
+        if fault is None:
+            try:
+                self._remember(path)
+            except OSError as error:
+                return f"cannot be read ({error})"
+        return fault
 
     def _remember(self, path: Path) -> None:
         """Note that the entry's files are now as their manifest says."""
-        prints = _fingerprint(path)
+        prints = manifest.fingerprint(path)
         newest = max((row[3] for row in prints.values()), default=0)
         if time.time_ns() - newest <= _TICK_NS:
             # A write in the same tick as the hash would not show: let the next use hash.
@@ -373,92 +354,8 @@ class Cache:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as handle:
-        digest = hashlib.sha256()
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _seal(made: Path, kind: str, inputs: Mapping[str, JSON]) -> None:
-    """Write the manifest of a finished build and bring everything onto the disk."""
-    files = {name: _describe(made / name) for name in sorted(_walk(made))}
-    manifest = {"kind": kind, "inputs": inputs, "created": time.time(), "files": files}
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    if len(files) > _FEW:
-        os.sync()
-        return
-    for name, what in files.items():
-        if "link" not in what:
-            _sync(made / name)
-    _sync(made / MANIFEST)
-    _sync(made)
-
-
-def _walk(path: Path) -> Iterator[str]:
-    """Names, relative to `path`, of everything below it."""
-    stack = [""]
-    while stack:
-        prefix = stack.pop()
-        with os.scandir(path / prefix) as found:
-            for item in found:
-                yield prefix + item.name
-                if item.is_dir(follow_symlinks=False):
-                    stack.append(f"{prefix}{item.name}/")
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """A file as its manifest has it."""
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        return {"link": str(path.readlink())}
-    if stat.S_ISDIR(mode):
-        return {"dir": True}
-    if not stat.S_ISREG(mode):
-        raise RigError(f"a cache entry cannot hold {path}: not a file, directory or link")
-    return {
-        "sha256": sha256_of(path),
-        "size": path.lstat().st_size,
-        "executable": bool(mode & stat.S_IXUSR),
-    }
-
-
-def _fingerprint(path: Path) -> dict[str, list[int]]:
-    """What stat(2) says of every file but directories: size, times in ns, inode."""
-    prints = {}
-    for name in _walk(path):
-        found = (path / name).lstat()
-        size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-        prints[name] = [found.st_ino, size, found.st_mtime_ns, found.st_ctime_ns]
-    return prints
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.stat")
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def usage(path: Path) -> int:
-    """Bytes on the disk below `path`; what vanishes while counting counts nothing."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for name in _walk(path):
-            with contextlib.suppress(OSError):
-                total += (path / name).lstat().st_blocks * 512
-    return total
 
 
 def _mib(size: int) -> str:

@@ -22,8 +22,9 @@ from emu import paths
 from emu.errors import InputError, RigError
 from emu.images import agent
 from emu.images.agent import GuestPrograms
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
 from emu.images.kernels import Kernel
+from emu.images.manifest import JSON
 from emu.images.packages import Lock, Package, Wanted, fetch, load_wanted, lock_digest
 from emu.images.tree import Tree
 from emu.progress import Progress

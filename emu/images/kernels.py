@@ -18,9 +18,10 @@ from typing import Any
 from emu import paths
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
 from emu.images.depends import find_modules, keep_modules, order_of, plain
 from emu.images.kconfig import Requirements, check_fragment, check_requirements
+from emu.images.manifest import JSON
 from emu.images.packages import Lock, fetch, lock_digest
 from emu.progress import Progress
 

@@ -18,9 +18,10 @@ from typing import Literal
 
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
 from emu.images.depends import plain
 from emu.images.kernels import Kernel, Spec, source_deb, spec
+from emu.images.manifest import JSON
 from emu.images.packages import Lock, lock_digest
 from emu.progress import Progress
 

@@ -19,7 +19,8 @@ from typing import Any
 from emu import paths
 from emu.errors import InputError
 from emu.images.apt import Apt, Archive, Mirrors, Record, find_mirrors
-from emu.images.cache import Cache, sha256_of
+from emu.images.cache import Cache
+from emu.images.manifest import sha256_of
 from emu.progress import Progress
 
 if sys.version_info >= (3, 11):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from emu.errors import InputError, RigError
-from emu.images.cache import Cache, usage
+from emu.images.cache import Cache
+from emu.images.manifest import usage
 from emu.images.packages import Lock
 from emu.lab import store
 from emu.lab.stack import Inputs, Wish, prepare, running

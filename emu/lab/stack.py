@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emu.errors import InputError, RigError
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
+from emu.images.manifest import JSON
 from emu.machine import accel, checkpoint
 from emu.machine.accel import AccelChoice, Requested
 from emu.machine.qemu import Machine

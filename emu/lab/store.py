@@ -11,9 +11,10 @@ from typing import Any
 from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, kernels
-from emu.images.cache import Cache, EntryInfo, usage
+from emu.images.cache import Cache, EntryInfo
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
+from emu.images.manifest import usage
 from emu.images.modules import Driver, End, get_driver
 from emu.images.packages import Lock, Package, load_wanted, lock_digest, renew
 from emu.lab.run import PARAMETER

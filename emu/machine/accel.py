@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from emu.errors import InputError, RigError
-from emu.images.cache import JSON, Cache
+from emu.images.cache import Cache
+from emu.images.manifest import JSON
 from emu.machine.checkpoint import host_cpu, qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir

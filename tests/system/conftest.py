@@ -19,8 +19,11 @@ from pathlib import Path
 import pytest
 from emu_command import Warm
 
+from emu.images import agent
 from emu.images.cache import Cache
-from emu.images.modules import End
+from emu.images.kernels import spec
+from emu.images.modules import End, driver_source
+from emu.images.packages import Lock
 from emu.lab.run import driver_for
 from emu.lab.stack import Inputs, Stack, Wish, prepare, running
 from emu.machine.rundir import RunDir
@@ -146,6 +149,22 @@ def everything(inputs: Inputs, cache: Cache, progress: Told) -> Cache:
     with running(inputs, cache, progress):
         pass
     return cache
+
+
+@pytest.fixture
+def entries(inputs: Inputs, everything: Cache) -> dict[str, Path]:
+    """The entries of the cache that `emu run` uses, by kind."""
+    quiet = Progress()
+    checkpoint = everything.find("checkpoint", inputs.checkpoint_key())
+    assert checkpoint is not None
+    return {
+        inputs.kernel.root.parent.name: inputs.kernel.root,
+        "driver-source": driver_source(spec(inputs.kernel.name), Lock.load(), everything, quiet),
+        "drivers": driver_for("front", "patched", inputs, everything, quiet).path.parent,
+        "guest-programs": agent.build(everything, quiet).agent.parent,
+        "guests": inputs.guests.root,
+        "checkpoint": checkpoint,
+    }
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu import paths
-from emu.images.cache import MANIFEST, Cache, sha256_of
+from emu.images.cache import Cache
+from emu.images.manifest import NAME as MANIFEST
+from emu.images.manifest import sha256_of
 from emu.machine.rundir import sweep
 
 TAG = "EMU_TEST_TAG"

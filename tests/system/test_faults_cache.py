@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 from emu_command import Warm, assert_clean, own_copy
 
-from emu.images.agent import build as build_programs
 from emu.images.cache import Cache
-from emu.images.kernels import spec
-from emu.images.modules import driver_source
-from emu.images.packages import Lock
-from emu.lab.run import driver_for
-from emu.lab.stack import Inputs
-from emu.progress import Progress
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -37,23 +30,6 @@ def flip(path: Path) -> None:
 def truncate(path: Path) -> None:
     """Cut the file in half."""
     os.truncate(path, path.stat().st_size // 2)
-
-
-@pytest.fixture
-def entries(inputs: Inputs, everything: Cache) -> dict[str, Path]:
-    """The entries that `emu run` uses, by kind."""
-    driver = driver_for("front", "patched", inputs, everything, Progress())
-    checkpoint = everything.find("checkpoint", inputs.checkpoint_key())
-    assert checkpoint is not None
-    return {
-        "driver-source": driver_source(
-            spec(inputs.kernel.name), Lock.load(), everything, Progress()
-        ),
-        "guest-programs": build_programs(everything, Progress()).agent.parent,
-        "guests": inputs.guests.root,
-        "drivers": driver.path.parent,
-        "checkpoint": checkpoint,
-    }
 
 
 def test_damaged_entries_are_made_again(warm: Warm, entries: dict[str, Path]) -> None:

@@ -128,6 +128,7 @@ def test_a_signal_restores_the_terminal(terminal: Open, number: signal.Signals) 
     assert not alive(started)
 
 
+@pytest.mark.timeout(60)  # where it does not, writing to the terminal blocks
 def test_ctrl_bracket_works_while_the_guest_reads_nothing(terminal: Open) -> None:
     child = terminal("dom0")
     child.send("stty raw -echo; sleep 1000\r")

@@ -15,7 +15,9 @@ import pytest
 
 from emu.errors import InputError, RigError
 from emu.images import cache as cache_module
-from emu.images.cache import JSON, Cache, key_of
+from emu.images import manifest
+from emu.images.cache import Cache, key_of
+from emu.images.manifest import JSON
 from emu.progress import Progress
 
 INPUTS: dict[str, JSON] = {"source": "abc", "flags": ["-O2"], "level": 3}
@@ -76,12 +78,12 @@ def test_built_once_then_found(cache: Cache, builder: Builder) -> None:
 
 def test_the_manifest_tells_what_went_in(cache: Cache, builder: Builder) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["kind"] == "kernel"
-    assert manifest["inputs"] == INPUTS
-    assert manifest["files"]["sub/data"]["size"] == 100_000
-    assert manifest["files"]["tool"]["executable"] is True
-    assert manifest["files"]["link"] == {"link": "sub/data"}
+    written = json.loads((path / "manifest.json").read_text())
+    assert written["kind"] == "kernel"
+    assert written["inputs"] == INPUTS
+    assert written["files"]["sub/data"]["size"] == 100_000
+    assert written["files"]["tool"]["executable"] is True
+    assert written["files"]["link"] == {"link": "sub/data"}
 
 
 def alter(path: Path) -> None:
@@ -159,7 +161,7 @@ def test_an_unchanged_entry_is_not_read_again(
     time.sleep(0.05)
     assert cache.find("kernel", INPUTS) == path
     hashed: list[Path] = []
-    monkeypatch.setattr(cache_module, "sha256_of", hashed.append)
+    monkeypatch.setattr(manifest, "sha256_of", hashed.append)
     assert cache.find("kernel", INPUTS) == path
     assert hashed == []
 
@@ -169,7 +171,7 @@ def test_a_fingerprint_taken_too_soon_is_not_trusted(
 ) -> None:
     monkeypatch.setattr(cache_module, "_TICK_NS", 10**12)
     path = cache.entry("kernel", INPUTS, builder, Progress())
-    monkeypatch.setattr(cache_module, "sha256_of", lambda path: "")
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: "")
     assert cache.find("kernel", INPUTS) is None, "it was not hashed"
     assert path.is_dir()
 
@@ -382,3 +384,47 @@ def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kinds_are_plain_names(cache: Cache, builder: Builder, kind: str) -> None:
     with pytest.raises(ValueError, match="not a kind"):
         cache.entry(kind, INPUTS, builder, Progress())
+
+
+class TestSparse:
+    """Digests of files that are mostly holes, such as a guest's RAM."""
+
+    def sparse(self, path: Path, *pieces: tuple[int, bytes], size: int = 64 << 20) -> Path:
+        with path.open("wb") as file:
+            file.truncate(size)
+            for at, data in pieces:
+                file.seek(at)
+                file.write(data)
+        return path
+
+    def test_zeros_on_the_disk_count_as_holes(self, tmp_path: Path) -> None:
+        thin = self.sparse(tmp_path / "thin", (5 << 20, b"data"))
+        thick = self.sparse(tmp_path / "thick", (0, bytes(9 << 20)), (5 << 20, b"data"))
+        assert manifest.sparse_digest(thin) == manifest.sparse_digest(thick)
+
+    def test_where_and_what_count(self, tmp_path: Path) -> None:
+        digests = {
+            manifest.sparse_digest(self.sparse(tmp_path / "file", piece))
+            for piece in [
+                (5 << 20, b"data"),
+                (5 << 20, b"date"),
+                (6 << 20, b"data"),
+                ((5 << 20) + 1, b"data"),
+                ((64 << 20) - 4, b"data"),
+            ]
+        }
+        assert len(digests) == 5
+
+    def test_an_altered_byte_is_found(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+
+        def build(made: Path) -> None:
+            self.sparse(made / "ram", (1 << 20, b"x" * 100_000))
+
+        path = cache.entry("k", {}, build, Progress())
+        what = json.loads((path / "manifest.json").read_text())["files"]["ram"]
+        assert set(what) == {"sparse", "size", "executable"}
+        with (path / "ram").open("r+b") as file:
+            file.seek((1 << 20) + 50_000)
+            file.write(b"y")
+        assert cache.find("k", {}) is None

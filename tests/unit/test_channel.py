@@ -9,9 +9,11 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import termios
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -191,15 +193,18 @@ def test_arguments_environment_directory(guest: Channel) -> None:
     odd = bytes(set(range(1, 256)))
     result = guest.run(["printf", "%s|%s|", odd, ""], timeout=5)
     assert result.stdout == odd + b"||"
-    result = guest.run('echo "$X"; pwd; cat', env={"X": " a\nb"}, cwd="/usr", timeout=5)
-    assert result.stdout == b" a\nb\n/usr\n"
+    result = guest.run(
+        'echo "$X$HOME"; pwd; cat', env={"X": " a\nb", "HOME": "!"}, cwd="/usr", timeout=5
+    )
+    assert result.stdout == b" a\nb!\n/usr\n"
 
 
 def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
     # Plain, deaf, in a session of its own, and an orphan in a process group of its own.
     sleep = f"sleep 1000.{os.getpid()}"
+    own_group = f"{sys.executable} -c 'import os; os.setpgid(0, 0); os.system(\"exec {sleep}4\")'"
     script = (
-        f"{sleep}1 & (trap '' TERM HUP; {sleep}2) & setsid {sleep}3 & sh -mc '{sleep}4 & true' 2>&-; "
+        f"{sleep}1 & (trap '' TERM HUP; {sleep}2) & setsid {sleep}3 & ({own_group} &); "
         "echo so far; wait"
     )
     with ThreadPoolExecutor(1) as pool:
@@ -250,10 +255,18 @@ def test_a_file_that_fails_leaves_nothing(guest: Channel, program: Path, tmp_pat
     assert "No such file or directory" in failed.value.lines[0]
     with pytest.raises(CommandFailed, match="get"):
         guest.get(f"{tmp_path}/none", tmp_path / "local")
-    process = guest.spawn([str(program), "put", "644", str(target)])
-    process.write(b"half of it")
-    process.close_stdin()
-    assert process.wait(5).status == 1
+    for tail in (b"", frames.trailer(10, 0), frames.trailer(9, zlib.crc32(b"half of it"))):
+        process = guest.spawn([str(program), "put", "644", str(target)])
+        process.write(b"half of it" + tail)
+        process.close_stdin()
+        assert process.wait(5).status == 1
+        assert b"not those that were sent" in process.read(stream=2)
+    process = guest._spawn(
+        ("emu-agent", "put", "644", str(target)), frames.ExecFlag.SELF | frames.ExecFlag.GENTLE
+    )
+    assert wait_for(lambda: list(tmp_path.glob("target.emu-*")))
+    process.close()
+    assert wait_for(lambda: not list(tmp_path.glob("target.emu-*")))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(CommandTimeout):
@@ -363,7 +376,7 @@ def test_a_new_host_gets_through_whatever_lies_in_the_pipe(program: Path, garbag
         "hello cut short": frames.hello(nonce, 4096, 4096)[:40],
     }[garbage]
     with serving(program) as (sock, _):
-        threading.Thread(target=sock.sendall, args=(before,)).start()
+        sock.sendall(before)
         with Channel(sock, name="dom0") as channel:
             channel.hello(10)
             assert channel.run(["echo", "hello"], timeout=5).stdout == b"hello\n"

@@ -1,0 +1,65 @@
+"""Odd places and small rights: spaces in every path, a user who is not root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emu_command import Warm, assert_clean, own_copy
+
+from emu import paths
+
+pytestmark = pytest.mark.timeout(240)
+
+NOBODY = 65534
+
+
+def checkout_at(place: Path) -> Path:
+    """A copy of what `emu` runs from."""
+    for name in ("emu", "guest-images"):
+        source, leave = paths.checkout() / name, shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, place / name, ignore=leave, symlinks=True)
+    return place
+
+
+def test_spaces_in_the_paths_of_cache_and_checkout(warm: Warm, tmp_path: Path) -> None:
+    """Everything is built and saved there, but for the packages and the kernel."""
+    checkout = checkout_at(tmp_path / "a check out, ours")
+    built = ("guest-programs", "guests", "driver-source", "drivers", "checkpoint")
+    home = warm.home("the cache's own place", without=built)
+    command = warm.run(home, checkout=checkout).succeed(220)
+    for stage in ("compiling emu-agent", "building the guest images", "building the drivers"):
+        assert stage in command.stderr
+    for kind in built:
+        assert len(list((home / "emu-xen-block" / kind).glob("*.stat"))) == 1
+    assert_clean(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_root(warm: Warm, entries: dict[str, Path], tmp_path: Path) -> None:
+    """nobody, with a home of its own: no group, no capability, no way to gain one."""
+    become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    become += ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]
+    if subprocess.run([*become, sys.executable, "-c", "import rich"]).returncode:
+        pytest.skip(f"{sys.executable} is not for everybody here")
+    place = tmp_path / "home of nobody"
+    home = warm.home("home of nobody/cache")
+    checkout = checkout_at(place / "checkout")
+    root = home / "emu-xen-block"
+    needed = {root / entry.parent.name / entry.name for entry in entries.values()}
+    for entry in root.glob("*/*"):
+        if entry in needed:
+            own_copy(entry)
+        elif entry.is_symlink():
+            entry.unlink()
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(place)], check=True)
+    for folder in (tmp_path, tmp_path.parent):
+        folder.chmod(0o755)
+    command = warm.run(home, wrapper=become, checkout=checkout, environ={"HOME": str(place)})
+    command.succeed()
+    assert all(path.stat().st_uid == NOBODY for path in (root / "runs").iterdir())
+    assert_clean(home)
