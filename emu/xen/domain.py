@@ -58,12 +58,9 @@ class DomuConfig:
             "on_poweroff": "destroy",
             "on_reboot": "destroy",
             "on_crash": "preserve",
-            # xl numbers channels from 0, libxl's consoles want 1 and more: the first is
-            # dropped with an error in xl's log, the second becomes console 1.
-            "channel": [
-                "name=none,connection=pty",
-                "name=emu,connection=socket,path=/run/emu/channel",
-            ],
+            # xl 4.17 numbers channels from 0 and libxl refuses that one with a line in xl's
+            # log: of two, one always becomes a console past the first.
+            "channel": ["name=emu,connection=socket,path=/run/emu/channel"] * 2,
             "device_model_version": "qemu-xen",
             "device_model_override": "/usr/lib/emu/emu-channeld",
         }
