@@ -19,7 +19,7 @@ setup: ## install what the host lacks (says what first; sudo where not root) and
 .PHONY: $(STAMP)-now
 $(STAMP)-now:
 	@sh emu/host-setup.sh emu/host-packages.txt
-	@$(MAKE) --no-print-directory $(STAMP)
+	@$(MAKE) --no-print-directory --silent $(STAMP)
 
 $(STAMP): pyproject.toml
 	@echo "making .venv"

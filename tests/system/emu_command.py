@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu import paths
+from emu.images import manifest
 from emu.images.cache import Cache
-from emu.images.manifest import NAME as MANIFEST
-from emu.images.manifest import sha256_of
 from emu.machine.rundir import sweep
 
 TAG = "EMU_TEST_TAG"
@@ -213,10 +212,8 @@ def assert_clean(home: Path) -> None:
 
 
 def _assert_whole(entry: Path) -> None:
-    files = json.loads((entry / MANIFEST).read_text())["files"]
-    for name, what in files.items():
-        if "sha256" in what:
-            assert sha256_of(entry / name) == what["sha256"], entry / name
+    inputs = json.loads((entry / manifest.NAME).read_text())["inputs"]
+    assert manifest.fault(entry, entry.parent.name, inputs) is None, entry
 
 
 @dataclass(frozen=True)
