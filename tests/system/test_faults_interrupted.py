@@ -102,7 +102,7 @@ def _ram_of_unfinished(home: Path) -> bool:
 
 def test_while_data_moves(warm: Warm, number: signal.Signals) -> None:
     home = warm.home()
-    command = warm.emu(home, "run", "--data", "200")
+    command = warm.emu(home, "run", "--data", "90")
     command.wait_said("writing and reading back")
     time.sleep(1)
     assert command.qemus()
