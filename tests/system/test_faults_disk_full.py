@@ -100,7 +100,7 @@ def test_while_the_guests_are_built(small: SmallDisk) -> None:
 
 
 def test_while_the_checkpoint_is_saved(small: SmallDisk) -> None:
-    said, left = small.run(100, "--data", "1", without=("checkpoint",), again=True)
+    said, left = small.run(100, "--data", "1", without=("checkpoint",))
     assert "no room" in said
     assert str(small.disk) in said
     assert "MiB left" in said

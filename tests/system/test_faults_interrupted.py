@@ -74,8 +74,6 @@ def test_while_the_drivers_are_built(warm: Warm, number: signal.Signals) -> None
         lambda: any("cc1" in line for line in command.family().values()), "the compiler"
     )
     interrupted(command, number)
-    if number is signal.SIGKILL:
-        warm.run(home).succeed()
 
 
 def test_while_the_checkpoint_boots(warm: Warm, number: signal.Signals) -> None:

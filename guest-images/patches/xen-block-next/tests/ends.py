@@ -1,0 +1,117 @@
+"""Both ends of a disk, for tests of the driver series: loaded, published by hand, heard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from emu.images.cache import Cache
+from emu.images.modules import Driver, End
+from emu.lab.run import load_driver
+from emu.lab.stack import Stack
+from emu.machine.channel import Channel
+from emu.xen.domain import virtual_device
+from emu.xen.drivers import LoadedDriver
+from emu.xen.ring import Ring
+from emu.xen.xenstore import XENBUS_STATES
+
+DISK = "xvda"
+INIT_WAIT, INITIALISED, CONNECTED, CLOSING = "InitWait", "Initialised", "Connected", "Closing"
+SETTLES_WITHIN = 20.0
+"""Seconds in which an end has answered a change of the other's state."""
+_NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
+
+
+@dataclass
+class Ends:
+    """The drivers of one running stack, and what their kernels say."""
+
+    stack: Stack
+    cache: Cache
+    driver: Callable[[End, str], Driver]
+    _heard: dict[str, int] = field(default_factory=dict)
+
+    def channel(self, end: End) -> Channel:
+        return self.stack.domain.channel if end == "front" else self.stack.host.dom0
+
+    def load(self, end: End, which: str = "patched", **parameters: str | int) -> LoadedDriver:
+        """Swap one end's driver in."""
+        return load_driver(self.channel(end), self.driver(end, which), self.cache, parameters)
+
+    def attach(self) -> None:
+        """Make the disk; returns when the back end waits for the front end's keys."""
+        self.stack.domain.attach(self.stack.lun, DISK)
+        self.wait_back(INIT_WAIT, CONNECTED)
+
+    def connect(self, order: int) -> Ring:
+        """Load the patched front end with `order` beside what dom0 runs, and wait for the disk."""
+        self.load("front", max_ring_page_order=order)
+        self.attach()
+        return self.stack.domain.wait_connected(DISK)
+
+    def unbind_front(self) -> None:
+        """Take the front end's driver off the disk, which stays; a bound driver can't go."""
+        device = f"vbd-{virtual_device(DISK)}"
+        self.channel("front").run(f"echo {device} > /sys/bus/xen/drivers/vbd/unbind", timeout=30)
+
+    def listen(self) -> None:
+        """Forget what was said up to now."""
+        for end in ("front", "back"):
+            self._heard[end] = len(self._lines(end))
+
+    def said(self, end: End, word: str = "") -> list[str]:
+        """Lines of an end's kernel log with `word` in them, since `listen`."""
+        return [line for line in self._lines(end)[self._heard.get(end, 0) :] if word in line]
+
+    def errors(self) -> list[str]:
+        """What dom0's kernel reported of this disk as an error, since `listen`."""
+        name = f"vbd-{self.stack.domain.domid}-{virtual_device(DISK)}: "
+        return self.said("back", f"vbd {name}")
+
+    def publish(self, keys: Mapping[str, str | int], state: str = INITIALISED) -> None:
+        """Be the front end: write keys into its directory at once, then its state."""
+        root = self.stack.domain.front_tree(DISK).root
+        pairs = [str(word) for key, value in keys.items() for word in (f"{root}/{key}", value)]
+        if pairs:
+            self.stack.host.dom0.run(["xenstore-write", "--", *pairs], timeout=20)
+        self.stack.host.dom0.run(
+            ["xenstore-write", f"{root}/state", str(_NUMBERS[state])], timeout=20
+        )
+
+    def wait_back(self, *states: str) -> str:
+        """Wait until the back end stands at one of `states`; which."""
+        root = self.stack.domain.back_tree(DISK).root
+        until = time.monotonic() + SETTLES_WITHIN
+        while True:
+            number = self.stack.host.read(f"{root}/state")
+            state = XENBUS_STATES[int(number)] if number else "absent"
+            if state in states:
+                return state
+            assert time.monotonic() < until, f"the back end stands at {state}, not {states}"
+            time.sleep(0.05)
+
+    def refusal(self) -> str:
+        """Wait until the back end has refused the connection; its error key."""
+        self.wait_back(CLOSING)
+        path = f"error/backend/vbd/{self.stack.domain.domid}/{virtual_device(DISK)}/error"
+        return self.stack.host.read(f"/local/domain/0/{path}") or ""
+
+    def sum_of_disk(self, mib: int = 4) -> str:
+        """SHA-256 of the disk's first MiB, read past the page cache in the domU."""
+        script = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
+        done = self.channel("front").run(["sh", "-c", script, "sh", DISK, str(mib)], timeout=120)
+        return done.text.split()[0]
+
+    def fill_disk(self, mib: int = 4) -> str:
+        """Write random data to the disk's first MiB in the domU; its SHA-256."""
+        script = (
+            "dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null && "
+            "dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null && "
+            "sha256sum < /tmp/data; rm /tmp/data"
+        )
+        done = self.channel("front").run(["sh", "-c", script, "sh", DISK, str(mib)], timeout=120)
+        return done.text.split()[0]
+
+    def _lines(self, end: End) -> list[str]:
+        return self.channel(end).run(["dmesg"], timeout=20).text.splitlines()

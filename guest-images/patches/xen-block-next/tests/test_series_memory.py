@@ -1,0 +1,61 @@
+"""The series: a disk takes the memory that its requests need, not what they might."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ends import DISK, Ends
+
+MIB = 1 << 20
+PAGES = 64
+ORDER = 6
+IDLE_MIB = 16
+"""What a connected disk with 64 ring pages may take of the domU's memory before any request."""
+
+
+def available(ends: Ends) -> int:
+    """Bytes of MemAvailable in the domU."""
+    text = ends.channel("front").run(["cat", "/proc/meminfo"], timeout=20).text
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.mark.stack(kernel="lab", domu_memory=128)
+def test_64_pages_in_128_mib(ends: Ends) -> None:
+    ends.load("back")
+    ends.load("front", max_ring_page_order=ORDER)
+    before = available(ends)
+    ends.attach()
+    ring = ends.stack.domain.wait_connected(DISK)
+    assert (ring.pages, ring.requests) == (PAGES, 2048)
+    taken = before - available(ends)
+    print(f"64 pages, idle: {taken / MIB:.1f} MiB")
+    assert taken < IDLE_MIB * MIB
+    assert ends.fill_disk(32) == ends.sum_of_disk(32)
+
+
+MANY = """
+echo none > /sys/block/$1/queue/scheduler
+echo 3 > /proc/sys/vm/drop_caches
+for n in 0 1 2 3 4 5 6 7; do
+    dd if=/dev/$1 of=/dev/null bs=4M count=8 skip=$((n * 8)) 2>/dev/null &
+done
+wait
+dd if=/dev/$1 bs=1M count=$2 2>/dev/null | sha256sum
+"""
+
+
+@pytest.mark.stack(kernel="lab", domu_memory=128)
+def test_large_requests_wait_for_grants(ends: Ends) -> None:
+    """More is asked for at once than an eighth of the memory: nothing fails, nothing hangs."""
+    ends.load("back")
+    ends.connect(order=ORDER)
+    written = ends.fill_disk(32)
+    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, "32"], timeout=120)
+    assert done.text.split()[0] == written
+    ends.stack.domain.detach(DISK)
+    ends.attach()
+    ends.stack.domain.wait_connected(DISK)
+    assert ends.sum_of_disk(32) == written
