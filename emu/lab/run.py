@@ -6,6 +6,7 @@ the run fails with those that did not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from emu.errors import NotHeld
@@ -16,7 +17,9 @@ from emu.lab.stack import Inputs, Stack, prepare, running
 from emu.machine.channel import Channel, CommandTimeout
 from emu.progress import Progress
 from emu.xen import drivers, lun
+from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
+from emu.xen.ring import Ring
 
 DISK = "xvda"
 PARAMETER = "max_ring_page_order"
@@ -41,10 +44,7 @@ def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
     timing = Timing()
     with timing.stage("prepare_s", "preparing", progress):
         inputs = prepare(wish.stack, cache, progress)
-        built: dict[End, Driver] = {
-            "front": driver_for("front", wish.front, inputs, cache, progress),
-            "back": driver_for("back", wish.back, inputs, cache, progress),
-        }
+        built = drivers_for(inputs, cache, progress, front=wish.front, back=wish.back)
     with running(inputs, cache, progress) as stack:
         timing.stages["start_s"] = stack.start_s
         report = _drive(wish, inputs, built, stack, timing, cache, progress)
@@ -54,6 +54,21 @@ def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
 def driver_for(end: End, which: str, inputs: Inputs, cache: Cache, progress: Progress) -> Driver:
     """One end's driver for the stack's kernel, checked against it and its parameter."""
     return get_driver(end, which, inputs.kernel, cache, progress, parameters=[PARAMETER])
+
+
+def drivers_for(
+    inputs: Inputs,
+    cache: Cache,
+    progress: Progress,
+    *,
+    front: str = "patched",
+    back: str = "patched",
+) -> dict[End, Driver]:
+    """Both ends' drivers for the stack's kernel, checked."""
+    return {
+        "front": driver_for("front", front, inputs, cache, progress),
+        "back": driver_for("back", back, inputs, cache, progress),
+    }
 
 
 def _drive(
@@ -67,8 +82,7 @@ def _drive(
 ) -> RunReport:
     host, domain = stack.host, stack.domain
     with timing.stage("drivers_s", "loading the drivers", progress):
-        back = load_driver(host.dom0, built["back"], cache, {})
-        front = load_driver(domain.channel, built["front"], cache, {PARAMETER: wish.order})
+        loaded = load_drivers(stack, built, cache, wish.order)
     before = host.grants().of(domain.domid)
     with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", progress):
         domain.attach(stack.lun, DISK)
@@ -83,14 +97,13 @@ def _drive(
     with timing.stage("detach_s", f"detaching {DISK}", progress):
         domain.detach(DISK)
     after = host.grants().of(domain.domid)
-    info = host.info()
     stack.machine.watch.check()
     return RunReport(
         wish=wish,
         inputs=inputs,
         origin=stack.origin,
         qemu=str(stack.machine.qmp("query-version")["package"]) or "unpackaged",
-        xen=f"{info['xen_major']}.{info['xen_minor']}{info['xen_extra']}",
+        xen=host.info()["xen_version"],
         dom0_release=host.dom0.run(["uname", "-r"], timeout=20).text.strip(),
         domu_release=domain.channel.run(["uname", "-r"], timeout=20).text.strip(),
         lun=stack.lun,
@@ -103,11 +116,34 @@ def _drive(
         written=written,
         read_back=read_back,
         seen_by_dom0=seen_by_dom0,
-        front=front,
-        back=back,
+        front=loaded["front"],
+        back=loaded["back"],
         built=built,
         timing=timing,
     )
+
+
+def connect(
+    stack: Stack,
+    built: Mapping[End, Driver],
+    cache: Cache,
+    order: int,
+    timeout: float = CONNECT_TIMEOUT,
+) -> Ring:
+    """Load both ends, attach the stack's LUN, and wait for the ring they agree on."""
+    load_drivers(stack, built, cache, order)
+    stack.domain.attach(stack.lun, DISK)
+    return stack.domain.wait_connected(DISK, timeout)
+
+
+def load_drivers(
+    stack: Stack, built: Mapping[End, Driver], cache: Cache, order: int
+) -> dict[End, LoadedDriver]:
+    """Load both ends; the front end asks for a ring of that order, the back end offers its most."""
+    return {
+        "back": load_driver(stack.host.dom0, built["back"], cache, {}),
+        "front": load_driver(stack.domain.channel, built["front"], cache, {PARAMETER: order}),
+    }
 
 
 def load_driver(

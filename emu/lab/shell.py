@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from emu.errors import EmuError
 from emu.images.cache import Cache
-from emu.images.modules import End
-from emu.lab.run import DISK, PARAMETER, driver_for, load_driver
+from emu.images.modules import Driver, End
+from emu.lab.run import DISK, connect, drivers_for
 from emu.lab.stack import Stack, Wish, prepare, running
 from emu.machine.channel import Channel, CommandFailed, Process
 from emu.progress import Progress
@@ -69,18 +69,14 @@ def opened(
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
     inputs = prepare(wish, cache, progress)
-    ends: dict[End, str] = (
-        {"back": attachment.back, "front": attachment.front} if attachment else {}
-    )
-    built = {end: driver_for(end, which, inputs, cache, progress) for end, which in ends.items()}
+    built: dict[End, Driver] = {}
+    if attachment:
+        front, back = attachment.front, attachment.back
+        built = drivers_for(inputs, cache, progress, front=front, back=back)
     with running(inputs, cache, progress) as stack:
         if attachment:
             with progress.stage(f"loading the drivers, attaching {stack.lun.device} as {DISK}"):
-                load_driver(stack.host.dom0, built["back"], cache, {})
-                front = stack.domain.channel
-                load_driver(front, built["front"], cache, {PARAMETER: attachment.ring_order})
-                stack.domain.attach(stack.lun, DISK)
-                stack.domain.wait_connected(DISK)
+                connect(stack, built, cache, attachment.ring_order)
         yield stack
 
 

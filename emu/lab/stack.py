@@ -93,7 +93,7 @@ class Stack:
     domain: Domain
     lun: Lun
     origin: str
-    """"checkpoint", "cold", or "cold, checkpoint saved"."""
+    """"checkpoint" or "cold"."""
     start_s: float
     """Seconds on the host's clock from QEMU's start until the domU answered."""
     dom0_s: float

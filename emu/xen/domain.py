@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 KINDS = ("pv", "pvh")
 KERNEL = "/boot/domu/vmlinux"
 INITRD = "/boot/domu/initrd"
-READY = "emu: domU is ready"
 
+CONNECT_TIMEOUT = 30.0
+"""Seconds for both ends of a disk to connect, before scaling."""
 XVD_MAJOR = 202
 """Linux' block major of xvd disks; a virtual device number is major << 8 | minor."""
 
@@ -143,7 +144,9 @@ class Domain:
         """The ring that both ends have negotiated for `disk`."""
         return ring_view.negotiated(self.front_tree(disk), self.back_tree(disk))
 
-    def wait_connected(self, disk: str = "xvda", timeout: float = 30.0) -> ring_view.Ring:
+    def wait_connected(
+        self, disk: str = "xvda", timeout: float = CONNECT_TIMEOUT
+    ) -> ring_view.Ring:
         """Wait until both ends are Connected and the disk is there; the ring they agreed on.
 
         Raises NotHeld with both states and the kernels' last words when they do not get there.

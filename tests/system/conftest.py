@@ -22,9 +22,9 @@ from emu_command import Warm
 from emu.images import agent
 from emu.images.cache import Cache
 from emu.images.kernels import spec
-from emu.images.modules import End, driver_source
+from emu.images.modules import driver_source
 from emu.images.packages import Lock
-from emu.lab.run import driver_for
+from emu.lab.run import driver_for, drivers_for
 from emu.lab.stack import Inputs, Stack, Wish, prepare, running
 from emu.machine.rundir import RunDir
 from emu.progress import Progress
@@ -143,9 +143,7 @@ def _only_declared(stack: Stack, node: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def everything(inputs: Inputs, cache: Cache, progress: Told) -> Cache:
     """The cache with all that `emu run` needs, the checkpoint too."""
-    ends: tuple[End, End] = ("front", "back")
-    for end in ends:
-        driver_for(end, "patched", inputs, cache, progress)
+    drivers_for(inputs, cache, progress)
     with running(inputs, cache, progress):
         pass
     return cache

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from emu.images.cache import Cache
-from emu.lab.run import driver_for, load_driver
-from emu.lab.stack import Inputs, Stack, Wish, prepare, running
+from emu.lab.run import connect, drivers_for
+from emu.lab.stack import Inputs, Wish, prepare, running
 from emu.progress import Progress
 
 JOB = (
@@ -22,16 +22,9 @@ JOB = (
 def guest_seconds(inputs: Inputs, cache: Cache) -> float:
     """How long the domU thinks reading 8 MiB through the ring took; one command, no host."""
     with running(inputs, cache, Progress()) as stack:
-        attach(stack, cache)
+        connect(stack, drivers_for(inputs, cache, Progress()), cache, order=0)
         before, after = stack.domain.channel.run(JOB, timeout=200).text.split()
         return float(after) - float(before)
-
-
-def attach(stack: Stack, cache: Cache) -> None:
-    for end, channel in (("back", stack.host.dom0), ("front", stack.domain.channel)):
-        load_driver(channel, driver_for(end, "patched", stack.inputs, cache, Progress()), cache, {})
-    stack.domain.attach(stack.lun)
-    stack.domain.wait_connected()
 
 
 @pytest.mark.timeout(600)

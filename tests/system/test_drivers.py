@@ -11,7 +11,7 @@ import pytest
 from emu.errors import NotHeld
 from emu.images.cache import Cache
 from emu.images.modules import Driver, End
-from emu.lab.run import driver_for, load_driver
+from emu.lab.run import connect, driver_for, load_driver
 from emu.lab.stack import Inputs, Stack
 from emu.progress import Progress
 from emu.xen import drivers
@@ -29,22 +29,22 @@ def log_of(stack: Stack, end: End) -> str:
     return channel.run(["dmesg"], timeout=20).text
 
 
-def connect(stack: Stack, cache: Cache, front: Driver, back: Driver, order: int) -> None:
-    load_driver(stack.host.dom0, back, cache, {})
-    load_driver(stack.domain.channel, front, cache, {"max_ring_page_order": order})
-    stack.domain.attach(stack.lun)
-    stack.domain.wait_connected()
-
-
 def test_patched_ends_log_the_ring(stack: Stack, cache: Cache, driver: Get) -> None:
-    connect(stack, cache, driver("front", "patched"), driver("back", "patched"), order=3)
+    connect(
+        stack,
+        {"front": driver("front", "patched"), "back": driver("back", "patched")},
+        cache,
+        order=3,
+    )
     told = "connected: ring 8 pages, 256 requests, 1 queue(s)"
     assert f"blkfront: xvda: {told}" in log_of(stack, "front")
     assert told in log_of(stack, "back")
 
 
 def test_stock_ends_do_not(stack: Stack, cache: Cache, driver: Get) -> None:
-    connect(stack, cache, driver("front", "stock"), driver("back", "stock"), order=3)
+    connect(
+        stack, {"front": driver("front", "stock"), "back": driver("back", "stock")}, cache, order=3
+    )
     for end in ("front", "back"):
         assert "connected: ring" not in log_of(stack, end)
 
@@ -63,7 +63,7 @@ def test_swap_takes_seconds(stack: Stack, cache: Cache, driver: Get) -> None:
 
 def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) -> None:
     front, back = driver("front", "patched"), driver("back", "patched")
-    connect(stack, cache, front, back, order=4)
+    connect(stack, {"front": front, "back": back}, cache, order=4)
     assert stack.domain.ring().pages == 16
     stack.domain.detach()
     load_driver(stack.domain.channel, front, cache, {"max_ring_page_order": 1})
@@ -84,7 +84,7 @@ def test_guest_refuses_with_its_own_words(
 
 def test_module_in_use_is_told(stack: Stack, cache: Cache, driver: Get) -> None:
     back = driver("back", "patched")
-    connect(stack, cache, driver("front", "patched"), back, order=0)
+    connect(stack, {"front": driver("front", "patched"), "back": back}, cache, order=0)
     stack.domain.channel.spawn(["sh", "-c", "exec 3< /dev/xvda; sleep 60"])
     stack.domain.channel.run(
         "n=0; until ls -l /proc/[0-9]*/fd | grep -q xvda; do "

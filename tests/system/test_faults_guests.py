@@ -9,8 +9,7 @@ import pytest
 
 from emu.errors import NotHeld
 from emu.images.cache import Cache
-from emu.images.modules import End
-from emu.lab.run import driver_for, load_driver
+from emu.lab.run import connect, drivers_for
 from emu.lab.stack import Inputs, Stack
 from emu.machine.channel import CommandFailed
 from emu.machine.qemu import Machine
@@ -74,19 +73,6 @@ def test_a_dom0_that_panics_while_it_boots(inputs: Inputs) -> None:
     assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
 
 
-def attached(stack: Stack, cache: Cache) -> None:
-    """Both patched drivers loaded, the LUN attached and connected."""
-    ends: tuple[tuple[End, object], ...] = (
-        ("back", stack.host.dom0),
-        ("front", stack.domain.channel),
-    )
-    for end, channel in ends:
-        driver = driver_for(end, "patched", stack.inputs, cache, Progress())
-        load_driver(channel, driver, cache, {})  # type: ignore[arg-type]
-    stack.domain.attach(stack.lun)
-    stack.domain.wait_connected()
-
-
 def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
     """Reads and writes fail, after the kernel's patience with user space: nobody claims success.
 
@@ -95,7 +81,7 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
     """
     host, domu = stack.host, stack.domain.channel
     before = host.grants().of(stack.domain.domid).refs
-    attached(stack, cache)
+    connect(stack, drivers_for(stack.inputs, cache, Progress()), cache, order=0)
     writer = domu.spawn(
         "dd if=/dev/zero of=/dev/xvda bs=64k count=4000 oflag=direct || echo failed"
     )

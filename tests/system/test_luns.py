@@ -9,7 +9,7 @@ import pytest
 
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.lab.run import driver_for, load_driver
+from emu.lab.run import drivers_for, load_drivers
 from emu.lab.stack import Inputs, Stack
 from emu.progress import Progress
 from emu.xen import lun
@@ -29,8 +29,7 @@ def test_two_luns_beside_the_first(stack: Stack, inputs: Inputs, cache: Cache) -
         assert lun.session_up(host.dom0, one)
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
-    for end, channel in (("front", domain.channel), ("back", host.dom0)):
-        load_driver(channel, driver_for(end, "patched", inputs, cache, Progress()), cache, {})
+    load_drivers(stack, drivers_for(inputs, cache, Progress()), cache, order=0)
     written = {}
     for disk, one in (("xvda", stack.lun), ("xvdb", small), ("xvdc", large)):
         domain.attach(one, disk)
