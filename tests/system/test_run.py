@@ -21,8 +21,8 @@ def emu_run(*options: str, timeout: float = 900) -> subprocess.CompletedProcess[
     )
 
 
-def emu_json(*options: str, status: int = EXIT_HELD) -> dict[str, Any]:
-    done = emu_run("--json", *options)
+def emu_json(*options: str, status: int = EXIT_HELD, timeout: float = 900) -> dict[str, Any]:
+    done = emu_run("--json", *options, timeout=timeout)
     assert done.returncode == status, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -97,8 +97,9 @@ def test_cold() -> None:
     assert report["origin"] == "cold"
 
 
+@pytest.mark.timeout(2700)  # it may have to build the lab kernel
 def test_lab_kernel_holds_64_pages() -> None:
-    report = emu_json("--kernel", "lab", "--ring-pages", "64", "--data", "8")
+    report = emu_json("--kernel", "lab", "--ring-pages", "64", "--data", "8", timeout=2600)
     assert_whole(report, pages=64)
     assert report["dom0_kernel"] == "6.1.192-lab"
     assert report["ring"]["offered_order"] == 6
