@@ -45,9 +45,11 @@ class EmuCommand:
         self.home = home
         self._out = logs / f"{self.tag}.out"
         self._err = logs / f"{self.tag}.err"
+        # What a shell runs in the background inherits SIGINT ignored; a person's emu does not.
+        own_signals = ("env", "--default-signal=INT")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", "emu.cli", *arguments],
+                [*own_signals, *wrapper, sys.executable, "-m", "emu.cli", *arguments],
                 cwd=checkout or paths.checkout(),
                 env={**os.environ, "XDG_CACHE_HOME": str(home), TAG: self.tag, **(environ or {})},
                 stdin=subprocess.DEVNULL,
