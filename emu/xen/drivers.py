@@ -6,6 +6,7 @@ rebuilt a second ago can be tried in a guest that has been up since the checkpoi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from emu.machine.channel import Channel, CommandFailed
 
 BACK = "xen_blkback"
 FRONT = "xen_blkfront"
+
+_LET_GO = 20
+"""Tries, 0.1 s apart, to unload a module that is in use."""
 
 _NOTE = "/sys/module/{}/notes/.note.gnu.build-id"
 
@@ -83,11 +87,18 @@ def load(
 
 
 def unload(channel: Channel, module: str) -> None:
-    """Unload `module`; nothing to do when it is not loaded. A module in use raises NotHeld."""
-    answer = channel.run(["rmmod", module], timeout=60, check=False)
-    if answer.status and loaded(channel, module) is not None:
-        said = answer.stderr.decode(errors="replace").strip()
-        raise NotHeld(f"{channel.name} did not let go of {module}: {said}")
+    """Unload `module`; nothing to do when it is not loaded. A module in use raises NotHeld.
+
+    A disk that was just detached holds its driver until its last reader has closed it, a
+    moment after both ends are through: hence the patience.
+    """
+    for _ in range(_LET_GO):
+        answer = channel.run(["rmmod", module], timeout=60, check=False)
+        if answer.status == 0 or loaded(channel, module) is None:
+            return
+        time.sleep(0.1)
+    said = answer.stderr.decode(errors="replace").strip()
+    raise NotHeld(f"{channel.name} did not let go of {module}: {said}")
 
 
 def swap(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -202,15 +203,16 @@ def test_arguments_environment_directory(guest: Channel) -> None:
 def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
     # Plain, deaf, in a session of its own, and an orphan in a process group of its own.
     sleep = f"sleep 1000.{os.getpid()}"
-    own_group = f"{sys.executable} -c 'import os; os.setpgid(0, 0); os.system(\"exec {sleep}4\")'"
+    python = shlex.quote(sys.executable)
+    own_group = f"{python} -c 'import os; os.setpgid(0, 0); os.system(\"exec {sleep}4\")'"
     script = (
         f"{sleep}1 & (trap '' TERM HUP; {sleep}2) & setsid {sleep}3 & ({own_group} &); "
         "echo so far; wait"
     )
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(guest.run, script, timeout=6)
-        assert wait_for(lambda: len(running(sleep)) == 4, seconds=5)
-        with pytest.raises(CommandTimeout, match="did not end within 6 s") as timeout:
+        job = pool.submit(guest.run, script, timeout=3)
+        assert wait_for(lambda: len(running(sleep)) == 4, seconds=2.5)
+        with pytest.raises(CommandTimeout, match="did not end within 3 s") as timeout:
             job.result()
     assert timeout.value.lines == ("so far",)
     left = [pid for pid in running(sleep) if not gone(pid, within=2)]
