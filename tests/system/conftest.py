@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from emu_command import Warm
+from ends import Ends
 
 from emu.images import agent
 from emu.images.cache import Cache
@@ -121,11 +122,27 @@ def stack(
             _only_declared(stack, request.node)
 
 
+@pytest.fixture
+def ends(stack: Stack, cache: Cache) -> Ends:
+    """Both ends' drivers on `stack`."""
+    made = Ends(
+        stack, cache, lambda end, which: driver_for(end, which, stack.inputs, cache, Progress())
+    )
+    made.listen()
+    return made
+
+
 def wish_of(
-    domu: str = "pv", domu_memory: int = 256, kernel_options: str = "", **wish: object
+    domu: str = "pv",
+    domu_memory: int = 256,
+    domu_vcpus: int = 1,
+    kernel_options: str = "",
+    **wish: object,
 ) -> Wish:
     """A wish from a marker's arguments: the domU's, and those of `Wish`."""
-    config = DomuConfig(kind=domu, memory=domu_memory, kernel_options=kernel_options)
+    config = DomuConfig(
+        kind=domu, memory=domu_memory, vcpus=domu_vcpus, kernel_options=kernel_options
+    )
     return replace(Wish(domu=config), **wish)  # type: ignore[arg-type]
 
 
