@@ -64,11 +64,22 @@ def need_kernel_tools(toolchain: Toolchain) -> None:
         raise InputError("objtool needs libelf's headers", hint="apt-get install libelf-dev")
 
 
-def series(directory: Path) -> tuple[Path, ...]:
-    """The patches of a directory in the order they are applied: by name."""
+def series(directory: Path, version: str = "") -> tuple[Path, ...]:
+    """The patches of a directory in the order they are applied: by name.
+
+    Where `directory/<version>/` has a patch of the same name it takes the other's place: a
+    change that reads differently in one kernel ("6.12").
+    """
     if not directory.is_dir():
         raise InputError(f"there is no directory of patches {directory}")
-    return tuple(sorted(directory.glob("*.patch")))
+    patches = {path.name: path for path in directory.glob("*.patch")}
+    variants = {path.name: path for path in directory.glob(f"{version}/*.patch")} if version else {}
+    if strangers := sorted(variants.keys() - patches.keys()):
+        raise InputError(
+            f"{directory / version} has {', '.join(strangers)}, which {directory} has not",
+            hint="a variant has the name of the patch that it stands for",
+        )
+    return tuple(path for _, path in sorted((patches | variants).items()))
 
 
 def digest(paths: Sequence[Path]) -> tuple[str, ...]:

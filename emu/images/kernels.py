@@ -50,6 +50,11 @@ class Spec:
     patches: Path | None
     driver_patches: Path | None
 
+    @property
+    def version(self) -> str:
+        """The release line of its source ("6.12"): the last part of the name."""
+        return self.name.rpartition("-")[2]
+
 
 @dataclass(frozen=True)
 class Kernel:

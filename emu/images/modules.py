@@ -80,7 +80,7 @@ def get_driver(
         wanted = spec(kernel.name)
         if wanted.driver_patches is None:
             raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
-        patches = kbuild.series(wanted.driver_patches)
+        patches = kbuild.series(wanted.driver_patches, wanted.version)
         path = build_drivers(kernel, patches, cache, progress, lock=lock) / f"{MODULE[end]}.ko"
     else:
         path = Path(which)

@@ -31,10 +31,25 @@ def test_every_kernel_names_what_there_is() -> None:
         for fragment in spec.config:
             assert kconfig.read_config(fragment.read_text())
         for series in (spec.patches, spec.driver_patches):
-            assert series is None or kbuild.series(series)
+            assert series is None or kbuild.series(series, spec.version)
     with pytest.raises(InputError, match="no kernel 'debian-5") as refused:
         kernels.spec("debian-5")
     assert "debian-6.1, lab-6.1" in str(refused.value.hint)
+
+
+def test_a_patch_may_read_differently_for_one_kernel(tmp_path: Path) -> None:
+    (tmp_path / "6.12").mkdir()
+    for name in ("0001-one.patch", "0002-two.patch", "6.12/0002-two.patch"):
+        (tmp_path / name).touch()
+    names = {
+        version: [str(path.relative_to(tmp_path)) for path in kbuild.series(tmp_path, version)]
+        for version in ("", "6.1", "6.12")
+    }
+    assert names["6.12"] == ["0001-one.patch", "6.12/0002-two.patch"]
+    assert names["6.1"] == names[""] == ["0001-one.patch", "0002-two.patch"]
+    (tmp_path / "6.12/0003-three.patch").touch()
+    with pytest.raises(InputError, match="6.12 has 0003-three.patch, which"):
+        kbuild.series(tmp_path, "6.12")
 
 
 def test_the_lab_configuration_asks_for_what_the_rig_requires(tmp_path: Path) -> None:
