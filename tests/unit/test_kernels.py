@@ -48,7 +48,7 @@ def test_a_patch_may_read_differently_for_one_kernel(tmp_path: Path) -> None:
     assert names["6.12"] == ["0001-one.patch", "6.12/0002-two.patch"]
     assert names["6.1"] == names[""] == ["0001-one.patch", "0002-two.patch"]
     (tmp_path / "6.12/0003-three.patch").touch()
-    with pytest.raises(InputError, match="6.12 has 0003-three.patch, which"):
+    with pytest.raises(InputError, match=r"6\.12 has 0003-three\.patch, which"):
         kbuild.series(tmp_path, "6.12")
 
 

@@ -1,0 +1,200 @@
+"""The series: what was under way when a guest moved is done once; the disk is the new back end's.
+
+The domU is saved while the LUN stands still, so that its requests lie on the ring, and restored
+under a back end that offers something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from ends import CONNECTED, DISK, Ends
+from moves import back_end, blocks, held, restore, save, saving, served, wait_outstanding
+
+REQUESTS = 40
+"""More than a ring of one page holds."""
+BLOCK = 64 * 1024
+"""Bytes: 16 segments, which takes an indirect request."""
+START = """
+echo none > /sys/block/$1/queue/scheduler
+setsid sh -c '/tmp/blocks write /dev/$1 $2 $3 $4 > /tmp/written 2>&1; echo $? > /tmp/status' \
+    sh "$@" > /dev/null 2>&1 &
+"""
+DONE = "until [ -e /tmp/status ]; do usleep 100000; done; cat /tmp/status"
+
+
+@contextlib.contextmanager
+def moved(ends: Ends) -> Iterator[None]:
+    """The guest's console driver prints a WARNING of its own when it has a second console."""
+    with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
+        yield
+
+
+def set_limit(ends: Ends, pages: int) -> None:
+    limit = "/sys/module/xen_blkback/parameters/max_ring_pages"
+    ends.channel("back").run(f"echo {pages} > {limit}", timeout=20)
+
+
+def write_held(ends: Ends, on_ring: int | None, flag: str = "") -> None:
+    """Ask for all blocks to be written, which go no further than the LUN.
+
+    `on_ring` is the number of requests that reach the first ring; None where it is unknown.
+    """
+    words = [DISK, str(REQUESTS), str(BLOCK), *([flag] if flag else [])]
+    ends.channel("front").run(["sh", "-c", START, "sh", *words], timeout=60)
+    if on_ring is not None:
+        wait_outstanding(ends, on_ring)
+
+
+def check_written(ends: Ends) -> None:
+    """Every write has ended well, and the disk holds what was written."""
+    domu = ends.channel("front")
+    assert domu.run(DONE, timeout=60).text == "0\n"
+    words = ["/tmp/blocks", "check", f"/dev/{DISK}", str(REQUESTS), str(BLOCK)]
+    assert len(domu.run(words, timeout=120).text.splitlines()) == REQUESTS
+
+
+@pytest.mark.stack(domu_memory=128)
+@pytest.mark.parametrize(
+    ("first", "then", "flag", "pieces"),
+    [
+        pytest.param(2, 1, "", 1, id="shrinks"),
+        pytest.param(1, 2, "", 1, id="grows"),
+        pytest.param(16, 1, "sync", 1, id="shrinks, synchronous"),
+        pytest.param(2, 1, "", 2, id="no indirect requests"),
+        pytest.param(2, 1, "sync", 2, id="no indirect requests, synchronous"),
+    ],
+)
+def test_requests_under_way_are_done_once(
+    ends: Ends, first: int, then: int, flag: str, pieces: int
+) -> None:
+    ends.load("back", max_ring_pages=first)
+    ends.load("front", max_ring_pages=16)
+    ends.attach()
+    assert ends.stack.domain.wait_connected(DISK).pages == first
+    blocks(ends)
+    with moved(ends):
+        with contextlib.ExitStack() as hold:
+            hold.enter_context(held(ends))
+            write_held(ends, min(32 * first, REQUESTS), flag)
+            with saving(ends):
+                hold.close()
+        if pieces == 1:
+            set_limit(ends, then)
+        else:
+            ends.load("back", back_end(ends, "no-indirect"), max_ring_pages=then)
+        restore(ends)
+        ends.wait_back(CONNECTED)
+        check_written(ends)
+        assert served(ends, "wr_req") == REQUESTS * pieces
+        assert ends.stack.domain.wait_connected(DISK).pages == then
+    assert ends.errors() == []
+
+
+@pytest.mark.stack(domu_memory=128)
+def test_a_ring_that_grew_can_be_filled(ends: Ends) -> None:
+    ends.load("back", max_ring_pages=1)
+    ends.load("front", max_ring_pages=16)
+    ends.attach()
+    assert ends.stack.domain.wait_connected(DISK).pages == 1
+    with moved(ends):
+        save(ends)
+        set_limit(ends, 16)
+        restore(ends)
+        ends.wait_back(CONNECTED)
+        blocks(ends)
+        with held(ends):
+            write_held(ends, REQUESTS)
+        check_written(ends)
+
+
+def limits(ends: Ends) -> dict[str, str]:
+    """What the block layer knows of the disk."""
+    names = ("max_segments", "max_hw_sectors_kb", "write_cache")
+    script = f"cd /sys/block/{DISK}/queue && cat {' '.join(names)}"
+    lines = ends.channel("front").run(script, timeout=20).text.splitlines()
+    return dict(zip(names, lines, strict=True))
+
+
+WITH_ALL = {"max_segments": "32", "max_hw_sectors_kb": "128", "write_cache": "write back"}
+LESS = [
+    pytest.param(
+        "no-indirect", {"max_segments": "11", "max_hw_sectors_kb": "44"}, id="indirect requests"
+    ),
+    pytest.param("no-cache", {"write_cache": "write through"}, id="cache"),
+]
+
+
+@pytest.mark.stack(domu_memory=128)
+@pytest.mark.parametrize(("less", "known"), LESS)
+def test_limits_follow_the_back_end(ends: Ends, less: str, known: dict[str, str]) -> None:
+    ends.load("back", max_ring_pages=4)
+    ends.load("front", max_ring_pages=16)
+    ends.attach()
+    ends.stack.domain.wait_connected(DISK)
+    assert limits(ends) == WITH_ALL
+    written = ends.fill_disk()
+    with moved(ends):
+        save(ends)
+        ends.load("back", back_end(ends, less))
+        restore(ends)
+        ends.wait_back(CONNECTED)
+        assert limits(ends) == WITH_ALL | known
+        assert ends.sum_of_disk() == written
+        save(ends)
+        ends.load("back")
+        restore(ends)
+        ends.wait_back(CONNECTED)
+        assert limits(ends) == WITH_ALL
+        assert ends.sum_of_disk() == written
+        assert ends.fill_disk() == ends.sum_of_disk()
+
+
+@pytest.mark.stack(domu_memory=128)
+def test_persistent_grants_follow_the_back_end(ends: Ends) -> None:
+    ends.load("back")
+    ends.load("front", max_ring_pages=4)
+    ends.attach()
+    ends.stack.domain.wait_connected(DISK)
+
+    def kept() -> int:
+        """Pages that dom0 keeps mapped when all is quiet, beside the ring."""
+        assert ends.fill_disk() == ends.sum_of_disk()
+        return len(ends.stack.host.grants().of(ends.stack.domain.domid).grants)
+
+    many = kept()
+    with moved(ends):
+        for persistent in (0, 1):
+            save(ends)
+            ends.load("back", feature_persistent=persistent)
+            restore(ends)
+            ends.wait_back(CONNECTED)
+            assert (kept() >= many) == bool(persistent)
+
+
+@pytest.mark.stack(domu_memory=128, domu_vcpus=2)
+@pytest.mark.parametrize(
+    ("first", "then"), [pytest.param(2, 1, id="fewer"), pytest.param(1, 2, id="more")]
+)
+def test_queues_follow_the_back_end(ends: Ends, first: int, then: int) -> None:
+    ends.load("back", max_queues=first)
+    ends.load("front", max_queues=2, max_ring_pages=2)
+    ends.attach()
+    assert len(ends.stack.domain.wait_connected(DISK).queues) == first
+    blocks(ends)
+    with moved(ends):
+        with contextlib.ExitStack() as hold:
+            hold.enter_context(held(ends))
+            write_held(ends, None)
+            with saving(ends):
+                hold.close()
+        ends.load("back", max_queues=then)
+        restore(ends)
+        ends.wait_back(CONNECTED)
+        check_written(ends)
+        assert len(ends.stack.domain.wait_connected(DISK).queues) == then
+        count = f"until [ $(ls /sys/block/{DISK}/mq | wc -l) = {then} ]; do usleep 100000; done"
+        ends.channel("front").run(count, timeout=20)
+        assert ends.fill_disk() == ends.sum_of_disk()
