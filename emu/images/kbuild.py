@@ -16,7 +16,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +153,8 @@ def make(
     what: str,
     steps: int | None = None,
     hide: Path | None = None,
-) -> None:
-    """Run make in `tree`; the progress is told each step, of about `steps`.
+) -> list[str]:
+    """Run make in `tree`, and give what it printed; the progress is told each step of `steps`.
 
     `hide` is the directory whose name must not get into the result. Raises InputError
     with the compiler's words when it fails. make does not outlive this process.
@@ -166,7 +165,7 @@ def make(
         f"HOSTCC={toolchain.cc}", f"KCFLAGS=-ffile-prefix-map={hide}=.",
         f"KAFLAGS=-ffile-prefix-map={hide}=.", *arguments,
     ]  # fmt: skip
-    done, tail = 0, deque[str](maxlen=400)
+    done, said = 0, list[str]()
     with subprocess.Popen(
         command, cwd=tree, env=_environ(), text=True, errors="replace", start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -175,7 +174,7 @@ def make(
         try:
             # If we are killed the pipe breaks, and with it the next step of make that prints.
             for line in process.stdout:
-                tail.append(line.rstrip())
+                said.append(line.rstrip().replace(f"{hide}/", ""))
                 if _STEP.match(line):
                     done += 1
                     progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
@@ -184,12 +183,12 @@ def make(
                 os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode:
-        raise InputError(f"{what} cannot be built", lines=_blame(tail, hide))
+        raise InputError(f"{what} cannot be built", lines=_blame(said))
+    return said
 
 
-def _blame(tail: Sequence[str], hide: Path) -> list[str]:
+def _blame(lines: list[str]) -> list[str]:
     """The lines that say why make failed: from the first error on, a few."""
-    lines = [line.replace(f"{hide}/", "") for line in tail]
     first = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR)\b", line)), None)
     return lines[-8:] if first is None else lines[first : first + 8]
 

@@ -26,6 +26,7 @@ from emu.images.packages import Lock, lock_digest
 from emu.progress import Progress
 
 End = Literal["front", "back"]
+ENDS: tuple[End, ...] = ("front", "back")
 STOCK, PATCHED = "stock", "patched"
 MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
 """The module of each end, as its file is called."""
@@ -141,12 +142,10 @@ def build_drivers(
             shutil.copytree(source / "drivers", tree / "drivers")
             for patch in patches:
                 kbuild.apply_patch(patch, tree)
-            (tree / _WHERE / "Kbuild").write_text(_KBUILD)
-            _compile(kernel, tree / _WHERE, scratch, toolchain, progress)
-            for name in MODULE.values():
-                built = next((tree / _WHERE).rglob(f"{name}.ko"))
-                shutil.copy(built, made / f"{name}.ko")
-                elf.check_module(elf.read_module(made / f"{name}.ko"), kernel.info())
+            unpack_devel(kernel, scratch, progress)
+            compile_drivers(kernel, scratch, toolchain, progress)
+            for end, built in compiled(scratch, kernel).items():
+                shutil.copy(built, made / f"{MODULE[end]}.ko")
 
     return cache.entry("drivers", inputs, build, progress)
 
@@ -162,13 +161,16 @@ def driver_source(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) ->
     def build(made: Path) -> None:
         deb = source_deb(wanted, lock, cache, progress)
         with progress.stage(f"taking the drivers' source out of {deb.name}"):
-            _extract(deb, made, lambda done: progress.tick("read (bytes)", done))
+            extract(deb, _SOURCES, made, lambda done: progress.tick("read (bytes)", done))
 
     return cache.entry("driver-source", inputs, build, progress)
 
 
-def _extract(deb: Path, made: Path, tick: Callable[[int], None]) -> None:
-    """Write the drivers' files; the archive is sorted, so reading stops behind them."""
+def extract(deb: Path, wanted: tuple[str, ...], made: Path, tick: Callable[[int], None]) -> None:
+    """Write these files (and directories: with a slash at the end) of a linux-source package.
+
+    The archive is sorted, so reading stops behind them.
+    """
     found: set[str] = set()
     with (
         packed.source_tar(deb) as source,
@@ -176,34 +178,59 @@ def _extract(deb: Path, made: Path, tick: Callable[[int], None]) -> None:
     ):
         for member in archive:
             name = member.name.partition("/")[2]
-            if name.startswith(_SOURCES) and member.isfile():
+            if name.startswith(wanted) and member.isfile():
                 content = archive.extractfile(member)
                 assert content is not None
                 path = made / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.read())
-                found.add(next(one for one in _SOURCES if name.startswith(one)))
-            elif len(found) == len(_SOURCES):
+                found.add(next(one for one in wanted if name.startswith(one)))
+            elif len(found) == len(wanted):
                 return
             tick(member.offset)
-    if len(found) < len(_SOURCES):
-        raise RigError(f"{deb.name} has no {', '.join(sorted(set(_SOURCES) - found))}")
+    if len(found) < len(wanted):
+        raise RigError(f"{deb.name} has no {', '.join(sorted(set(wanted) - found))}")
 
 
-def _compile(
-    kernel: Kernel, source: Path, scratch: Path, toolchain: kbuild.Toolchain, progress: Progress
-) -> None:
-    devel = scratch / "devel"
+def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:
+    """Unpack what modules of `kernel` are built against, as `place`/devel."""
+    devel = place / "devel"
     devel.mkdir()
     progress.tick("unpacking the headers")
     command = ["tar", "-x", "-f", str(kernel.devel), "-C", str(devel)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RigError(f"cannot unpack {kernel.devel}", lines=done.stderr.splitlines()[-3:])
-    kbuild.make(
-        devel / "build", f"M={os.path.realpath(source)}", "modules",
+
+
+def compile_drivers(
+    kernel: Kernel,
+    place: Path,
+    toolchain: kbuild.Toolchain,
+    progress: Progress,
+    *more: str,
+    steps: int = _STEPS,
+) -> list[str]:
+    """Build both drivers from `place`/source against `place`/devel; what make printed.
+
+    `more` are further arguments of make, `steps` about how many steps it prints. Raises
+    InputError with the compiler's words.
+    """
+    source = place / "source" / _WHERE
+    (source / "Kbuild").write_text(_KBUILD)
+    return kbuild.make(
+        place / "devel/build", f"M={os.path.realpath(source)}", "modules",
         # The series may be built for a kernel that has one of the two switched off.
-        "CONFIG_XEN_BLKDEV_FRONTEND=m", "CONFIG_XEN_BLKDEV_BACKEND=m",
+        "CONFIG_XEN_BLKDEV_FRONTEND=m", "CONFIG_XEN_BLKDEV_BACKEND=m", *more,
         toolchain=toolchain, progress=progress, what=f"the drivers for {kernel.release}",
-        steps=_STEPS, hide=scratch,
+        steps=steps, hide=place,
     )  # fmt: skip
+
+
+def compiled(place: Path, kernel: Kernel) -> dict[End, Path]:
+    """The modules that were built from `place`/source; InputError if one would not load."""
+    found: dict[End, Path] = {}
+    for end in ENDS:
+        found[end] = next((place / "source" / _WHERE).rglob(f"{MODULE[end]}.ko"))
+        elf.check_module(elf.read_module(found[end]), kernel.info())
+    return found
