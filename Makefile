@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit shell doctor bench-rig images lint clean
+.PHONY: help setup run test test-unit shell series doctor bench-rig images lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -38,6 +38,9 @@ test-unit: setup ## the unit tests alone
 
 shell: setup ## a terminal in dom0 (ARGS=domu: in the domU); Ctrl-] leaves
 	@$(BIN)/emu shell $(ARGS)
+
+series: setup ## check the driver series patch by patch: applies, builds, checkpatch, sparse
+	@$(BIN)/emu series $(ARGS)
 
 doctor: setup ## what this machine has, what it lacks, and what mends it
 	@$(BIN)/emu doctor $(ARGS)

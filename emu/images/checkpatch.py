@@ -1,0 +1,150 @@
+"""The kernel's own style check, scripts/checkpatch.pl, and what a series is excused from.
+
+A file `checkpatch-allowed` beside the patches excuses remarks, one a line:
+
+    TYPE  FILE  WORDS  # why
+
+where TYPE is checkpatch's name of the message (CAMELCASE), FILE the file it is about ("-" for
+the patch's own text), and WORDS a part of what it says.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu.errors import InputError, RigError
+from emu.images.cache import Cache
+from emu.images.kernels import Spec, source_deb
+from emu.images.manifest import JSON
+from emu.images.modules import extract
+from emu.images.packages import Lock, lock_digest
+from emu.progress import Progress
+
+ALLOWED = "checkpatch-allowed"
+_FILES = ("scripts/checkpatch.pl", "scripts/const_structs.checkpatch", "scripts/spelling.txt")
+_RECIPE = 1
+_REMARK = re.compile(r"(ERROR|WARNING|CHECK):([A-Z0-9_]+): (.*)")
+_PLACE = re.compile(r"#\d+: FILE: (.*?):(\d+):$")
+_TOTAL = re.compile(
+    r"total: (?P<errors>\d+) errors, (?P<warnings>\d+) warnings, (?P<checks>\d+) checks, "
+    r"(?P<lines>\d+) lines checked"
+)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One message of checkpatch. `file` is "-" where it is about the patch's own text."""
+
+    level: str
+    type: str
+    text: str
+    file: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A line of checkpatch-allowed."""
+
+    type: str
+    file: str
+    words: str
+    reason: str
+
+    def excuses(self, remark: Remark) -> bool:
+        """Whether it is about this remark."""
+        same = (self.type, self.file) == (remark.type, remark.file)
+        return same and self.words in remark.text
+
+
+@dataclass(frozen=True)
+class Style:
+    """What checkpatch said of one patch: its total line, and the remarks by whether excused."""
+
+    total: str
+    open: tuple[Remark, ...]
+    excused: tuple[Remark, ...]
+
+
+def scripts(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+    """The directory of checkpatch.pl and the lists it reads, out of the kernel's source."""
+    inputs: dict[str, JSON] = {
+        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "files": list(_FILES),
+        "recipe": _RECIPE,
+    }
+
+    def build(made: Path) -> None:
+        deb = source_deb(wanted, lock, cache, progress)
+        with progress.stage(f"taking checkpatch out of {deb.name}"):
+            extract(deb, _FILES, made, lambda done: progress.tick("read (bytes)", done))
+
+    return cache.entry("checkpatch", inputs, build, progress) / "scripts"
+
+
+def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> Style:
+    """Run checkpatch --strict on one patch; `place` is an empty directory to run it in.
+
+    Without a kernel tree around, since there is none: what it asks of MAINTAINERS and of
+    Documentation/ is left out.
+    """
+    command = ["perl", str(tool / "checkpatch.pl"), "--strict", "--no-tree", "--show-types"]
+    done = subprocess.run(
+        [*command, "--color=never", str(patch.absolute())],
+        cwd=place, text=True, errors="replace", capture_output=True, check=False,
+        # Not the user's ~/.checkpatch.conf.
+        env={"PATH": "/usr/bin:/bin", "HOME": str(place), "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    return judge(done.stdout.splitlines() or done.stderr.splitlines(), allowed, patch.name)
+
+
+def judge(said: Sequence[str], allowed: Sequence[Allowed], what: str) -> Style:
+    """Read checkpatch's output. Raises RigError where it does not add up."""
+    total = next((found for line in said if (found := _TOTAL.match(line))), None)
+    remarks = list(_remarks(said))
+    if total is None or len(remarks) != sum(
+        int(total[n]) for n in ("errors", "warnings", "checks")
+    ):
+        raise RigError(f"what checkpatch says of {what} can't be read", lines=said[-8:])
+    excused = [remark for remark in remarks if any(one.excuses(remark) for one in allowed)]
+    return Style(total[0], tuple(one for one in remarks if one not in excused), tuple(excused))
+
+
+def _remarks(said: Iterable[str]) -> Iterator[Remark]:
+    """Each remark is a block that an empty line ends."""
+    block: list[str] = []
+    for line in [*said, ""]:
+        if line:
+            block.append(line)
+            continue
+        if block and (told := _REMARK.match(block[0])):
+            places = [found for row in block if (found := _PLACE.match(row))]
+            yield Remark(told[1], told[2], told[3], places[0][1] if places else "-", tuple(block))
+        block = []
+
+
+def read_allowed(directory: Path) -> tuple[Allowed, ...]:
+    """The file checkpatch-allowed of a directory of patches; none if it is not there.
+
+    Raises InputError for a line without a reason.
+    """
+    path = directory / ALLOWED
+    if not path.exists():
+        return ()
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        columns, _, reason = line.partition("#")
+        if not columns.strip():
+            continue
+        words = columns.split(maxsplit=2)
+        if len(words) != 3 or not reason.strip():
+            raise InputError(
+                f"{path}:{number} is not read as an excuse: {line.strip()!r}",
+                hint="each line: TYPE  FILE  WORDS  # why",
+            )
+        found.append(Allowed(words[0], words[1], words[2].strip(), reason.strip()))
+    return tuple(found)
