@@ -234,6 +234,11 @@ def test_git_ams_refusal_leaves_the_tree_as_it_was(tree: Path, tmp_path: Path) -
         repository.am(mail_of(patch, SENDER, DATE, "Subject: [PATCH] a change"))
     assert any("patch does not apply" in line for line in refused.value.lines)
     assert repository.tree_id() == before
+    # And the next mail is taken.
+    good = SOURCE.replace("line 21\n", "other\n")
+    patch = patch_of(tmp_path, "drivers/x.c", good, good.replace("line 2\n", "changed\n"))
+    repository.am(mail_of(patch, SENDER, DATE, "Subject: [PATCH] a change"))
+    assert repository.tree_id() != before
 
 
 # -- what can't be checked
