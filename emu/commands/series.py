@@ -31,7 +31,8 @@ def add(commands: Commands) -> None:
         type=Path,
         default=series.own_series(),
         metavar="DIR",
-        help="its *.patch files, in the order of their names (default: our series)",
+        help="its *.patch files, by name; where 6.12/ has one of the same name, that is for 6.12 "
+        "(default: our series)",
     )
     parser.add_argument(
         "--kernel",
@@ -63,7 +64,7 @@ def _show(report: series.SeriesReport) -> None:
     rows.add_row("", "(unpatched)", "", *(seriesreport.base_cell(one.base) for one in kernels))
     for number, patch in enumerate(report.patches):
         cells = (seriesreport.step_cell(one.steps[number]) for one in kernels)
-        style = seriesreport.style_cell(patch.style)
+        style = seriesreport.style_cell(patch)
         rows.add_row(str(number + 1), patch.subject, style, *cells)
     rows.add_row(
         "", "(sparse, all patches)", "", *(seriesreport.sparse_cell(one) for one in kernels)

@@ -22,7 +22,7 @@ from emu import paths
 from emu.errors import InputError
 from emu.images import checkpatch, kbuild, mailed, modules
 from emu.images.cache import Cache
-from emu.images.checkpatch import Allowed, Style
+from emu.images.checkpatch import Allowed, Remark, Style
 from emu.images.diagnostics import (
     Message,
     messages_as_json,
@@ -112,11 +112,23 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch and what it says of itself; `style` is checkpatch's word on it."""
+    """A patch and what it says of itself; `styles` is checkpatch's word on each file of that
+    name: the patch, and what stands for it on a kernel that was asked for.
+    """
 
     path: Path
     subject: str
-    style: Style
+    styles: tuple[tuple[Path, Style], ...]
+
+    @property
+    def open(self) -> tuple[Remark, ...]:
+        """What checkpatch says and nothing excuses."""
+        return tuple(remark for _, style in self.styles for remark in style.open)
+
+    @property
+    def excused(self) -> tuple[Remark, ...]:
+        """What checkpatch-allowed excuses."""
+        return tuple(remark for _, style in self.styles for remark in style.excused)
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class SeriesReport:
     @property
     def held(self) -> bool:
         """Whether all of it holds."""
-        styled = all(not patch.style.open for patch in self.patches)
+        styled = all(not patch.open for patch in self.patches)
         return styled and all(kernel.held for kernel in self.kernels)
 
 
@@ -150,19 +162,24 @@ def perform(wish: SeriesWish, cache: Cache, progress: Progress) -> SeriesReport:
     allowed = checkpatch.read_allowed(wish.patches)
     sparse = _first_line(["sparse", "--version"])
     lock = Lock.load()
-    kernels = [get_kernel(name, cache, progress, lock=lock) for name in _names(wish)]
+    names = _names(wish)
+    read = {name: kbuild.series(wish.patches, spec(name).version) for name in names}
+    kernels = [get_kernel(name, cache, progress, lock=lock) for name in names]
     newest = max(kernels, key=lambda kernel: [int(n) for n in re.findall(r"\d+", kernel.release)])
     tool = checkpatch.scripts(spec(newest.name), lock, cache, progress)
-    patches = []
+    checked = []
     with progress.stage("checkpatch"), cache.scratch("checkpatch") as place:
         for number, path in enumerate(found):
             progress.tick(path.name, number, len(found))
-            style = checkpatch.check(path, allowed, tool, place)
-            patches.append(Patch(path, mailed.subject(path), style))
-    reports = tuple(_on_kernel(kernel, found, sparse, lock, cache, progress) for kernel in kernels)
-    remarks = [remark for patch in patches for remark in patch.style.excused]
+            files = dict.fromkeys([path, *(patches[number] for patches in read.values())])
+            styles = tuple((one, checkpatch.check(one, allowed, tool, place)) for one in files)
+            checked.append(Patch(path, mailed.subject(path), styles))
+    reports = tuple(
+        _on_kernel(kernel, read[kernel.name], sparse, lock, cache, progress) for kernel in kernels
+    )
+    remarks = [remark for patch in checked for remark in patch.excused]
     unused = tuple(one for one in allowed if not any(one.excuses(remark) for remark in remarks))
-    return SeriesReport(tuple(patches), reports, newest.release, sparse, unused)
+    return SeriesReport(tuple(checked), reports, newest.release, sparse, unused)
 
 
 def own_series() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from emu.images.checkpatch import Remark, Style
@@ -14,11 +15,11 @@ _SHOWN = 12
 """Lines of one message that are shown."""
 
 
-def style_cell(style: Style) -> str:
+def style_cell(patch: Patch) -> str:
     """checkpatch's word on a patch, in a column."""
-    if style.open:
-        return f"{len(style.open)} REMARKS"
-    return f"clean, {len(style.excused)} allowed" if style.excused else "clean"
+    if patch.open:
+        return f"{len(patch.open)} REMARKS"
+    return f"clean, {len(patch.excused)} allowed" if patch.excused else "clean"
 
 
 def step_cell(step: Step) -> str:
@@ -53,9 +54,11 @@ def faults(report: SeriesReport) -> Iterator[str]:
     """All that did not hold, for people: a line that says what, then its words."""
     for number, patch in enumerate(report.patches, 1):
         what = f"{number}. {patch.subject} ({patch.path.name})"
-        for remark in patch.style.open:
-            yield f"{what}: checkpatch: {remark.level}"
-            yield from _indented(remark.lines)
+        for path, style in patch.styles:
+            for remark in style.open:
+                variant = "" if path == patch.path else f" in {path.parent.name}/"
+                yield f"{what}: checkpatch: {remark.level}{variant}"
+                yield from _indented(remark.lines)
         for kernel in report.kernels:
             step = kernel.steps[number - 1]
             where = f"{what}, on {kernel.kernel.name}"
@@ -95,11 +98,16 @@ def _patch(patch: Patch) -> dict[str, Any]:
     return {
         "file": patch.path.name,
         "subject": patch.subject,
-        "checkpatch": {
-            "total": patch.style.total,
-            "open": [_remark(remark) for remark in patch.style.open],
-            "allowed": [_remark(remark) for remark in patch.style.excused],
-        },
+        "checkpatch": [_style(path, style) for path, style in patch.styles],
+    }
+
+
+def _style(path: Path, style: Style) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "total": style.total,
+        "open": [_remark(remark) for remark in style.open],
+        "allowed": [_remark(remark) for remark in style.excused],
     }
 
 

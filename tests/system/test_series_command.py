@@ -139,14 +139,14 @@ def test_a_remark_of_checkpatch_is_told_unless_allowed(
 ) -> None:
     author.add(FRONT, "static int blkfront_spare __maybe_unused=1;")
     (patch,) = check().patches
-    assert {one.type for one in patch.style.open} == {"SPACING"}
+    assert {one.type for one in patch.open} == {"SPACING"}
     said = shown(author, capsys)
     assert "checkpatch: ERROR" in said
     assert "+static int blkfront_spare __maybe_unused=1;" in said
     (author.patches / ALLOWED).write_text(f"SPACING {FRONT} required around that '='  # a test\n")
     report = check()
     assert report.held
-    assert [one.type for one in report.patches[0].style.excused] == ["SPACING"]
+    assert [one.type for one in report.patches[0].excused] == ["SPACING"]
 
 
 def test_a_mixed_up_address_space_is_told_by_sparse_alone(
@@ -165,6 +165,25 @@ def test_a_mixed_up_address_space_is_told_by_sparse_alone(
     said = shown(author, capsys)
     assert "1 NEW, 0 unpatched" in said
     assert f"2. xen/blk: change a line ({sorted(author.patches.iterdir())[1].name}), on" in said
+
+
+def test_a_patch_may_read_differently_on_one_kernel(
+    author: Author, check: Callable[[], SeriesReport]
+) -> None:
+    """The variant is what is applied, and both are read by checkpatch."""
+    patch = author.add(BACK, "static const int spare_back __maybe_unused;")
+    variants = author.patches / spec(KERNEL).version
+    variants.mkdir()
+    text = patch.read_text().replace("__maybe_unused;", "__maybe_unused=1;")
+    (variants / patch.name).write_text(text)
+    report = check()
+    ((first, plain), (second, variant)) = report.patches[0].styles
+    assert (first, second) == (patch, variants / patch.name)
+    assert not plain.open
+    assert {one.type for one in variant.open} == {"SPACING"}
+    assert not report.held
+    patch.write_text(patch.read_text().replace("void xen_blkif_xenbus_fini", "void elsewhere"))
+    assert check().kernels[0].held
 
 
 def test_a_patch_that_does_not_apply_ends_the_series_there(
