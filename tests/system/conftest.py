@@ -2,6 +2,7 @@
 
     @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what `stack` is made of
     @pytest.mark.trouble("kernel panic")                            what a test provokes
+    pytest tests/system --kernel debian-6.12                        the same on another kernel
 
 A test that leaves trouble behind on a console which it did not declare has failed. Failures
 show the last lines of all consoles and name the run's directory.
@@ -112,9 +113,16 @@ def stack(
     cache: Cache,
     progress: Told,
 ) -> Iterator[Stack]:
-    """A running stack from its checkpoint, as the marker `stack` says (the default without)."""
-    marker = request.node.get_closest_marker("stack")
-    wish = wish_of(**marker.kwargs) if marker else Wish()
+    """A running stack from its checkpoint, as the markers `stack` say (the default without).
+
+    Where several name the same thing the nearest counts: one on a parameter goes before one
+    on the function.
+    """
+    asked: dict[str, object] = {}
+    for marker in request.node.iter_markers("stack"):
+        asked = {**marker.kwargs, **asked}
+    kernel = kernel_for(asked.pop("kernel", None), request.config.getoption("--kernel"))
+    wish = wish_of(**asked, **kernel)
     with running(prepared(wish), cache, progress) as stack:
         request.node.stash[_run] = stack.machine.rundir
         yield stack
@@ -130,6 +138,18 @@ def ends(stack: Stack, cache: Cache) -> Ends:
     )
     made.listen()
     return made
+
+
+def kernel_for(asked: object, option: str | None) -> dict[str, object]:
+    """The kernel of a stack, as an argument of `Wish`: what a test asks for under `--kernel`.
+
+    A full name ("lab-6.1") is what the test is about, and stays.
+    """
+    if option is None:
+        return {} if asked is None else {"kernel": asked}
+    if asked == "lab":
+        return {"kernel": f"lab-{Wish(kernel=option).kernel_name.partition('-')[2]}"}
+    return {"kernel": option if asked is None else asked}
 
 
 def wish_of(
