@@ -66,7 +66,14 @@ def add_qemu_option(parser: argparse.ArgumentParser) -> None:
 
 def add_driver_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which drivers meet over which ring."""
-    parser.add_argument("--ring-pages", type=int, default=16, metavar="N", help="default 16")
+    parser.add_argument(
+        "--ring-pages",
+        type=int,
+        default=16,
+        metavar="N",
+        help="1, 2, 4, … up to what both ends allow (default 16); sets max_ring_pages of the "
+        "front end, or max_ring_page_order where it has no such parameter",
+    )
     for end in ("front", "back"):
         parser.add_argument(
             f"--{end}",

@@ -53,8 +53,8 @@ def _shell(arguments: argparse.Namespace) -> int:
     stack_wish = wish_of(arguments, pages)
     attachment = None
     if arguments.attach:
-        order = RunWish(stack_wish, ring_pages=pages).order
-        attachment = shell.Attachment(order, arguments.front, arguments.back)
+        RunWish(stack_wish, ring_pages=pages)  # refuses what is no ring
+        attachment = shell.Attachment(pages, arguments.front, arguments.back)
     files = _descriptors()
     terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
     with contextlib.ExitStack() as opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ from emu.progress import Progress
 from emu.xen import lun
 from emu.xen.drivers import LoadedDriver
 from emu.xen.grants import GrantTable
+from emu.xen.queues import QueueView, Views
 from emu.xen.ring import Ring
 
 DOM0 = 0
+SOURCES = {"drivers": "the drivers' own view", "xenstore": "the keys in xenstore"}
+"""`Ring.source` in words."""
+_NAMES = {"front": "blkfront", "back": "blkback"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class RunWish:
     def __post_init__(self) -> None:
         pages = self.ring_pages
         if pages < 1 or pages & (pages - 1):
-            raise InputError(f"a ring has 1, 2, 4, … pages, not {pages}")
+            below = 1 << (pages.bit_length() - 1) if pages > 0 else 1
+            raise InputError(
+                f"a ring has 1, 2, 4, … pages, not {pages}",
+                hint=f"--ring-pages {below}" + (f" or {2 * below}" if pages > 0 else ""),
+            )
         # The domU holds the data in a tmpfs, half its memory, while it writes it.
         most = min(self.stack.lun_mib, self.stack.domu.memory * 3 // 8)
         if not 1 <= self.data_mib <= most:
@@ -43,11 +51,6 @@ class RunWish:
                 f"the domU {self.stack.domu.memory} MiB of memory",
                 hint=f"--data 1 to {most}",
             )
-
-    @property
-    def order(self) -> int:
-        """log2 of the ring's pages."""
-        return self.ring_pages.bit_length() - 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class RunReport:
     lun: lun.Lun
     session: bool
     ring: Ring
+    views: Views
     before: GrantTable
     attached: GrantTable
     after: GrantTable
@@ -115,6 +119,14 @@ def checks(report: RunReport) -> Iterator[Check]:
         ring.pages == wish.ring_pages,
         f"{ring.pages} pages; {offer}",
     )
+    if views := report.views.ends:
+        other = [*ring.disagreements(), *replace(ring, views=report.views).disagreements()]
+        yield Check(
+            f"the ring that {' and '.join(_NAMES[end] for end in views)} "
+            f"{'shows' if len(views) == 1 else 'show'} is the one of the keys",
+            not other,
+            "; ".join(dict.fromkeys(other)),
+        )
     unmapped = sorted(set(ring.refs) - report.attached.refs)
     yield Check("dom0 maps every page of the ring", not unmapped, f"not mapped: {unmapped}")
     left = sorted(report.after.refs - report.before.refs)
@@ -184,6 +196,11 @@ def as_json(report: RunReport) -> dict[str, Any]:
             "offered_order": ring.offer.order,
             "offered_pages": ring.offer.pages,
             "persistent": ring.persistent,
+            "source": ring.source,
+            "shown": {
+                "front": _shown(report.views.front),
+                "back": _shown(report.views.back),
+            },
         },
         "grants": {
             "mapped_before": len(report.before.mapped_by(DOM0)),
@@ -218,6 +235,7 @@ def lines(report: RunReport) -> list[str]:
         f"{'up' if report.session else 'down'} · seen as {report.lun.device}",
         f"ring    {ring.pages} pages (order {ring.order}), {ring.requests} requests · "
         f"offered: {offered} · references {spans(ring.refs)}",
+        *_queue_lines(ring, report.views),
         f"grants  mapped by dom0: {grants[0]} before, {grants[1]} while attached, "
         f"{grants[2]} after detach",
         f"data    {report.bytes_moved // lun.MIB} MiB written, read back in the domU and in "
@@ -225,6 +243,33 @@ def lines(report: RunReport) -> list[str]:
         f"drivers blkback {report.back.build_id[:12]} ({_kind(report.built['back'])}) · "
         f"blkfront {report.front.build_id[:12]} ({_kind(report.built['front'])})",
     ]
+
+
+def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:
+    """What the drivers show of each queue after the data, or that they show nothing."""
+    mute = " and ".join(name for end, name in _NAMES.items() if end not in views.ends)
+    for number in range(len(ring.queues)):
+        parts = [f"{ring.pages} pages, {ring.requests} requests"]
+        parts += [
+            f"{_NAMES[end]} {_counts(queue)}"
+            for end, queues in views.ends.items()
+            for queue in queues
+            if queue.number == number
+        ]
+        if mute:
+            told = "" if views.ends else f": the figures are from {SOURCES[ring.source]}"
+            parts.append(f"no view of {mute} in debugfs{told}")
+        yield f"queue {number} " + " · ".join(parts)
+
+
+def _counts(queue: QueueView) -> str:
+    counts = {"outstanding": queue.outstanding, "persistent grants": queue.persistent}
+    return ", ".join(f"{'?' if n is None else n} {name}" for name, n in counts.items())
+
+
+def _shown(queues: tuple[QueueView, ...] | None) -> list[dict[str, int]] | None:
+    """An end's queues for scripts, by the driver's own names; null where it shows none."""
+    return None if queues is None else [{"queue": q.number, **q.numbers()} for q in queues]
 
 
 def _kind(driver: Driver) -> str:

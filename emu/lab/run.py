@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from emu.errors import NotHeld
+from emu.images import elf
 from emu.images.cache import Cache
+from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End, for_guest, get_driver
 from emu.lab.report import RunReport, RunWish, Timing, checks
 from emu.lab.stack import Inputs, Stack, prepare, running
@@ -22,7 +24,8 @@ from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
 
 DISK = "xvda"
-PARAMETER = "max_ring_page_order"
+PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
+"""What a driver's ring is limited by: the number is our series' own, stock ones know the order."""
 DEADLINE_DATA = 300.0
 
 _WRITE = """
@@ -53,7 +56,27 @@ def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
 
 def driver_for(end: End, which: str, inputs: Inputs, cache: Cache, progress: Progress) -> Driver:
     """One end's driver for the stack's kernel, checked against it and its parameter."""
-    return get_driver(end, which, inputs.kernel, cache, progress, parameters=[PARAMETER])
+    return checked_driver(end, which, inputs.kernel, cache, progress)
+
+
+def checked_driver(
+    end: End, which: str, kernel: Kernel, cache: Cache, progress: Progress
+) -> Driver:
+    """One end's driver, loadable by `kernel` with a limit on its ring.
+
+    Raises InputError as `get_driver`, and for a driver without such a limit.
+    """
+    driver = get_driver(end, which, kernel, cache, progress)
+    if PAGES_PARAMETER not in driver.info.parameters:
+        elf.check_module(driver.info, kernel.info(), parameters=[ORDER_PARAMETER])
+    return driver
+
+
+def ring_limit(driver: Driver, pages: int) -> dict[str, str | int]:
+    """The parameter that limits a driver's ring to `pages`, a power of two."""
+    if PAGES_PARAMETER in driver.info.parameters:
+        return {PAGES_PARAMETER: pages}
+    return {ORDER_PARAMETER: pages.bit_length() - 1}
 
 
 def drivers_for(
@@ -82,7 +105,7 @@ def _drive(
 ) -> RunReport:
     host, domain = stack.host, stack.domain
     with timing.stage("drivers_s", "loading the drivers", progress):
-        loaded = load_drivers(stack, built, cache, wish.order)
+        loaded = load_drivers(stack, built, cache, wish.ring_pages)
     before = host.grants().of(domain.domid)
     with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", progress):
         domain.attach(stack.lun, DISK)
@@ -93,6 +116,7 @@ def _drive(
         read_back = _sum(domain.channel, _READ, DISK, wish.data_mib)
         device = stack.lun.device.removeprefix("/dev/")
         seen_by_dom0 = _sum(host.dom0, _READ, device, wish.data_mib)
+    views = domain.queues(DISK)
     session = lun.session_up(host.dom0, stack.lun)
     with timing.stage("detach_s", f"detaching {DISK}", progress):
         domain.detach(DISK)
@@ -109,6 +133,7 @@ def _drive(
         lun=stack.lun,
         session=session,
         ring=ring,
+        views=views,
         before=before,
         attached=attached,
         after=after,
@@ -127,22 +152,24 @@ def connect(
     stack: Stack,
     built: Mapping[End, Driver],
     cache: Cache,
-    order: int,
+    pages: int,
     timeout: float = CONNECT_TIMEOUT,
 ) -> Ring:
     """Load both ends, attach the stack's LUN, and wait for the ring they agree on."""
-    load_drivers(stack, built, cache, order)
+    load_drivers(stack, built, cache, pages)
     stack.domain.attach(stack.lun, DISK)
     return stack.domain.wait_connected(DISK, timeout)
 
 
 def load_drivers(
-    stack: Stack, built: Mapping[End, Driver], cache: Cache, order: int
+    stack: Stack, built: Mapping[End, Driver], cache: Cache, pages: int
 ) -> dict[End, LoadedDriver]:
-    """Load both ends; the front end asks for a ring of that order, the back end offers its most."""
+    """Load both ends; the front end asks for a ring of `pages`, the back end offers its most."""
     return {
         "back": load_driver(stack.host.dom0, built["back"], cache, {}),
-        "front": load_driver(stack.domain.channel, built["front"], cache, {PARAMETER: order}),
+        "front": load_driver(
+            stack.domain.channel, built["front"], cache, ring_limit(built["front"], pages)
+        ),
     }
 
 

@@ -24,10 +24,14 @@ from typing import Any, Literal
 from emu.errors import EmuError
 from emu.images.cache import Cache
 from emu.images.modules import Driver, End
+from emu.lab.report import SOURCES
 from emu.lab.run import DISK, connect, drivers_for
 from emu.lab.stack import Stack, Wish, prepare, running
 from emu.machine.channel import Channel, CommandFailed, Process
 from emu.progress import Progress
+from emu.xen import queues
+from emu.xen.domain import virtual_device
+from emu.xen.ring import Ring
 
 Guest = Literal["dom0", "domu"]
 GUESTS: tuple[Guest, ...] = ("dom0", "domu")
@@ -46,7 +50,7 @@ _LAST = 2.0
 class Attachment:
     """Drivers to load before the shell starts, and the size of the ring the disk gets."""
 
-    ring_order: int
+    ring_pages: int
     front: str = "patched"
     back: str = "patched"
 
@@ -76,8 +80,27 @@ def opened(
     with running(inputs, cache, progress) as stack:
         if attachment:
             with progress.stage(f"loading the drivers, attaching {stack.lun.device} as {DISK}"):
-                connect(stack, built, cache, attachment.ring_order)
+                ring = connect(stack, built, cache, attachment.ring_pages)
+            for line in _attached(stack, ring):
+                progress.note(line)
         yield stack
+
+
+def _attached(stack: Stack, ring: Ring) -> list[str]:
+    """The ring of the attached disk, and where to watch it from the shell."""
+    number = virtual_device(DISK)
+    places = {
+        "domU": (ring.views.front, f"{queues.FRONT_ROOT}/vbd-{number}"),
+        "dom0": (ring.views.back, f"{queues.BACK_ROOT}/vbd-{stack.domain.domid}-{number}"),
+    }
+    seen = [f"{place} in {guest}" for guest, (view, place) in places.items() if view]
+    return [
+        f"{DISK}: ring of {ring.pages} pages, {ring.requests} requests, "
+        f"{len(ring.queues)} queue(s), from {SOURCES[ring.source]}",
+        f"{DISK}: {' and '.join(seen)} show its queues"
+        if seen
+        else f"{DISK}: these drivers show no queues in debugfs",
+    ]
 
 
 def channel_of(stack: Stack, guest: Guest) -> Channel:

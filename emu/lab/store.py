@@ -15,9 +15,9 @@ from emu.images.cache import Cache, EntryInfo
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
-from emu.images.modules import Driver, End, get_driver
+from emu.images.modules import Driver, End
 from emu.images.packages import Lock, Package, load_wanted, lock_digest, renew
-from emu.lab.run import PARAMETER
+from emu.lab.run import checked_driver
 from emu.lab.stack import Wish
 from emu.machine import rundir
 from emu.progress import Progress
@@ -124,15 +124,12 @@ class Built:
 def build(kernel: str, cache: Cache, progress: Progress) -> Built:
     """Find or make all that a run needs, without running; `kernel` as `Wish.kernel`.
 
-    Raises InputError as `get_kernel`, `get_guests` and `get_driver`.
+    Raises InputError as `get_kernel`, `get_guests` and `checked_driver`.
     """
     made = get_kernel(Wish(kernel=kernel).kernel_name, cache, progress)
     guests = get_guests(made, cache, progress)
     ends: tuple[End, ...] = ("front", "back")
-    drivers = {
-        end: get_driver(end, "patched", made, cache, progress, parameters=[PARAMETER])
-        for end in ends
-    }
+    drivers = {end: checked_driver(end, "patched", made, cache, progress) for end in ends}
     return Built(made, guests, drivers)
 
 

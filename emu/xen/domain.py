@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emu.errors import InputError, NotHeld, RigError
 from emu.machine.channel import Channel, CommandFailed
 from emu.machine.console import Console
+from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
 from emu.xen.lun import Lun
@@ -142,7 +143,13 @@ class Domain:
 
     def ring(self, disk: str = "xvda") -> ring_view.Ring:
         """The ring that both ends have negotiated for `disk`."""
-        return ring_view.negotiated(self.front_tree(disk), self.back_tree(disk))
+        views = self.queues(disk)
+        return ring_view.negotiated(self.front_tree(disk), self.back_tree(disk), views)
+
+    def queues(self, disk: str = "xvda") -> queue_views.Views:
+        """What both drivers show of the disk's queues, where they do."""
+        number = virtual_device(disk)
+        return queue_views.read(self.channel, self.host.dom0, self.domid, number)
 
     def wait_connected(
         self, disk: str = "xvda", timeout: float = CONNECT_TIMEOUT

@@ -1,14 +1,18 @@
-"""The ring that a front end and a back end agreed on, read from their xenstore keys.
+"""The ring that a front end and a back end agreed on, from the drivers or their xenstore keys.
 
+Drivers of the series say themselves what ring they have (`emu.xen.queues`); of stock ones
+only the keys tell. Grant references and event channels are in the keys alone.
 Protocol: Xen's public header io/blkif.h. A ring page holds 32 requests, and the ring's
 size is a power of two: (4096 × pages − 64) / 112 rounded down.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from emu.errors import RigError
+from emu.xen.queues import Views
 from emu.xen.xenstore import Tree
 
 PAGE_SIZE = 4096
@@ -49,18 +53,30 @@ class Offer:
 
 @dataclass(frozen=True)
 class Ring:
-    """A connection as its keys show it. `requests` is what one queue can hold."""
+    """A connection as its drivers and its keys show it."""
 
     front_state: str
     back_state: str
     offer: Offer
     queues: tuple[Queue, ...]
     persistent: bool
+    views: Views = field(default_factory=Views)
 
     @property
     def pages(self) -> int:
-        """Pages of one queue's ring."""
+        """Pages of one queue's ring: as a driver shows them, else as the keys do."""
+        shown = self.views.any_end[0].pages if self.views.any_end else None
+        return self.key_pages if shown is None else shown
+
+    @property
+    def key_pages(self) -> int:
+        """Pages of one queue's ring by the keys, which may be an earlier connection's."""
         return len(self.queues[0].refs)
+
+    @property
+    def source(self) -> str:
+        """Where `pages` and `requests` come from: "drivers" or "xenstore"."""
+        return "drivers" if self.views.any_end else "xenstore"
 
     @property
     def order(self) -> int:
@@ -70,7 +86,21 @@ class Ring:
     @property
     def requests(self) -> int:
         """Requests that one queue's ring holds."""
-        return requests_in(self.pages)
+        shown = self.views.any_end[0].size if self.views.any_end else None
+        return requests_in(self.pages) if shown is None else shown
+
+    def disagreements(self) -> Iterator[str]:
+        """What an end shows of its queues that is not what the keys say, in words."""
+        for end, queues in self.views.ends.items():
+            if len(queues) != len(self.queues):
+                yield f"the {end} end has {len(queues)} queues, the keys {len(self.queues)}"
+            for queue in queues:
+                name = f"the {end} end's queue {queue.number}"
+                if queue.pages not in (None, self.key_pages):
+                    yield f"{name} has {queue.pages} pages, the keys {self.key_pages}"
+                if queue.size not in (None, requests_in(self.key_pages)):
+                    fit = requests_in(self.key_pages)
+                    yield f"{name} holds {queue.size} requests, the pages of the keys {fit}"
 
     @property
     def refs(self) -> tuple[int, ...]:
@@ -83,8 +113,8 @@ class Ring:
         return self.front_state == self.back_state == "Connected"
 
 
-def negotiated(front: Tree, back: Tree) -> Ring:
-    """Read the ring out of both ends' directories.
+def negotiated(front: Tree, back: Tree, views: Views | None = None) -> Ring:
+    """Read the ring out of both ends' directories, and what the drivers show where they do.
 
     Raises RigError when the front end has published no complete ring. Old keys are not
     removed by stock drivers, so the order key, where it stands, decides how many
@@ -100,6 +130,7 @@ def negotiated(front: Tree, back: Tree) -> Ring:
         offer=Offer(back.integer("max-ring-page-order"), back.integer("max-ring-pages")),
         queues=queues,
         persistent=back.get("feature-persistent") == "1" == front.get("feature-persistent"),
+        views=views or Views(),
     )
 
 

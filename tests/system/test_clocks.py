@@ -22,7 +22,7 @@ JOB = (
 def guest_seconds(inputs: Inputs, cache: Cache) -> float:
     """How long the domU thinks reading 8 MiB through the ring took; one command, no host."""
     with running(inputs, cache, Progress()) as stack:
-        connect(stack, drivers_for(inputs, cache, Progress()), cache, order=0)
+        connect(stack, drivers_for(inputs, cache, Progress()), cache, pages=1)
         before, after = stack.domain.channel.run(JOB, timeout=200).text.split()
         return float(after) - float(before)
 

@@ -34,7 +34,7 @@ def test_patched_ends_log_the_ring(stack: Stack, cache: Cache, driver: Get) -> N
         stack,
         {"front": driver("front", "patched"), "back": driver("back", "patched")},
         cache,
-        order=3,
+        pages=8,
     )
     told = "connected: ring 8 pages, 256 requests, 1 queue(s)"
     assert f"blkfront: xvda: {told}" in log_of(stack, "front")
@@ -43,7 +43,7 @@ def test_patched_ends_log_the_ring(stack: Stack, cache: Cache, driver: Get) -> N
 
 def test_stock_ends_do_not(stack: Stack, cache: Cache, driver: Get) -> None:
     connect(
-        stack, {"front": driver("front", "stock"), "back": driver("back", "stock")}, cache, order=3
+        stack, {"front": driver("front", "stock"), "back": driver("back", "stock")}, cache, pages=8
     )
     for end in ("front", "back"):
         assert "connected: ring" not in log_of(stack, end)
@@ -63,7 +63,7 @@ def test_swap_takes_seconds(stack: Stack, cache: Cache, driver: Get) -> None:
 
 def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) -> None:
     front, back = driver("front", "patched"), driver("back", "patched")
-    connect(stack, {"front": front, "back": back}, cache, order=4)
+    connect(stack, {"front": front, "back": back}, cache, pages=16)
     assert stack.domain.ring().pages == 16
     stack.domain.detach()
     load_driver(stack.domain.channel, front, cache, {"max_ring_page_order": 1})
@@ -84,7 +84,7 @@ def test_guest_refuses_with_its_own_words(
 
 def test_module_in_use_is_told(stack: Stack, cache: Cache, driver: Get) -> None:
     back = driver("back", "patched")
-    connect(stack, {"front": driver("front", "patched"), "back": back}, cache, order=0)
+    connect(stack, {"front": driver("front", "patched"), "back": back}, cache, pages=1)
     stack.domain.channel.spawn(["sh", "-c", "exec 3< /dev/xvda; sleep 60"])
     stack.domain.channel.run(
         "n=0; until ls -l /proc/[0-9]*/fd | grep -q xvda; do "

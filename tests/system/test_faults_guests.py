@@ -81,7 +81,7 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
     """
     host, domu = stack.host, stack.domain.channel
     before = host.grants().of(stack.domain.domid).refs
-    connect(stack, drivers_for(stack.inputs, cache, Progress()), cache, order=0)
+    connect(stack, drivers_for(stack.inputs, cache, Progress()), cache, pages=1)
     writer = domu.spawn(
         "dd if=/dev/zero of=/dev/xvda bs=64k count=4000 oflag=direct || echo failed"
     )

@@ -29,7 +29,7 @@ def test_two_luns_beside_the_first(stack: Stack, inputs: Inputs, cache: Cache) -
         assert lun.session_up(host.dom0, one)
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
-    load_drivers(stack, drivers_for(inputs, cache, Progress()), cache, order=0)
+    load_drivers(stack, drivers_for(inputs, cache, Progress()), cache, pages=1)
     written = {}
     for disk, one in (("xvda", stack.lun), ("xvdb", small), ("xvdc", large)):
         domain.attach(one, disk)

@@ -49,8 +49,10 @@ def test_default_for_people() -> None:
     done = emu_run("--data", "8")
     assert done.returncode == EXIT_HELD, done.stderr
     first_words = [line.split()[0] for line in done.stdout.splitlines()]
-    assert first_words == ["host", "xen", "lun", "ring", "grants", "data", "drivers"]
+    assert first_words == ["host", "xen", "lun", "ring", "queue", "grants", "data", "drivers"]
     assert "ring    16 pages (order 4), 512 requests · offered: order 4" in done.stdout
+    assert "queue 0 16 pages, 512 requests · blkfront 0 outstanding, " in done.stdout
+    assert "persistent grants · blkback 0 outstanding, " in done.stdout
     assert "SHA-256 equal" in done.stdout
     assert "loading the drivers" in done.stderr
 
@@ -64,6 +66,13 @@ def test_default_for_scripts() -> None:
     assert report["dom0_kernel"].startswith("6.1.")
     assert report["domu"]["kind"] == "pv"
     assert report["origin"] == "checkpoint"
+    assert report["ring"]["source"] == "drivers"
+    for end in ("front", "back"):
+        (queue,) = report["ring"]["shown"][end]
+        assert (queue["queue"], queue["pages"], queue["size"]) == (0, 16, 512)
+        assert queue["req_prod"] > 0
+    # Ours takes the number, stock ones know the order alone.
+    assert report["drivers"]["front"]["parameters"]["max_ring_pages"] == "16"
 
 
 @pytest.mark.parametrize("pages", [1, 2, 8])
@@ -74,9 +83,21 @@ def test_other_rings(pages: int) -> None:
 def test_stock_drivers() -> None:
     report = emu_json("--front", "stock", "--back", "stock", "--data", "4")
     assert_whole(report, pages=16)
+    assert report["ring"]["source"] == "xenstore"
+    assert report["ring"]["shown"] == {"front": None, "back": None}
     patched = emu_json("--data", "4")
     for end in ("front", "back"):
         assert report["drivers"][end]["build_id"] != patched["drivers"][end]["build_id"]
+
+
+def test_stock_front_end_for_people() -> None:
+    done = emu_run("--front", "stock", "--data", "4")
+    assert done.returncode == EXIT_HELD, done.stderr
+    assert "queue 0 16 pages, 512 requests · blkback 0 outstanding, " in done.stdout
+    assert "persistent grants · no view of blkfront in debugfs\n" in done.stdout
+    done = emu_run("--front", "stock", "--back", "stock", "--ring-pages", "2", "--data", "4")
+    told = "no view of blkfront and blkback in debugfs: the figures are from the keys in xenstore"
+    assert f"queue 0 2 pages, 64 requests · {told}\n" in done.stdout
 
 
 def test_pvh() -> None:
@@ -117,6 +138,8 @@ def test_more_pages_than_the_kernel_has_is_told() -> None:
     ("options", "status", "said"),
     [
         (["--ring-pages", "3"], EXIT_INPUT, "a ring has 1, 2, 4, … pages, not 3"),
+        (["--ring-pages", "12"], EXIT_INPUT, "--ring-pages 8 or 16"),
+        (["--ring-pages", "0"], EXIT_INPUT, "--ring-pages 1\n"),
         (["--domu-memory", "16"], EXIT_INPUT, "16 MiB can't boot Linux"),
         (["--kernel", "plan9"], EXIT_INPUT, "there is no kernel 'plan9-6.1'"),
         (["--front", "/nonexistent.ko"], EXIT_INPUT, "/nonexistent.ko"),

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
-from ends import DISK, Ends
+from ends import DISK, SETTLES_WITHIN, Ends
 
-from emu.images.modules import End
-from emu.xen.domain import virtual_device
-
-ROOT = "/sys/kernel/debug"
+from emu.xen.queues import BackQueue, FrontQueue
 
 
-def place(ends: Ends, end: End) -> str:
-    number = virtual_device(DISK)
-    if end == "front":
-        return f"{ROOT}/xen-blkfront/vbd-{number}"
-    return f"{ROOT}/xen-blkback/vbd-{ends.stack.domain.domid}-{number}"
-
-
-def shown(ends: Ends, end: End, queue: int = 0) -> dict[str, int]:
-    """What an end shows of one queue: name → number."""
-    channel = ends.channel(end)
-    channel.run(f"grep -q ' {ROOT} ' /proc/mounts || mount -t debugfs none {ROOT}", timeout=20)
-    text = channel.run(["cat", f"{place(ends, end)}/queue-{queue}"], timeout=20).text
-    return {name: int(number) for name, number in (line.split(": ") for line in text.splitlines())}
+def shown(ends: Ends, queue: int = 0) -> tuple[FrontQueue, BackQueue]:
+    """What the two ends show of one queue."""
+    views = ends.stack.domain.queues(DISK)
+    assert views.front, "the front end shows no queue"
+    assert views.back, "the back end shows no queue"
+    return views.front[queue], views.back[queue]
 
 
 @pytest.mark.parametrize("order", [0, 4])
@@ -31,15 +23,19 @@ def test_ends_agree(ends: Ends, order: int) -> None:
     ends.load("back")
     ring = ends.connect(order)
     ends.fill_disk()
-    front, back = shown(ends, "front"), shown(ends, "back")
+    assert list(ring.disagreements()) == []
+    front, back = shown(ends)
     for account in (front, back):
-        assert account["pages"] == ring.pages
-        assert account["size"] == ring.requests
-        assert account["outstanding"] == 0
-    assert front["req_prod"] == front["rsp_cons"] == back["req_cons"] == back["rsp_prod"] > 0
-    assert back["requests"] == ring.requests
-    assert back["persistent_grants"] == front["persistent_grants_free"] > 0
-    assert front["persistent_grants_free"] <= front["grants_free"] == front["grants"]
+        assert account.pages == ring.key_pages == 1 << order
+        assert account.size == 32 << order
+        assert account.outstanding == 0
+    assert front.req_prod == front.rsp_cons == back.req_cons == back.rsp_prod
+    assert back.rsp_prod
+    assert back.requests == ring.requests
+    assert back.persistent_grants == front.persistent_grants_free
+    assert front.persistent_grants_free
+    assert front.grants_free == front.grants
+    assert front.persistent_grants_free <= front.grants_free
 
 
 def test_requests_under_way_are_counted(ends: Ends) -> None:
@@ -54,11 +50,11 @@ def test_requests_under_way_are_counted(ends: Ends) -> None:
     )
     try:
         dom0.run("usleep 500000", timeout=20)
-        counts = {end: shown(ends, end)["outstanding"] for end in ("front", "back")}
+        counts = [account.outstanding for account in shown(ends)]
     finally:
         dom0.run(f"kill -CONT {tcmu}", timeout=20)
         reader.close()
-    assert counts == {"front": 1, "back": 1}
+    assert counts == [1, 1]
 
 
 @pytest.mark.stack(domu_vcpus=2)
@@ -68,8 +64,18 @@ def test_each_queue_and_only_while_connected(ends: Ends) -> None:
     ends.attach()
     assert len(ends.stack.domain.wait_connected(DISK).queues) == 2
     for queue in (0, 1):
-        assert shown(ends, "front", queue)["pages"] == shown(ends, "back", queue)["pages"] == 2
+        assert [account.pages for account in shown(ends, queue)] == [2, 2]
     ends.stack.domain.detach(DISK)
-    ends.channel("back").run(["test", "!", "-e", place(ends, "back")], timeout=20)
-    script = "n=0; while [ -e $1 ]; do usleep 50000; n=$((n+1)); [ $n -lt 99 ] || exit 1; done"
-    ends.channel("front").run(["sh", "-c", script, "sh", place(ends, "front")], timeout=20)
+    assert ends.stack.domain.queues(DISK).back == ()
+    until = time.monotonic() + SETTLES_WITHIN  # dom0 does not wait for the domU's last step
+    while ends.stack.domain.queues(DISK).front != ():
+        assert time.monotonic() < until, "the front end shows queues of a detached disk"
+
+
+def test_stock_ends_show_nothing(ends: Ends) -> None:
+    ends.load("back", "stock")
+    ends.load("front", "stock", max_ring_page_order=1)
+    ends.attach()
+    ring = ends.stack.domain.wait_connected(DISK)
+    assert (ring.views.front, ring.views.back) == (None, None)
+    assert (ring.pages, ring.source) == (2, "xenstore")

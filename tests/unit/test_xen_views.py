@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emu.errors import InputError, RigError
-from emu.xen import grants, ring, xenstore
+from emu.xen import grants, queues, ring, xenstore
 from emu.xen.domain import DomuConfig, virtual_device
 from emu.xen.drivers import build_id_of_note
 from emu.xen.host import parse_info, parse_list
@@ -104,6 +104,94 @@ class TestRing:
     )
     def test_requests(self, pages: int, requests: int) -> None:
         assert ring.requests_in(pages) == requests
+
+
+def shown(name: str) -> queues.Views:
+    text = {end: (TRANSCRIPTS / f"{name}-{end}.txt").read_text() for end in ("front", "back")}
+    return queues.Views(
+        front=queues.parse(text["front"], queues.FrontQueue),
+        back=queues.parse(text["back"], queues.BackQueue),
+    )
+
+
+class TestQueues:
+    def test_front(self) -> None:
+        (seen,) = shown("shown16").front or ()
+        assert (seen.number, seen.pages, seen.size, seen.outstanding) == (0, 16, 512, 0)
+        assert seen.req_prod == seen.rsp_prod == seen.rsp_cons == 36
+        assert seen.persistent == seen.persistent_grants_free == seen.grants_free == 264
+        assert (seen.grants, seen.grants_max) == (264, 6565)
+        assert not seen.other
+
+    def test_back(self) -> None:
+        (seen,) = shown("shown16").back or ()
+        assert (seen.pages, seen.size, seen.requests, seen.outstanding) == (16, 512, 512, 0)
+        assert seen.req_prod == seen.req_cons == seen.rsp_prod == 36
+        assert seen.persistent == seen.persistent_grants == 264
+        assert (seen.persistent_grants_in_use, seen.free_pages) == (0, 0)
+        assert not seen.other
+
+    def test_two_queues(self) -> None:
+        for end in shown("shown2x2").ends.values():
+            assert [(queue.number, queue.pages, queue.size) for queue in end] == [
+                (0, 2, 64),
+                (1, 2, 64),
+            ]
+            assert [queue.persistent for queue in end] == [0, 264]
+
+    def test_numbers_unknown_and_absent(self) -> None:
+        text = (TRANSCRIPTS / "shown16-back.txt").read_text().replace("free_pages", "deferred")
+        (seen,) = queues.parse(text, queues.BackQueue)
+        assert seen.free_pages is None
+        assert seen.other == {"deferred": 0}
+        assert seen.numbers() == {
+            line.split(":")[1]: int(line.split(": ")[1]) for line in text.splitlines()
+        }
+
+    def test_queues_in_their_order(self) -> None:
+        text = "".join(f"queue-{number}:pages: {number}\n" for number in (0, 1, 10, 2))
+        seen = queues.parse(text, queues.FrontQueue)
+        assert [queue.pages for queue in seen] == [0, 1, 2, 10]
+
+    @pytest.mark.parametrize("line", ["pages: 16", "queue-0:pages: many", "queue-0:pages:16", ""])
+    def test_no_number(self, line: str) -> None:
+        with pytest.raises(RigError, match="no number"):
+            queues.parse(f"queue-0:pages: 16\n{line}\n", queues.FrontQueue)
+
+    def test_stock_ends_show_nothing(self) -> None:
+        nothing = queues.Views()
+        assert nothing.ends == {}
+        assert nothing.any_end == ()
+        one = queues.Views(back=shown("shown16").back)
+        assert list(one.ends) == ["back"]
+        assert one.any_end == one.back
+
+    def test_ring_is_the_drivers_where_they_show_it(self) -> None:
+        front, back = tree("queues2", "front"), tree("queues2", "back")
+        seen = ring.negotiated(front, back, shown("shown2x2"))
+        assert (seen.pages, seen.requests, seen.source) == (2, 64, "drivers")
+        assert list(seen.disagreements()) == []
+        assert ring.negotiated(front, back).source == "xenstore"
+
+    def test_ring_of_one_end_alone(self) -> None:
+        one = queues.Views(back=shown("shown16").back)
+        seen = ring.negotiated(tree("ring16", "front"), tree("ring16", "back"), one)
+        assert (seen.pages, seen.requests, seen.source) == (16, 512, "drivers")
+
+    def test_keys_of_an_earlier_ring(self) -> None:
+        front = with_keys(tree("ring16", "front"), ring_page_order="3")
+        seen = ring.negotiated(front, tree("ring16", "back"), shown("shown16"))
+        assert (seen.pages, seen.key_pages, seen.requests) == (16, 8, 512)
+        assert list(seen.disagreements()) == [
+            "the front end's queue 0 has 16 pages, the keys 8",
+            "the front end's queue 0 holds 512 requests, the pages of the keys 256",
+            "the back end's queue 0 has 16 pages, the keys 8",
+            "the back end's queue 0 holds 512 requests, the pages of the keys 256",
+        ]
+
+    def test_other_queues_than_the_keys(self) -> None:
+        seen = ring.negotiated(tree("ring16", "front"), tree("ring16", "back"), shown("shown2x2"))
+        assert "the front end has 2 queues, the keys 1" in list(seen.disagreements())
 
 
 class TestGrants:
