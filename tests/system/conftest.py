@@ -115,12 +115,14 @@ def stack(
 ) -> Iterator[Stack]:
     """A running stack from its checkpoint, as the markers `stack` say (the default without).
 
-    Where several name the same thing the nearest counts: one on a parameter goes before one
-    on the function.
+    Where several name the same thing the nearest counts: one on a case of `parametrize` goes
+    before those on the function (which pytest lists first).
     """
+    case = getattr(request.node, "callspec", None)
     asked: dict[str, object] = {}
-    for marker in request.node.iter_markers("stack"):
-        asked = {**marker.kwargs, **asked}
+    for marker in (*(case.marks if case else ()), *request.node.iter_markers("stack")):
+        if marker.name == "stack":
+            asked = {**marker.kwargs, **asked}
     kernel = kernel_for(asked.pop("kernel", None), request.config.getoption("--kernel"))
     wish = wish_of(**asked, **kernel)
     with running(prepared(wish), cache, progress) as stack:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from ends import CONNECTED, DISK, Ends
+from ends import CONNECTED, DISK, LATER, Ends
 
 from emu.xen.domain import virtual_device
 
 PAGES = (1, 2, 4, 8, 16)
+PAGES_LATER = [pytest.param(pages, marks=LATER, id=f"{pages}, 6.12") for pages in (1, 16)]
 FAMILY = ("ring-page-order", "num-ring-pages")
 
 
-@pytest.mark.parametrize("pages", PAGES)
+@pytest.mark.parametrize("pages", [*PAGES, *PAGES_LATER])
 @pytest.mark.parametrize("back", ["stock", "patched"])
 @pytest.mark.parametrize("front", ["stock", "patched"])
 def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
