@@ -264,6 +264,8 @@ def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:
 
 def _counts(queue: QueueView) -> str:
     counts = {"outstanding": queue.outstanding, "persistent grants": queue.persistent}
+    if queue.deferred:
+        counts["deferred"] = queue.deferred
     return ", ".join(f"{'?' if n is None else n} {name}" for name, n in counts.items())
 
 

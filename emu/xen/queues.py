@@ -56,6 +56,11 @@ class QueueView:
         """Grants that stay mapped between requests, as far as this end knows of them."""
         raise NotImplementedError
 
+    @property
+    def deferred(self) -> int | None:
+        """What this end could not give back when it wanted to, since it connected."""
+        raise NotImplementedError
+
     def numbers(self) -> dict[str, int]:
         """All that is shown, by the driver's own names."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -72,11 +77,17 @@ class FrontQueue(QueueView):
     grants_free: int | None = None
     grants: int | None = None
     grants_max: int | None = None
+    deferred_frees: int | None = None
 
     @property
     def persistent(self) -> int | None:
         """Those that are in no request now."""
         return self.persistent_grants_free
+
+    @property
+    def deferred(self) -> int | None:
+        """Pages that the back end still mapped when they were to be freed, of the whole disk."""
+        return self.deferred_frees
 
 
 @dataclass(frozen=True)
@@ -88,11 +99,17 @@ class BackQueue(QueueView):
     persistent_grants: int | None = None
     persistent_grants_in_use: int | None = None
     free_pages: int | None = None
+    deferred_unmaps: int | None = None
 
     @property
     def persistent(self) -> int | None:
         """All that are mapped, in use or not."""
         return self.persistent_grants
+
+    @property
+    def deferred(self) -> int | None:
+        """Requests whose pages were unmapped later than they ended."""
+        return self.deferred_unmaps
 
 
 @dataclass(frozen=True)

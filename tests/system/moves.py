@@ -18,7 +18,6 @@ from emu.xen.domain import virtual_device
 
 SAVED = "/run/domu.save"
 BACK_ENDS = Path(__file__).parent / "back-ends"
-DEBUGFS = "/sys/kernel/debug"
 HELD_WITHIN = 30.0
 """Seconds in which all requests of a test have reached the ring, or wait for it."""
 
@@ -45,16 +44,11 @@ def blocks(ends: Ends) -> None:
 
 def outstanding(ends: Ends, queue: int = 0) -> int:
     """Requests of the front end that the back end has not answered."""
-    text = (
-        ends.channel("front")
-        .run(
-            f"grep -q {DEBUGFS} /proc/mounts || mount -t debugfs none {DEBUGFS}; "
-            f"cat {DEBUGFS}/xen-blkfront/vbd-{virtual_device(DISK)}/queue-{queue}",
-            timeout=20,
-        )
-        .text
-    )
-    return int(dict(line.split(": ") for line in text.splitlines())["outstanding"])
+    views = ends.stack.domain.queues(DISK)
+    assert views.front, "the front end shows no queue"
+    number = views.front[queue].outstanding
+    assert number is not None
+    return number
 
 
 def wait_outstanding(ends: Ends, number: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
 
 import pytest
 from ends import CONNECTED, DISK, LATER, SETTLES_WITHIN, Ends
+from moves import held, outstanding, restore, save, saving
 
-SAVED = "/run/u1.save"
 RINGS = pytest.mark.parametrize(
     ("first", "then"), [(64, 2), (1, 16), pytest.param(16, 2, marks=LATER, id="16-2, 6.12")]
 )
@@ -48,7 +48,9 @@ HELD_MIB = 16
 # in flight then holds no process, which could not be frozen for the save.
 WRITE = """
 set -e
-echo none > /sys/block/$1/queue/scheduler
+cd /sys/block/$1/queue
+echo none > scheduler
+[ ! -e wbt_lat_usec ] || echo 0 > wbt_lat_usec  # else 48 writes in flight at most
 sleep 1000 < /dev/$1 > /dev/null 2>&1 &
 cd /proc/sys/vm
 echo 90 > dirty_ratio
@@ -59,29 +61,6 @@ dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null
 dd if=/tmp/data of=/dev/$1 bs=1M conv=notrunc 2>/dev/null
 sha256sum < /tmp/data
 """
-
-
-def save_and_restore(ends: Ends, suspended: Callable[[], object] = lambda: None) -> None:
-    """Save the domU into dom0's memory and restore it: another domid, another directory.
-
-    `suspended` is called while it stands still, before its back end has let go.
-    """
-    stack = ends.stack
-    name = stack.domain.name
-    stack.domain.close()
-    with stack.host.dom0.spawn(["xl", "save", name, SAVED]) as saving:
-        until = time.monotonic() + 60
-        while saving.ended is None and not any("s" in domain.state for domain in stack.host.list()):
-            assert time.monotonic() < until, "the domU was not suspended"
-        suspended()
-        ended = saving.wait(120)
-        assert ended.status == 0, ended
-    stack.host.xl("restore", SAVED, timeout=120)
-    domid = stack.host.domain_info(name).domid
-    tty = stack.host.read(f"/local/domain/{domid}/console/tty")
-    assert tty
-    stack.domain = stack.host.adopt(name, domid, tty)
-    stack.domain.open_channel(60)
 
 
 def connect(ends: Ends, pages: int) -> None:
@@ -98,13 +77,6 @@ def allow(ends: Ends, pages: int) -> None:
     ends.channel("back").run(f"echo {pages} > {limit}", timeout=20)
 
 
-def outstanding(ends: Ends) -> int:
-    """Requests that the front end waits for."""
-    views = ends.stack.domain.queues(DISK)
-    assert views.front
-    return views.front[0].outstanding or 0
-
-
 @pytest.mark.stack(kernel="lab", domu_memory=128)
 @RINGS
 def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
@@ -116,7 +88,8 @@ def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
     allow(ends, then)
     # The guest's console driver prints a WARNING of its own for its second console.
     with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
-        save_and_restore(ends)
+        save(ends)
+        restore(ends)
         ends.wait_back(CONNECTED)
         domu = ends.channel("front")
         domu.run(["sh", "-c", READ_ON, "sh", DISK, str(READERS)], timeout=90)
@@ -129,22 +102,23 @@ def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
 @pytest.mark.stack(kernel="lab", domu_memory=128)
 @RINGS
 def test_writes_in_flight_are_done(ends: Ends, first: int, then: int) -> None:
-    """The LUN stands still until the domU is suspended: all it was asked for is in flight.
+    """The kernel writes its cache back while the LUN stands still, until the domU is suspended.
 
     Requests that a process waits for never are: it can't be frozen before they are answered.
     """
     connect(ends, first)
-    dom0 = ends.channel("back")
-    tcmu = dom0.run("pidof tcmu-runner", timeout=20).text.strip()
-    dom0.run(f"kill -STOP {tcmu}", timeout=20)
-    domu = ends.channel("front")
-    written = domu.run(["sh", "-c", WRITE, "sh", DISK, str(HELD_MIB)], timeout=60).text.split()[0]
-    until = time.monotonic() + SETTLES_WITHIN
-    while outstanding(ends) <= min(64, 32 * first - 1):
-        assert time.monotonic() < until, f"{outstanding(ends)} requests in flight"
-    allow(ends, then)
     with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
-        save_and_restore(ends, lambda: dom0.run(f"kill -CONT {tcmu}", timeout=20))
+        with contextlib.ExitStack() as hold:
+            hold.enter_context(held(ends))
+            command = ["sh", "-c", WRITE, "sh", DISK, str(HELD_MIB)]
+            written = ends.channel("front").run(command, timeout=60).text.split()[0]
+            until = time.monotonic() + SETTLES_WITHIN
+            while outstanding(ends) <= min(64, 32 * first - 1):
+                assert time.monotonic() < until, f"{outstanding(ends)} requests in flight"
+            allow(ends, then)
+            with saving(ends):
+                hold.close()
+        restore(ends)
         ends.wait_back(CONNECTED)
         ends.channel("front").run(["sync"], timeout=60)
         assert ends.stack.domain.wait_connected(DISK).pages == then
