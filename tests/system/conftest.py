@@ -159,11 +159,16 @@ def wish_of(
     domu_memory: int = 256,
     domu_vcpus: int = 1,
     kernel_options: str = "",
+    grant_frames: int | None = None,
     **wish: object,
 ) -> Wish:
     """A wish from a marker's arguments: the domU's, and those of `Wish`."""
     config = DomuConfig(
-        kind=domu, memory=domu_memory, vcpus=domu_vcpus, kernel_options=kernel_options
+        kind=domu,
+        memory=domu_memory,
+        vcpus=domu_vcpus,
+        kernel_options=kernel_options,
+        grant_frames=grant_frames,
     )
     return replace(Wish(domu=config), **wish)  # type: ignore[arg-type]
 

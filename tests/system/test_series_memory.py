@@ -7,15 +7,17 @@ import re
 import pytest
 from ends import DISK, LATER, Ends
 
+from emu.images.modules import End
+
 MIB = 1 << 20
 ORDER = 6
 IDLE_MIB = 16
 """What a connected disk may take of the domU's memory before any request."""
 
 
-def available(ends: Ends) -> int:
-    """Bytes of MemAvailable in the domU."""
-    text = ends.channel("front").run(["cat", "/proc/meminfo"], timeout=20).text
+def available(ends: Ends, end: End = "front") -> int:
+    """Bytes of MemAvailable where an end runs."""
+    text = ends.channel(end).run(["cat", "/proc/meminfo"], timeout=20).text
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
     assert found
     return int(found[1]) * 1024
@@ -60,3 +62,19 @@ def test_large_requests_wait_for_grants(ends: Ends) -> None:
     ends.attach()
     ends.stack.domain.wait_connected(DISK)
     assert ends.sum_of_disk(32) == written
+
+
+@pytest.mark.stack(kernel="lab")
+def test_back_end_keeps_room_for_what_is_asked(ends: Ends) -> None:
+    """2048 requests, of which few are large at a time."""
+    ends.load("back", feature_persistent=0)
+    ends.load("front", max_ring_page_order=ORDER)
+    before = available(ends, "back")
+    ends.attach()
+    assert ends.stack.domain.wait_connected(DISK).pages == 1 << ORDER
+    taken = before - available(ends, "back")
+    print(f"64 pages, idle: {taken / MIB:.1f} MiB of dom0")
+    assert taken < IDLE_MIB * MIB
+    written = ends.fill_disk(32)
+    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, "32"], timeout=120)
+    assert done.text.split()[0] == written
