@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ends import DISK, Ends
+from ends import DISK, SETTLES_WITHIN, Ends
 
 from emu import paths
 from emu.images import agent, kbuild, modules
 from emu.images.kernels import spec
 from emu.progress import Progress
 from emu.xen.domain import virtual_device
+from emu.xen.ring import Ring
 
 SAVED = "/run/domu.save"
 BACK_ENDS = Path(__file__).parent / "back-ends"
@@ -107,6 +108,15 @@ def restore(ends: Ends) -> None:
     assert tty
     stack.domain = stack.host.adopt(name, domid, tty)
     stack.domain.open_channel(60)
+
+
+def reconnected(ends: Ends) -> Ring:
+    """Wait until both ends are connected after a restore; the front end comes second."""
+    until = time.monotonic() + SETTLES_WITHIN
+    while not (ring := ends.stack.domain.ring(DISK)).connected:
+        assert time.monotonic() < until, f"ends stand at {ring.front_state}, {ring.back_state}"
+        time.sleep(0.05)
+    return ring
 
 
 def served(ends: Ends, what: str) -> int:

@@ -6,8 +6,8 @@ import contextlib
 import time
 
 import pytest
-from ends import CONNECTED, DISK, LATER, SETTLES_WITHIN, Ends
-from moves import held, outstanding, restore, save, saving
+from ends import DISK, LATER, SETTLES_WITHIN, Ends
+from moves import held, outstanding, reconnected, restore, save, saving
 
 RINGS = pytest.mark.parametrize(
     ("first", "then"), [(64, 2), (1, 16), pytest.param(16, 2, marks=LATER, id="16-2, 6.12")]
@@ -90,7 +90,7 @@ def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
     with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
         save(ends)
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         domu = ends.channel("front")
         domu.run(["sh", "-c", READ_ON, "sh", DISK, str(READERS)], timeout=90)
         assert ends.stack.domain.wait_connected(DISK).pages == then
@@ -119,7 +119,7 @@ def test_writes_in_flight_are_done(ends: Ends, first: int, then: int) -> None:
             with saving(ends):
                 hold.close()
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         ends.channel("front").run(["sync"], timeout=60)
         assert ends.stack.domain.wait_connected(DISK).pages == then
         assert outstanding(ends) == 0

@@ -10,8 +10,18 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from ends import CONNECTED, DISK, Ends
-from moves import back_end, blocks, held, restore, save, saving, served, wait_outstanding
+from ends import DISK, Ends
+from moves import (
+    back_end,
+    blocks,
+    held,
+    reconnected,
+    restore,
+    save,
+    saving,
+    served,
+    wait_outstanding,
+)
 
 REQUESTS = 40
 """More than a ring of one page holds: the others wait in the scheduler."""
@@ -86,7 +96,7 @@ def test_requests_under_way_are_done_once(
         else:
             ends.load("back", back_end(ends, "no-indirect"), max_ring_pages=then)
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         check_written(ends)
         assert served(ends, "wr_req") == REQUESTS * pieces
         assert ends.stack.domain.wait_connected(DISK).pages == then
@@ -103,7 +113,7 @@ def test_a_ring_that_grew_can_be_filled(ends: Ends) -> None:
         save(ends)
         set_limit(ends, 16)
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         blocks(ends)
         with held(ends):
             write_held(ends, REQUESTS)
@@ -140,13 +150,13 @@ def test_limits_follow_the_back_end(ends: Ends, less: str, known: dict[str, str]
         save(ends)
         ends.load("back", back_end(ends, less))
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         assert limits(ends) == WITH_ALL | known
         assert ends.sum_of_disk() == written
         save(ends)
         ends.load("back")
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         assert limits(ends) == WITH_ALL
         assert ends.sum_of_disk() == written
         assert ends.fill_disk() == ends.sum_of_disk()
@@ -170,13 +180,13 @@ def test_persistent_grants_follow_the_back_end(ends: Ends) -> None:
             save(ends)
             ends.load("back", feature_persistent=persistent)
             restore(ends)
-            ends.wait_back(CONNECTED)
+            reconnected(ends)
             assert (kept() >= many) == bool(persistent)
         off = "echo 0 > /sys/module/xen_blkfront/parameters/feature_persistent"
         ends.channel("front").run(off, timeout=20)
         save(ends)
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         assert kept() < many
         assert "persistent grants: disabled" in ends.said("front", "persistent grants: ")[-1]
 
@@ -199,7 +209,7 @@ def test_queues_follow_the_back_end(ends: Ends, first: int, then: int) -> None:
                 hold.close()
         ends.load("back", max_queues=then)
         restore(ends)
-        ends.wait_back(CONNECTED)
+        reconnected(ends)
         check_written(ends)
         assert len(ends.stack.domain.wait_connected(DISK).queues) == then
         count = f"until [ $(ls /sys/block/{DISK}/mq | wc -l) = {then} ]; do usleep 100000; done"
