@@ -1,5 +1,7 @@
 """A private apt: packages of Debian's archive on any host with apt, without root.
 
+An archive of source packages is asked for upstream's tarballs; nothing of their packaging.
+
 Its lists, cache, sources and configuration lie in one directory of ours, the list of
 installed packages is empty, and of the host's configuration only what says how to reach
 a mirror is taken over. apt checks the archive's signature against Debian's keyring.
@@ -25,6 +27,8 @@ MIRROR = "EMU_DEBIAN_MIRROR"
 SECURITY_MIRROR = "EMU_DEBIAN_SECURITY_MIRROR"
 _HOST_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
 _SECURITY = "-security"
+SOURCE = "source"
+"""What stands for the architecture of a source package."""
 
 Depends: TypeAlias = "tuple[tuple[str, ...], ...]"
 """For each dependency the names that satisfy it."""
@@ -32,11 +36,15 @@ Depends: TypeAlias = "tuple[tuple[str, ...], ...]"
 
 @dataclass(frozen=True)
 class Archive:
-    """Suites that are looked at together; of `target` (a suite, or empty) even backports win."""
+    """Suites that are looked at together; of `target` (a suite, or empty) even backports win.
+
+    `source`: it is their source packages that are wanted.
+    """
 
     name: str
     suites: tuple[str, ...]
     target: str = ""
+    source: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class Mirrors:
 
 @dataclass(frozen=True)
 class Record:
-    """A package as the archive's index has it; `size` is that of the .deb in bytes."""
+    """A package as the archive's index has it; `size` is that of the .deb in bytes.
+
+    Of a source package (`arch` is "source") hash and size are those of upstream's tarball.
+    """
 
     name: str
     version: str
@@ -142,6 +153,31 @@ def parse_records(text: str) -> list[Record]:
     return records
 
 
+def parse_sources_index(text: str) -> list[Record]:
+    """The paragraphs of `apt-cache showsrc`; those without a tarball of upstream's are left out."""
+    records = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        fields = dict(re.findall(r"^([A-Za-z0-9-]+): *(.*(?:\n .*)*)$", paragraph, re.MULTILINE))
+        tarball = re.search(
+            r"^ (\w{64}) (\d+) \S+\.orig\.tar\.\w+$",
+            fields.get("Checksums-Sha256", ""),
+            re.MULTILINE,
+        )
+        if tarball:
+            records.append(
+                Record(
+                    name=fields["Package"],
+                    version=fields["Version"],
+                    arch=SOURCE,
+                    sha256=tarball[1],
+                    size=int(tarball[2]),
+                    depends=(),
+                    provides=(),
+                )
+            )
+    return records
+
+
 def parse_depends(text: str) -> Depends:
     """Names only: "a (>= 1), b:any | c" is (("a",), ("b", "c"))."""
     return tuple(
@@ -179,7 +215,12 @@ class Apt:
         )
 
     def solve(self, roots: Iterable[str]) -> list[tuple[str, str]]:
-        """(name, version) of `roots` and all they depend on, as apt would install them."""
+        """(name, version) of `roots` and all they depend on, as apt would install them.
+
+        Of source packages `roots` alone, in their newest versions.
+        """
+        if self.archive.source:
+            return [(name, version) for name in roots for version in self.versions(name)[:1]]
         target = [f"--target-release={self.archive.target}"] if self.archive.target else []
         text = self._ask(
             ["apt-get", "--simulate", "--no-install-recommends", *target, "install", *roots]
@@ -189,13 +230,18 @@ class Apt:
     def records(self, packages: Iterable[tuple[str, str]]) -> list[Record]:
         """The index's records of these (name, version); those it does not have are left out."""
         wanted = set(packages)
-        names = sorted(
-            {name for name, _ in wanted} & set(self._ask(["apt-cache", "pkgnames"]).split())
-        )
-        text = self._ask(["apt-cache", "show", *names]) if names else ""
+        names = {name for name, _ in wanted}
+        if self.archive.source:
+            names = {name for name in names if self.versions(name)}
+            text = self._ask(["apt-cache", "showsrc", *sorted(names)]) if names else ""
+            known = parse_sources_index(text)
+        else:
+            names &= set(self._ask(["apt-cache", "pkgnames"]).split())
+            text = self._ask(["apt-cache", "show", *sorted(names)]) if names else ""
+            known = parse_records(text)
         found = {
             (record.name, record.version): record
-            for record in parse_records(text)
+            for record in known
             if (record.name, record.version) in wanted
         }
         return [found[key] for key in sorted(found)]
@@ -212,10 +258,14 @@ class Apt:
     def download(
         self, packages: Iterable[tuple[str, str]], into: Path, tick: Callable[[int], None]
     ) -> None:
-        """Download name=version as .deb files into a directory; `tick` is told the bytes there."""
+        """Download name=version into a directory; `tick` is told the bytes there.
+
+        Files are called as apt calls them: .deb, or the upstream tarball of a source package.
+        """
         names = [f"{name}={version}" for name, version in packages]
+        what = ["source", "--download-only", "--tar-only"] if self.archive.source else ["download"]
         self._watch(
-            ["apt-get", "download", *names],
+            ["apt-get", *what, *names],
             lambda: tick(_size_of(into.iterdir())),
             "packages",
             cwd=into,
@@ -281,8 +331,9 @@ def _config(root: Path) -> str:
 
 
 def _sources(archive: Archive, mirrors: Mirrors) -> str:
+    kind = "deb-src" if archive.source else "deb"
     return "".join(
-        f"deb [signed-by={KEYRING}] "
+        f"{kind} [signed-by={KEYRING}] "
         f"{mirrors.security if suite.endswith(_SECURITY) else mirrors.main} {suite} main\n"
         for suite in archive.suites
     )

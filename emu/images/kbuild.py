@@ -25,7 +25,7 @@ from emu.images.cache import Cache
 from emu.progress import Progress
 
 _EPOCH = "2026-01-01 00:00:00 UTC"
-_STEP = re.compile(r"  [A-Z]+(?: \[M\])? +\S")
+_STEP = re.compile(r" {2,4}[A-Z]+(?: \[M\])? +\S")
 _TEMPORARY = "emu-build-"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from emu import paths
 from emu.errors import InputError
-from emu.images.apt import Apt, Archive, Mirrors, Record, find_mirrors
+from emu.images.apt import SOURCE, Apt, Archive, Mirrors, Record, find_mirrors
 from emu.images.cache import Cache
 from emu.images.manifest import sha256_of
 from emu.progress import Progress
@@ -49,7 +49,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Package:
-    """One line of the lock; `size` is that of the .deb in bytes, `sets` those it is in."""
+    """One line of the lock; `size` is that of the file in bytes, `sets` those it is in.
+
+    The file is a .deb or, where `arch` is "source", upstream's tarball.
+    """
 
     archive: str
     name: str
@@ -61,8 +64,16 @@ class Package:
 
     @property
     def file_name(self) -> str:
-        """As apt names it: an epoch's colon is written %3a."""
-        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.deb"
+        """As the cache has it (a .deb as apt names it: an epoch's colon is written %3a)."""
+        kind = "tar" if self.arch == SOURCE else "deb"
+        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.{kind}"
+
+    def downloaded(self, folder: Path) -> Path | None:
+        """The file in a directory that apt downloaded packages into."""
+        # Upstream's tarball has the name of its own compression, and no Debian revision.
+        version = self.version.rpartition(":")[2].rpartition("-")[0]
+        mine = f"{self.name}_{version}.orig.tar.*" if self.arch == SOURCE else self.file_name
+        return next(iter(folder.glob(mine)), None)
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,9 @@ def load_wanted(path: Path | None = None) -> tuple[Wanted, ...]:
     try:
         document = tomllib.loads(path.read_text())
         archives = {
-            name: Archive(name, tuple(entry["suites"]), entry.get("target", ""))
+            name: Archive(
+                name, tuple(entry["suites"]), entry.get("target", ""), entry.get("source", False)
+            )
             for name, entry in document["archives"].items()
         }
         return tuple(
@@ -168,7 +181,7 @@ def fetch(
     wanted: Iterable[Wanted] | None = None,
     mirrors: Mirrors | None = None,
 ) -> dict[Package, Path]:
-    """The .deb of every package of these sets, each verified against the lock just now.
+    """The file of every package of these sets, each verified against the lock just now.
 
     Nothing is asked of the network if the cache has them all. Raises InputError when the
     mirror has a locked version no more, RigError when no mirror answers.
@@ -276,8 +289,8 @@ def _download(
                 lambda done: progress.tick("packages (bytes)", done, total),
             )
             for package in packages:
-                path = scratch / package.file_name
-                if not path.exists() or sha256_of(path) != package.sha256:
+                path = package.downloaded(scratch)
+                if path is None or sha256_of(path) != package.sha256:
                     raise _other(package)
                 path.replace(store / package.file_name)
 

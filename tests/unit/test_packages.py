@@ -228,8 +228,27 @@ class Mirror:
             deb = self.root / f"pool/{name}_{version.rpartition(':')[2]}_amd64.deb"
             _quietly("dpkg-deb", "--root-owner-group", "--build", str(files), str(deb))
 
+    def add_source(self, name: str, version: str, content: str) -> None:
+        """Put a source package into the archive in place of any other version of it."""
+        folder = self.root / "source" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        upstream = version.rpartition(":")[2].rpartition("-")[0]
+        (folder / f"{name}_{upstream}.orig.tar.gz").write_text(content)
+        (folder / f"{name}_{upstream}.orig.tar.gz.asc").write_text("a signature")
+        (folder / f"{name}_{version.rpartition(':')[2]}.debian.tar.xz").write_text("packaging")
+        (folder / f"{name}_{version.rpartition(':')[2]}.dsc").write_text("a description")
+        lines = [
+            f"\n {hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_size} {path.name}"
+            for path in sorted(folder.iterdir())
+        ]
+        (folder / "stanza").write_text(
+            f"Package: {name}\nBinary: {name}\nVersion: {version}\nFormat: 3.0 (quilt)\n"
+            f"Directory: source/{name}\nChecksums-Sha256:{''.join(lines)}\n"
+        )
+
     def publish(self) -> None:
-        """Write and sign the index."""
+        """Write and sign the indexes."""
         stanzas = []
         for deb in sorted((self.root / "pool").iterdir()):
             data = deb.read_bytes()
@@ -241,11 +260,19 @@ class Mirror:
         index = suite / "main/binary-amd64/Packages"
         index.parent.mkdir(parents=True, exist_ok=True)
         index.write_text("\n".join(stanzas))
-        data = index.read_bytes()
+        sources = suite / "main/source/Sources"
+        sources.parent.mkdir(parents=True, exist_ok=True)
+        stanzas = [path.read_text() for path in sorted(self.root.glob("source/*/stanza"))]
+        sources.write_text("\n".join(stanzas))
+        hashes = "".join(
+            f" {hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_size} "
+            f"{path.relative_to(suite)}\n"
+            for path in (index, sources)
+        )
         (suite / "Release").write_text(
             f"Origin: Debian\nSuite: test\nCodename: test\nArchitectures: amd64\n"
             f"Components: main\nDate: {time.strftime('%a, %d %b %Y %H:%M:%S UTC', time.gmtime())}\n"
-            f"SHA256:\n {hashlib.sha256(data).hexdigest()} {len(data)} main/binary-amd64/Packages\n"
+            f"SHA256:\n{hashes}"
         )
         (suite / "InRelease").unlink(missing_ok=True)
         gpg = ("gpg", "--homedir", str(self.keys), "--batch", "--clearsign", "--output")
@@ -382,6 +409,44 @@ def test_fetched_once_then_no_network(mirror: Mirror, cache: Cache) -> None:
     assert mirror.asked == []
     mirror.stop()
     assert fetched(lock, mirror, cache, Progress()) == found
+
+
+SOURCES = Archive("sources", ("test",), source=True)
+MADE = Wanted("made", SOURCES, ("program",), {}, ())
+
+
+def test_of_a_source_package_upstreams_tarball_is_locked_and_fetched(
+    mirror: Mirror, cache: Cache
+) -> None:
+    mirror.add_source("program", "1:3.1-2", "all of it")
+    mirror.publish()
+    lock = locked(mirror, cache, (DEEP, MADE))
+    (package,) = lock.packages("made")
+    assert (package.name, package.version, package.arch, package.size) == (
+        *("program", "1:3.1-2", "source", len("all of it")),
+    )
+    mirror.asked.clear()
+    found = fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
+    assert found[package].read_text() == "all of it"
+    assert [asked for asked in mirror.asked if "/source/program/" in asked] == [
+        "/source/program/program_3.1.orig.tar.gz"
+    ]
+
+
+def test_another_tarball_or_version_of_a_source_package_is_refused(
+    mirror: Mirror, cache: Cache
+) -> None:
+    mirror.add_source("program", "3.1-2", "all of it")
+    mirror.publish()
+    lock = locked(mirror, cache, (MADE,))
+    mirror.add_source("program", "3.1-2", "something else")
+    mirror.publish()
+    with pytest.raises(InputError, match="is not the locked one"):
+        fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
+    mirror.add_source("program", "3.2-1", "all of it")
+    mirror.publish()
+    with pytest.raises(InputError, match=r"no longer has program 3\.1-2: it has 3\.2-1"):
+        fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
 
 
 def test_an_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
