@@ -26,6 +26,9 @@ _WIDTH = 1000
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which stack to start."""
     add_kernel_option(parser)
+    parser.add_argument(
+        "--domu-kernel", metavar="NAME", help="the domU's kernel, where it is not --kernel"
+    )
     parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
     parser.add_argument(
         "--domu-memory",
@@ -55,7 +58,7 @@ def add_kernel_option(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         default="debian",
         metavar="NAME",
-        help="debian (default), lab, or a full name of guest-images/kernels.toml",
+        help="debian (default), lab, or a name of guest-images/kernels.toml",
     )
 
 
@@ -88,6 +91,7 @@ def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     memory = arguments.domu_memory or memory_for(ring_pages)
     return Wish(
         kernel=arguments.kernel,
+        domu_kernel=arguments.domu_kernel,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
         clock=arguments.clock,

@@ -78,9 +78,14 @@ class GuestImages:
 
 
 def get_guests(
-    kernel: Kernel, cache: Cache, progress: Progress, *, lock: Lock | None = None
+    kernel: Kernel,
+    cache: Cache,
+    progress: Progress,
+    *,
+    domu_kernel: Kernel | None = None,
+    lock: Lock | None = None,
 ) -> GuestImages:
-    """The images for a kernel that both dom0 and the domU run, from the cache or made now."""
+    """The images for dom0's kernel and the domU's (default: the same), from the cache or made."""
     lock = lock or Lock.load()
     sets = ("xen", "dom0", "domu")
     tools = agent.build(cache, progress)
@@ -94,11 +99,13 @@ def get_guests(
         "modules": [*INITRD_MODULES, *DOM0_MODULES],
         "recipe": _RECIPE,
     }
+    if domu_kernel is not None and domu_kernel != kernel:
+        inputs["domu_kernel"] = domu_kernel.root.name
 
     def build(made: Path) -> None:
-        debs = fetch(lock, sets, cache, progress)
+        debs = debs_by_set(fetch(lock, sets, cache, progress), sets)
         with progress.stage("building the guest images"):
-            build_images(debs_by_set(debs, sets), kernel, tools, GuestImages(made), progress)
+            build_images(debs, kernel, tools, GuestImages(made), progress, domu_kernel=domu_kernel)
 
     return GuestImages(cache.entry("guests", inputs, build, progress))
 
@@ -114,8 +121,10 @@ def build_images(
     tools: GuestPrograms,
     into: GuestImages,
     progress: Progress,
+    *,
+    domu_kernel: Kernel | None = None,
 ) -> None:
-    """Make every image."""
+    """Make every image; the domU's user space holds no modules, only dom0's depends on a kernel."""
     wanted = {want.name: want for want in load_wanted()}
     progress.tick("Xen")
     _hypervisor(debs["xen"], into.xen)
@@ -124,7 +133,7 @@ def build_images(
     progress.tick("dom0's root")
     root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, tools)
     root.add_file("boot/domu/initrd", into.domu.read_bytes())
-    root.add_file("boot/domu/vmlinux", kernel.vmlinux.read_bytes())
+    root.add_file("boot/domu/vmlinux", (domu_kernel or kernel).vmlinux.read_bytes())
     missing = root.missing_libraries()
     if missing:
         lines = [f"/{path} needs {', '.join(names)}" for path, names in missing.items()]

@@ -47,7 +47,7 @@ class Spec:
     flavour: str
     packages: Mapping[str, str]
     config: tuple[Path, ...]
-    patches: Path | None
+    patches: tuple[Path, ...]
     driver_patches: Path | None
 
     @property
@@ -121,17 +121,14 @@ def specs() -> dict[str, Spec]:
     """The entries of kernels.toml by name."""
     found = {}
     for name, entry in _document()["kernels"].items():
-        patches = {
-            key: paths.guest_images() / entry[key] if key in entry else None
-            for key in ("patches", "driver-patches")
-        }
+        driver_patches = entry.get("driver-patches")
         found[name] = Spec(
             name,
             entry["flavour"],
             dict(entry["packages"]),
             tuple(paths.guest_images() / fragment for fragment in entry.get("config", ())),
-            patches["patches"],
-            patches["driver-patches"],
+            tuple(paths.guest_images() / folder for folder in entry.get("patches", ())),
+            paths.guest_images() / driver_patches if driver_patches else None,
         )
     return found
 
@@ -231,7 +228,7 @@ def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
 
 
 def _lab(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
-    patches = kbuild.series(wanted.patches) if wanted.patches else ()
+    patches = [patch for folder in wanted.patches for patch in kbuild.series(folder)]
     toolchain = kbuild.find_toolchain()
     inputs: dict[str, JSON] = {
         "source": lock_digest(lock, [wanted.packages["source"]]),

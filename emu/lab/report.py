@@ -179,6 +179,7 @@ def as_json(report: RunReport) -> dict[str, Any]:
             "kind": inputs.wish.domu.kind,
             "memory_mib": inputs.wish.domu.memory,
             "kernel": report.domu_release,
+            "kernel_name": inputs.domu_kernel.name,
         },
         "lun": {
             "size": report.lun.size,
@@ -227,10 +228,13 @@ def lines(report: RunReport) -> list[str]:
     offered = "no order key" if ring.offer.order is None else f"order {ring.offer.order}"
     equal = report.written == report.read_back == report.seen_by_dom0
     grants = [len(t.mapped_by(DOM0)) for t in (report.before, report.attached, report.after)]
+    own_kernel = ""
+    if inputs.domu_kernel != inputs.kernel:
+        own_kernel = f" · its Linux {report.domu_release}"
     return [
         f"host    QEMU {report.qemu} · {accel} · {clock} · {started} in {times['start_s']:.1f} s",
         f"xen     {report.xen} · dom0 Linux {report.dom0_release} ({inputs.kernel.flavour}) · "
-        f"domU {domu.kind.upper() if domu.kind == 'pv' else 'PVH'} {domu.memory} MiB",
+        f"domU {domu.kind.upper()} {domu.memory} MiB{own_kernel}",
         f"lun     {report.lun.size // lun.MIB} MiB · tcmu-runner, iSCSI session "
         f"{'up' if report.session else 'down'} · seen as {report.lun.device}",
         f"ring    {ring.pages} pages (order {ring.order}), {ring.requests} requests · "

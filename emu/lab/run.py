@@ -55,8 +55,9 @@ def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
 
 
 def driver_for(end: End, which: str, inputs: Inputs, cache: Cache, progress: Progress) -> Driver:
-    """One end's driver for the stack's kernel, checked against it and its parameter."""
-    return checked_driver(end, which, inputs.kernel, cache, progress)
+    """One end's driver for the kernel it runs on, checked against it and its parameter."""
+    kernel = inputs.domu_kernel if end == "front" else inputs.kernel
+    return checked_driver(end, which, kernel, cache, progress)
 
 
 def checked_driver(
@@ -87,7 +88,7 @@ def drivers_for(
     front: str = "patched",
     back: str = "patched",
 ) -> dict[End, Driver]:
-    """Both ends' drivers for the stack's kernel, checked."""
+    """Both ends' drivers for the stack's kernels, checked."""
     return {
         "front": driver_for("front", front, inputs, cache, progress),
         "back": driver_for("back", back, inputs, cache, progress),

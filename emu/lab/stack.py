@@ -42,11 +42,20 @@ RELEASES = ("6.1", "6.12")
 LARGE_RING = 16
 
 
+def full_name(kernel: str) -> str:
+    """The name in kernels.toml of a kernel that may be named without its release (then 6.1)."""
+    return kernel if kernel.endswith(RELEASES) else f"{kernel}-{RELEASES[0]}"
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What a person asked for. `kernel` is a name of kernels.toml, or a flavour (then 6.1)."""
+    """What a person asked for. A kernel is a name of kernels.toml, perhaps without its release.
+
+    `domu_kernel` is the domU's where it is not dom0's.
+    """
 
     kernel: str = "debian"
+    domu_kernel: str | None = None
     domu: DomuConfig = field(default_factory=DomuConfig)
     accel: Requested = "auto"
     clock: Clock = "wall"
@@ -57,8 +66,13 @@ class Wish:
 
     @property
     def kernel_name(self) -> str:
-        """The full name of the kernel in kernels.toml."""
-        return self.kernel if "-" in self.kernel else f"{self.kernel}-{RELEASES[0]}"
+        """The full name in kernels.toml of dom0's kernel."""
+        return full_name(self.kernel)
+
+    @property
+    def domu_kernel_name(self) -> str:
+        """The full name of the domU's."""
+        return full_name(self.domu_kernel or self.kernel)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Inputs:
 
     wish: Wish
     kernel: Kernel
+    domu_kernel: Kernel
     guests: GuestImages
     accel: AccelChoice
     spec: MachineSpec
@@ -112,12 +127,16 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
     if wish.clock == "icount" and wish.accel == "kvm":
         raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
     kernel = get_kernel(wish.kernel_name, cache, progress)
-    guests = get_guests(kernel, cache, progress)
+    domu_kernel = kernel
+    if wish.domu_kernel_name != wish.kernel_name:
+        domu_kernel = get_kernel(wish.domu_kernel_name, cache, progress)
+    guests = get_guests(kernel, cache, progress, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
         chosen = accel.choose(wish.accel, wish.qemu, guests.xen, cache, progress)
-    return Inputs(wish, kernel, guests, chosen, machine_spec(wish, kernel, guests, chosen))
+    spec = machine_spec(wish, kernel, guests, chosen)
+    return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
 
 
 def machine_spec(

@@ -89,7 +89,7 @@ def _sources(spec: kernels.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tu
         sets = (spec.packages["image"], spec.packages["headers"])
         return "kernel-debian", {"packages": lock_digest(lock, sets)}, sets
     sets = (spec.packages["source"],)
-    patches = kbuild.series(spec.patches) if spec.patches else ()
+    patches = [patch for folder in spec.patches for patch in kbuild.series(folder)]
     inputs = {
         "source": lock_digest(lock, sets),
         "config": list(kbuild.digest(spec.config)),
