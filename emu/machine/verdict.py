@@ -8,7 +8,8 @@ Sources: the printk formats in xen/arch/x86/traps.c, xen/arch/x86/pv/traps.c,
 xen/common/{domain,shutdown}.c and xen/drivers/char/console.c of Xen 4.17, and in
 kernel/panic.c, lib/bug.c, arch/x86/mm/fault.c, arch/x86/kernel/{traps,dumpstack}.c,
 kernel/{watchdog,hung_task}.c, kernel/rcu/tree_stall.h, mm/oom_kill.c,
-kernel/locking/lockdep.c and mm/{kmemleak,kasan} of Linux 6.1 and 6.12.
+kernel/locking/lockdep.c, kernel/sched/core.c and mm/{kmemleak,kasan,slub,page_poison} of
+Linux 6.1 and 6.12.
 """
 
 from __future__ import annotations
@@ -52,8 +53,14 @@ BAD_PATTERNS: tuple[BadPattern, ...] = (
     BadPattern(
         "lockdep report",
         r"(WARNING|INFO): (possible (circular|recursive|irq lock inversion)|inconsistent lock"
-        r"|bad unlock balance|suspicious RCU usage|.*-safe -> .*-unsafe lock order"
-        r"|held lock freed|lock held when returning)|\bBUG: MAX_LOCK\w* too low",
+        r"|bad unlock balance|bad contention|suspicious RCU usage|.*-safe -> .*-unsafe lock order"
+        r"|held lock freed|lock held when returning|.* still has locks held|Nested lock was not"
+        r"|trying to register non-static key)|\bBUG: (MAX_\w+ too low|Invalid wait context)",
+        LINUX,
+    ),
+    BadPattern(
+        "sleep in atomic context",
+        r"\bBUG: (sleeping function called from invalid context|scheduling while atomic)",
         LINUX,
     ),
     BadPattern("soft lockup", r"\bBUG: soft lockup - CPU#\d+ stuck", LINUX),
@@ -70,6 +77,7 @@ BAD_PATTERNS: tuple[BadPattern, ...] = (
         "out of memory", r"\binvoked oom-killer: |\bOut of memory: Killed process \d+", LINUX
     ),
     BadPattern("page allocation failure", r": page allocation failure: order:\d+", LINUX),
+    BadPattern("page corruption", r"\bpagealloc: (memory corruption|single bit error)", LINUX),
     BadPattern("slab corruption", r"^(\[[ .\d]+\] )?BUG [\w:.-]+ \(.*\): ", LINUX),
     BadPattern("kernel BUG", r"\bkernel BUG at |\bBUG: ", LINUX),
     BadPattern("kernel WARNING", r"\bWARNING: (CPU: \d+ PID: \d+|\S+\.[ch]:\d+) at ", LINUX),
@@ -89,7 +97,7 @@ _compiled = [(pattern, re.compile(pattern.regex)) for pattern in BAD_PATTERNS]
 # pattern matches a line that this one passes over.
 _HINTS = re.compile(
     r"\(XEN\)|BUG|WARNING|INFO: |Oops|anic|fault|rcu|oom-killer|Out of memory|UBSAN|KASAN"
-    r"|kmemleak|LOCKUP|Sanitizer|traps: |allocation failure"
+    r"|kmemleak|pagealloc|LOCKUP|Sanitizer|traps: |allocation failure"
 )
 
 KNOWN_NAMES = frozenset(pattern.name for pattern in BAD_PATTERNS)
