@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit shell series doctor bench-rig images lint clean
+.PHONY: help setup run test test-debug test-unit shell series doctor bench-rig images lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -32,6 +32,9 @@ run: setup ## boot Xen, dom0, LUN and domU; attach over our drivers; show ring, 
 
 test: setup ## all tests: unit, and system tests that boot Xen
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
+	@$(BIN)/python -m pytest -m debug $(ARGS)
 
 test-unit: setup ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -55,10 +55,21 @@ class Told(Progress):
         self.notes.append(line)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.system)
+    if not _debug_is_asked_for(config):
+        # Deselected, not skipped: pytest's last line counts them.
+        left = [item for item in items if item.get_closest_marker("debug")]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
+def _debug_is_asked_for(config: pytest.Config) -> bool:
+    """Two more kernels are built only for somebody who names the marker, a file or a test."""
+    named = [Path(argument).name for argument in config.args]
+    return any("debug" in each for each in [config.option.markexpr, config.option.keyword, *named])
 
 
 @pytest.hookimpl(wrapper=True)

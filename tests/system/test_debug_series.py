@@ -1,0 +1,113 @@
+"""The series on kernels that check themselves: data, many attachments, reloads, and no report.
+
+Any report on a console fails a test, by its name: see the fixture `stack`. Leaks are asked
+for at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import debugging
+import pytest
+from ends import DISK, Ends
+
+from emu.images import fio as fio_program
+from emu.machine.channel import Channel
+from emu.progress import Progress
+from emu.xen import fio
+
+pytestmark = [pytest.mark.debug, pytest.mark.timeout(2400)]
+
+PV = pytest.param(
+    ("back", "front"), id="pv", marks=pytest.mark.stack(kernel="lab-debug", domu_memory=256)
+)
+PVH = pytest.param(
+    ("back",),
+    id="pvh with KASAN",
+    marks=pytest.mark.stack(
+        kernel="lab-debug", domu_kernel="lab-kasan", domu="pvh", domu_memory=384
+    ),
+)
+KINDS = pytest.mark.parametrize("traced", [PV, PVH])
+"""`traced`: the ends whose kernel is lab-debug, which knows of leaks and of who holds what."""
+PAGES = pytest.mark.parametrize("pages", [1, 64])
+TIMES = 50
+MODULE = {"front": "xen_blkfront", "back": "xen_blkback"}
+
+
+@contextlib.contextmanager
+def nothing_left(ends: Ends, traced: tuple[str, ...]) -> Iterator[None]:
+    """What is done inside leaks nothing, and leaves memory and grants as they were."""
+
+    def state() -> list[object]:
+        held = [debugging.held(ends.channel(end), MODULE[end]) for end in traced]  # type: ignore[arg-type]
+        mapped = ends.stack.host.grants().of(ends.stack.domain.domid).mapped_by(0)
+        return [*held, len(mapped)]
+
+    for end in traced:
+        debugging.forget_leaks(ends.channel(end))  # type: ignore[arg-type]
+    before = state()
+    yield
+    assert state() == before
+    for end in traced:
+        assert debugging.leaks(ends.channel(end)) == ""  # type: ignore[arg-type]
+
+
+def round_trip(ends: Ends, pages: int) -> None:
+    """Attach, connect, move a little data, detach."""
+    ends.stack.domain.attach(ends.stack.lun, DISK)
+    assert ends.stack.domain.wait_connected(DISK).pages == pages
+    write_and_read(ends.channel("front"))
+    ends.stack.domain.detach(DISK)
+
+
+def write_and_read(domu: Channel) -> None:
+    script = (
+        "dd if=/dev/zero of=/dev/$1 bs=128k count=4 oflag=direct 2>/dev/null && "
+        "dd if=/dev/$1 of=/dev/null bs=4k count=4 iflag=direct 2>/dev/null"
+    )
+    domu.run(["sh", "-c", script, "sh", DISK], timeout=60)
+
+
+@KINDS
+@PAGES
+def test_fio_verifies(ends: Ends, traced: tuple[str, ...], pages: int) -> None:
+    ends.load("back")
+    ends.load("front", max_ring_page_order=pages.bit_length() - 1)
+    round_trip(ends, pages)
+    fio.install(ends.channel("front"), fio_program.build(ends.cache, Progress()))
+    with nothing_left(ends, traced):
+        ends.attach()
+        assert ends.stack.domain.wait_connected(DISK).pages == pages
+        for checksum in ("crc32c", "sha256"):
+            done = fio.verify(ends.channel("front"), DISK, mib=16, checksum=checksum)
+            assert done.write_bytes == done.read_bytes == 16 << 20
+        ends.stack.domain.detach(DISK)
+
+
+@KINDS
+@PAGES
+def test_fifty_times(ends: Ends, traced: tuple[str, ...], pages: int) -> None:
+    ends.load("back")
+    ends.load("front", max_ring_page_order=pages.bit_length() - 1)
+    round_trip(ends, pages)
+    with nothing_left(ends, traced):
+        for _ in range(TIMES):
+            round_trip(ends, pages)
+    assert ends.errors() == []
+
+
+@KINDS
+def test_loaded_again(ends: Ends, traced: tuple[str, ...]) -> None:
+    ends.load("back")
+    ends.load("front", max_ring_page_order=6)
+    round_trip(ends, 64)
+    with nothing_left(ends, traced):
+        for order in (0, 6, 0, 6):
+            ends.load("back")
+            round_trip(ends, 64)
+            ends.load("front", max_ring_page_order=order)
+            round_trip(ends, 1 << order)
+    assert ends.errors() == []
