@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ LARGE_RING = 16
 
 def full_name(kernel: str) -> str:
     """The name in kernels.toml of a kernel that may be named without its release (then 6.1)."""
-    return kernel if kernel.endswith(RELEASES) else f"{kernel}-{RELEASES[0]}"
+    return kernel if re.search(r"-\d+\.\d+$", kernel) else f"{kernel}-{RELEASES[0]}"
 
 
 @dataclass(frozen=True)
