@@ -17,12 +17,13 @@ sleep 5
 echo scan > {KMEMLEAK} && echo scan > {KMEMLEAK} && cat {KMEMLEAK}
 """
 
-# One paragraph for each place of allocation: the count first, then the stack.
+# One paragraph for each place of allocation: the count first, then the stack. Areas of
+# addresses are freed late, and nodes of radix trees kept in reserve, by the kernel itself.
 _HELD = """
 cd /sys/kernel/debug/slab || exit 1
 for cache in *; do
-    # A freed area of addresses is kept for a while.
-    [ -h $cache ] || [ $cache = vmap_area ] || awk -v RS= -v module="[$1]" -v cache=$cache '
+    case $cache in vmap_area|radix_tree_node) continue ;; esac
+    [ -h $cache ] || awk -v RS= -v module="[$1]" -v cache=$cache '
         index($0, module) { print cache, $1; n = split($0, line, "\\n"); print line[2] }
     ' $cache/alloc_traces
 done

@@ -46,6 +46,14 @@ def test_a_healthy_boot_has_no_findings(transcript: str) -> None:
         ("oom-dom0", ["out of memory", "kernel panic"]),
         ("hung-dom0", ["hung task"]),
         ("soft-dom0", ["soft lockup"]),
+        ("lockdep-dom0", ["lockdep report"]),
+        ("atomic-dom0", ["sleep in atomic context"]),
+        ("leak-dom0", ["kernel memory leak"]),
+        ("page-dom0", ["page corruption"]),
+        # SLUB prints under a lock, and lockdep comes in before the first line of it.
+        ("slab-dom0", ["lockdep report", "slab corruption"]),
+        ("redzone-dom0", ["lockdep report", "slab corruption"]),
+        ("kasan-u1", ["KASAN report"]),
     ],
 )
 def test_recorded_trouble_is_named(transcript: str, expected: list[str]) -> None:
