@@ -29,7 +29,14 @@ def terminal(everything: Cache) -> Iterator[Open]:
 
     def open_it(guest: str, *options: str) -> pexpect.spawn[bytes]:
         arguments = [*EMU[1:], "shell", guest, *options]
-        child = pexpect.spawn(EMU[0], arguments, timeout=FIRST_ANSWER, dimensions=(30, 100))
+        child = pexpect.spawn(
+            EMU[0],
+            arguments,
+            timeout=FIRST_ANSWER,
+            dimensions=(30, 100),
+            # Under nohup SIGHUP is inherited ignored; in a person's terminal it is not.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
         opened.append(child)
         child.expect_exact("Ctrl-] leaves")
         child.expect_exact(prompt(guest))

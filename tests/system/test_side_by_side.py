@@ -26,10 +26,10 @@ def test_two_hosts_share_nothing(inputs: Inputs, cache: Cache) -> None:
         rollup = Path(f"/proc/{other.machine.pid}/smaps_rollup").read_text()
         memory = read_rollup(rollup)
         assert memory["Private_Clean"] + memory["Private_Dirty"] < MEMORY_LIMIT
-        orders = {one: 4, other: 1}
+        pages = {one: 16, other: 2}
         jobs = [
-            pool.submit(connect, stack, built, cache, order, timeout=60)
-            for stack, order in orders.items()
+            pool.submit(connect, stack, built, cache, number, timeout=60)
+            for stack, number in pages.items()
         ]
         assert [job.result().pages for job in jobs] == [16, 2]
         for stack, text in ((one, "the first"), (other, "the second")):
