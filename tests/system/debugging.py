@@ -26,7 +26,16 @@ cd /sys/kernel/debug/slab || exit 1
 for cache in *; do
     case $cache in vmap_area|radix_tree_node) continue ;; esac
     [ -h $cache ] || awk -v RS= -v module="[$1]" -v cache=$cache '
-        index($0, module) { print cache, $1; n = split($0, line, "\\n"); print line[2] }
+        index($0, module) {
+            print cache, $1
+            n = split($0, line, "\\n")
+            for (i = 3; i <= n && i < 10; i++) {
+                split(line[i], part, "+")
+                gsub(/ /, "", part[1])
+                printf "%s ", part[1]
+            }
+            print ""
+        }
     ' $cache/alloc_traces
 done
 """
@@ -81,7 +90,7 @@ def leaks(channel: Channel) -> str:
 
 
 def held(channel: Channel, module: str) -> dict[str, int]:
-    """Slab objects that were allocated under `module`'s code and live: "cache place" to count.
+    """Slab objects that were allocated under `module`'s code and live: "cache: calls" to count.
 
     SLUB keeps the stack of each allocation (slub_debug=U, on by default in lab-debug).
     """
@@ -90,7 +99,7 @@ def held(channel: Channel, module: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for head, place in zip(lines[::2], lines[1::2], strict=True):
         cache, count = head.split()
-        name = f"{cache} {place.strip()}"
+        name = f"{cache}: {place.strip()}"
         counts[name] = counts.get(name, 0) + int(count)
     return counts
 
