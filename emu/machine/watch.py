@@ -91,6 +91,7 @@ class Watch:
         self._seen: deque[Finding] = deque(maxlen=64)
         self._failure: RigError | None = None
         self._allowances: list[_Allowance] = []
+        self._after_the_fact = 0
 
     # What the reactor tells.
 
@@ -147,11 +148,16 @@ class Watch:
     @property
     def in_trouble(self) -> bool:
         """Whether the next wait would end at once."""
-        return bool(self._findings) or self._failure is not None
+        findings = bool(self._findings) and not self._after_the_fact
+        return findings or self._failure is not None
 
     def check(self, deadline: Deadline | None = None) -> None:
         """Raise what is wrong with the machine (GuestTrouble, RigError), if anything is."""
         if not self.in_trouble:
+            return
+        if self._after_the_fact:
+            if self._failure is not None:
+                raise self._failure
             return
         if not self._findings:
             self.settle()  # what ended QEMU may still stand in its consoles
@@ -223,6 +229,15 @@ class Watch:
         finally:
             with self._changed:
                 self._allowances.remove(allowance)
+
+    @contextmanager
+    def after_the_fact(self) -> Iterator[None]:
+        """Inside the block, findings end no wait: for a look at a machine that is in trouble."""
+        self._after_the_fact += 1
+        try:
+            yield
+        finally:
+            self._after_the_fact -= 1
 
     @contextmanager
     def expect_finding(

@@ -127,6 +127,14 @@ class Host:
         domain.open_console()
         return domain
 
+    def find(self, name: str) -> domains.Domain:
+        """Take up the domU `name`, which runs on this host. Raises RigError when none does."""
+        domid = self.domain_info(name).domid
+        tty = self.read(f"/local/domain/{domid}/console/tty")
+        if tty is None:
+            raise RigError(f"xenconsoled serves no console of domU {name}")
+        return self.adopt(name, domid, tty)
+
     def follow_tty(self, tty: str, name: str) -> Console:
         """A console fed from a terminal in dom0 (a domU's, as xenconsoled serves it)."""
         bridge = self.dom0.bridge(tty, tty=True)

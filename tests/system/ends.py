@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
 from emu.images.cache import Cache
-from emu.images.modules import Driver, End
-from emu.lab.run import load_driver
+from emu.images.modules import End
+from emu.lab.rig import RigHost
 from emu.lab.stack import Stack
 from emu.machine.channel import Channel
 from emu.xen.domain import virtual_device
@@ -32,17 +32,23 @@ _NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
 class Ends:
     """The drivers of one running stack, and what their kernels say."""
 
-    stack: Stack
-    cache: Cache
-    driver: Callable[[End, str], Driver]
+    host: RigHost
     _heard: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def stack(self) -> Stack:
+        return self.host.stack
+
+    @property
+    def cache(self) -> Cache:
+        return self.host.cache
 
     def channel(self, end: End) -> Channel:
         return self.stack.domain.channel if end == "front" else self.stack.host.dom0
 
     def load(self, end: End, which: str = "patched", **parameters: str | int) -> LoadedDriver:
         """Swap one end's driver in."""
-        return load_driver(self.channel(end), self.driver(end, which), self.cache, parameters)
+        return self.host.load(end, self.channel(end), which, parameters)
 
     def attach(self) -> None:
         """Make the disk; returns when the back end waits for the front end's keys."""

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ends import DISK, SETTLES_WITHIN, Ends
+from ends import DISK, Ends
 
 from emu import paths
 from emu.images import agent, kbuild, modules
 from emu.images.kernels import spec
+from emu.lab.rig import saved
 from emu.progress import Progress
 from emu.xen.domain import virtual_device
 from emu.xen.ring import Ring
 
-SAVED = "/run/domu.save"
 BACK_ENDS = Path(__file__).parent / "back-ends"
 HELD_WITHIN = 30.0
 """Seconds in which all requests of a test have reached the ring, or wait for it."""
@@ -78,45 +78,19 @@ def save(ends: Ends) -> None:
         pass
 
 
-@contextlib.contextmanager
-def saving(ends: Ends) -> Iterator[None]:
+def saving(ends: Ends) -> contextlib.AbstractContextManager[None]:
     """Save the domU; the body runs when it stands still and its pages are being written."""
-    stack = ends.stack
-    name = stack.domain.name
-    stack.domain.close()
-    script = "xl save $1 $2 > /run/save.log 2>&1; echo $? > /run/save.status"
-    stack.host.dom0.run("rm -f /run/save.status", timeout=20)
-    stack.host.dom0.spawn(["sh", "-c", script, "sh", name, SAVED])
-    # The state of a suspended domain; a domain that is gone already will do as well.
-    suspended = f"until xl list {name} 2>/dev/null | grep -q -- '---s' || [ -e /run/save.status ]"
-    stack.host.dom0.run(f"{suspended}; do usleep 50000; done", timeout=60)
-    yield
-    ended = stack.host.dom0.run(
-        "until [ -e /run/save.status ]; do usleep 50000; done; cat /run/save.status /run/save.log",
-        timeout=120,
-    ).text
-    assert ended.startswith("0\n"), ended
+    return saved.saving(ends.stack)
 
 
 def restore(ends: Ends) -> None:
     """Restore the domU: another domid, another directory; returns when it answers."""
-    stack = ends.stack
-    name = stack.domain.name
-    stack.host.xl("restore", SAVED, timeout=120)
-    domid = stack.host.domain_info(name).domid
-    tty = stack.host.read(f"/local/domain/{domid}/console/tty")
-    assert tty
-    stack.domain = stack.host.adopt(name, domid, tty)
-    stack.domain.open_channel(60)
+    saved.restore(ends.stack)
 
 
 def reconnected(ends: Ends) -> Ring:
     """Wait until both ends are connected after a restore; the front end comes second."""
-    until = time.monotonic() + SETTLES_WITHIN
-    while not (ring := ends.stack.domain.ring(DISK)).connected:
-        assert time.monotonic() < until, f"ends stand at {ring.front_state}, {ring.back_state}"
-        time.sleep(0.05)
-    return ring
+    return saved.reconnected(ends.stack.domain, DISK)
 
 
 def served(ends: Ends, what: str) -> int:

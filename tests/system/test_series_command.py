@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Told
 
 from emu import cli
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
@@ -24,6 +23,7 @@ from emu.images.kernels import spec
 from emu.images.packages import Lock
 from emu.lab import series
 from emu.lab.series import SeriesReport, SeriesWish
+from emu.pytest_reports import Told
 
 KERNEL = "debian-6.1"
 FRONT, BACK = "drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/xenbus.c"

@@ -1,0 +1,46 @@
+"""What a result was had with: hashes of what ran, by name."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from emu.images.modules import Driver, End
+from emu.lab.stack import Stack
+
+
+def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
+    """Xen, the kernels, the guests' images, QEMU, the accelerator, and the drivers' builds.
+
+    `loaded` are the drivers that ran, by end. Values are hashes (SHA-256, build ids in hex,
+    keys of the cache) or versions.
+    """
+    inputs = stack.inputs
+    return {
+        "qemu": _qemu(stack),
+        "accelerator": inputs.accel.name,
+        "clock": inputs.wish.clock,
+        "xen-sha256": _sha256(inputs.guests.xen),
+        "dom0-kernel": f"{inputs.kernel.release} {_sha256(inputs.kernel.vmlinux)}",
+        "domu-kernel": f"{inputs.domu_kernel.release} {_sha256(inputs.domu_kernel.vmlinux)}",
+        "guest-images": inputs.guests.root.name,
+        **{
+            f"{driver.end}-driver": f"{driver.which} build id {driver.build_id}"
+            for driver in loaded.values()
+        },
+        "run": str(stack.machine.rundir.path),
+    }
+
+
+def _qemu(stack: Stack) -> str:
+    answer = stack.machine.qmp("query-version")
+    numbers = answer["qemu"]
+    version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
+    return f"{version} {answer['package']}".strip()
+
+
+@functools.lru_cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

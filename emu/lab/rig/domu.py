@@ -1,0 +1,165 @@
+"""The domU of a host, as tests see it: its disks, its ring, its moves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from emu.errors import RigError
+from emu.lab.rig import saved
+from emu.lab.rig.lun import RigLun
+from emu.machine.channel import Channel
+from emu.xen.domain import Domain
+from emu.xen.drivers import LoadedDriver
+from emu.xen.queues import Views
+from emu.xen.ring import Ring
+
+if TYPE_CHECKING:
+    from emu.lab.rig.host import RigHost
+
+FIRST_DISK = "xvda"
+STOCK_MOVE = "kernel WARNING"
+"""What the console driver of Linux 6.1 says when a guest with two consoles is restored."""
+
+
+class RigDomu:
+    """A running domU. `host` changes when it migrates, `domain` when it is restored, too."""
+
+    def __init__(self, host: RigHost, domain: Domain) -> None:
+        self.host = host
+        self._domain = domain
+        self._disks: dict[str, str] = {}
+
+    @property
+    def domain(self) -> Domain:
+        """The domain behind it, with the verbs and views of `emu.xen`."""
+        return self._domain
+
+    @domain.setter
+    def domain(self, domain: Domain) -> None:
+        self._domain = domain
+        self.host.stack.domain = domain
+
+    @property
+    def channel(self) -> Channel:
+        """The command channel into the domU."""
+        return self._domain.channel
+
+    @property
+    def name(self) -> str:
+        """Its name for xl."""
+        return self._domain.name
+
+    def run(self, script: str, timeout: float = 60.0) -> str:
+        """Run a shell script in the domU; its output. Raises CommandFailed."""
+        return self.channel.run(script, timeout=timeout).text
+
+    def load_front(self, which: str = "patched", **parameters: str | int) -> LoadedDriver:
+        """Swap the domU's front end; `parameters` are the module's."""
+        return self.host.load("front", self.channel, which, parameters)
+
+    # Its disks.
+
+    def attach(self, lun: RigLun, disk: str | None = None) -> Ring:
+        """Give it `lun` as `disk` (default: the first free name), and wait for the ring."""
+        disk = disk or self._free_name()
+        self._domain.attach(lun.lun, disk)
+        self._disks[disk] = lun.name
+        return self._domain.wait_connected(disk)
+
+    def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
+        """Take a disk away; returns when both ends have let go."""
+        name = self.disk(disk)
+        self._domain.detach(name)
+        self._disks.pop(name, None)
+
+    def disk(self, of: RigLun | str = FIRST_DISK) -> str:
+        """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
+        if isinstance(of, str):
+            return of
+        for disk, name in self._disks.items():
+            if name == of.name:
+                return disk
+        raise RigError(f"domU {self.name} has no disk on LUN {of.name}")
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """The names of its disks, in the order they were attached."""
+        return tuple(self._disks)
+
+    def ring(self, disk: RigLun | str = FIRST_DISK) -> Ring:
+        """The ring that both ends have negotiated."""
+        return self._domain.ring(self.disk(disk))
+
+    def queues(self, disk: RigLun | str = FIRST_DISK) -> Views:
+        """What both drivers show of the disk's queues."""
+        return self._domain.queues(self.disk(disk))
+
+    def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
+        """Write random data to the first MiB of a disk, past the page cache; its SHA-256."""
+        return self._sum(_FILL, disk, mib)
+
+    def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
+        """SHA-256 of the first MiB of a disk, read past the page cache."""
+        return self._sum(_READ, disk, mib)
+
+    def _sum(self, script: str, disk: RigLun | str, mib: int) -> str:
+        words = ["sh", "-c", script, "sh", self.disk(disk), str(mib)]
+        return self.channel.run(words, timeout=120).text.split()[0]
+
+    def _free_name(self) -> str:
+        names = (f"xvd{letter}" for letter in "abcdefghijklmnop")
+        return next(name for name in names if name not in self._disks)
+
+    # Its moves.
+
+    def save(self) -> None:
+        """Save it into dom0's memory; returns when it is gone."""
+        with saved.saving(self.host.stack):
+            pass
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Save it; the body runs when it stands still and its pages are being written."""
+        with saved.saving(self.host.stack):
+            yield
+
+    def restore(self) -> None:
+        """Restore what was saved; returns when it answers and all its disks are connected."""
+        with self.host.stack.machine.watch.allow(STOCK_MOVE, guest=self.name):
+            saved.restore(self.host.stack)
+            self._domain = self.host.stack.domain
+            for disk in self._disks:
+                saved.reconnected(self._domain, disk)
+
+    def save_and_restore(
+        self,
+        *,
+        max_ring_pages: int | None = None,
+        back: str | None = None,
+        **back_parameters: str | int,
+    ) -> None:
+        """Save it, change the back end, restore it.
+
+        `max_ring_pages` becomes the back end's limit in between. With `back` or
+        `back_parameters` its driver is loaded anew, else the parameter is changed.
+        """
+        with self.host.stack.machine.watch.allow(STOCK_MOVE, guest=self.name):
+            self.save()
+            if back is not None or back_parameters:
+                which = back or "patched"
+                if max_ring_pages is not None:
+                    back_parameters.update(self.host.limit("back", max_ring_pages, which))
+                self.host.load_back(which, **back_parameters)
+            elif max_ring_pages is not None:
+                self.host.set_back(max_ring_pages=max_ring_pages)
+            self.restore()
+
+
+_READ = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
+_FILL = """
+dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null &&
+dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null &&
+sha256sum < /tmp/data; rm /tmp/data
+"""

@@ -1,0 +1,70 @@
+"""How a stack stands when a test has failed: each view in a file of its run's directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu.errors import EmuError
+from emu.lab.stack import Stack
+from emu.machine.channel import Channel
+from emu.machine.rundir import RunDir
+
+DEADLINE = 5.0
+"""Seconds for each view, before scaling: a stack that hangs may answer none."""
+_TASKS = "echo 8 > /proc/sys/kernel/printk; echo w > /proc/sysrq-trigger; sleep 0.2; dmesg"
+_RINGS = "cd /sys/kernel/debug 2>/dev/null && grep -rs '' xen-blkback xen-blkfront; true"
+_VIEWS = (
+    ("domains", "dom0", "xl list -v"),
+    ("xenstore", "dom0", "xenstore-ls -f"),
+    ("grants", "dom0", "xl dmesg -c > /dev/null; xl debug-keys g; xl dmesg"),
+    ("queues-dom0", "dom0", _RINGS),
+    ("queues-domu", "domu", _RINGS),
+    # Blocked tasks are printed into the kernel's log, behind all that stood there.
+    ("dmesg-dom0", "dom0", _TASKS),
+    ("dmesg-domu", "domu", _TASKS),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One view: its name for a heading, and the file it lies in."""
+
+    title: str
+    path: Path
+
+    def tail(self, lines: int) -> str:
+        """Its last lines."""
+        return "\n".join(self.path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def collect(stack: Stack, run: RunDir) -> list[Part]:
+    """Ask both guests for every view; one that does not answer is asked no more.
+
+    What a guest said before ends no wait here: this is how one looks at a stack in trouble.
+    Never raises for what the guests do.
+    """
+    parts: list[Part] = []
+    silent: set[str] = set()
+    with stack.machine.watch.after_the_fact():
+        for name, guest, script in _VIEWS:
+            if guest in silent:
+                continue
+            try:
+                text = _ask(_channel(stack, guest), script)
+            except EmuError as error:
+                silent.add(guest)
+                text = f"no answer from {guest}: {error}\n"
+            path = run.log(f"state-{name}")
+            path.write_text(text)
+            parts.append(Part(f"{name} ({path})", path))
+    return parts
+
+
+def _channel(stack: Stack, guest: str) -> Channel:
+    return stack.host.dom0 if guest == "dom0" else stack.domain.channel
+
+
+def _ask(channel: Channel, script: str) -> str:
+    done = channel.run(script, timeout=DEADLINE, check=False)
+    return (done.stdout + done.stderr).decode("utf-8", "replace")

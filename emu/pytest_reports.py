@@ -1,0 +1,84 @@
+"""What a failure shows: the test's own lines, the consoles, the state of the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from emu import paths
+from emu.errors import EmuError, InputError, RigError
+from emu.lab import statedump
+from emu.lab.stack import Stack
+from emu.machine.channel import CommandTimeout
+from emu.machine.watch import GuestTrouble, WaitTimeout
+from emu.progress import Progress
+
+SHOWN_LINES = 40
+RIG = "rig"
+"""The phase that a report names when the rig broke: pytest counts all but "call" as errors."""
+_OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
+"""RigErrors that tell of a guest: under test, it is what they fail that failed."""
+
+
+class Told(Progress):
+    """Prints what it is told, for pytest to show when a test fails; keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, what: str) -> Iterator[None]:
+        print(f"{what} …")
+        yield
+
+    def note(self, line: str) -> None:
+        print(line)
+        self.notes.append(line)
+
+
+def is_of_the_rig(error: BaseException) -> bool:
+    """Whether the rig broke, and nothing can be said of what is under test."""
+    return isinstance(error, RigError | InputError) and not isinstance(error, _OF_THE_STACK)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether pytest-timeout ended the test (it calls pytest.fail from its timer)."""
+    return isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout")
+
+
+def hide_our_frames(call: pytest.CallInfo[None]) -> None:
+    """Leave the lines of the test in a traceback, not the thirty of ours below them."""
+    if call.excinfo is None or not isinstance(call.excinfo.value, EmuError):
+        return
+    ours = Path(paths.__file__).parent
+    left = call.excinfo.traceback.filter(lambda entry: ours not in Path(entry.path).parents)
+    if left:
+        call.excinfo.traceback = left
+
+
+def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
+    """What the consoles said and, in files, how the stack stands; after a time-out shown, too."""
+    run = stack.machine.rundir
+    report.sections.append((f"consoles of {run.path}", last_lines(run.log("console"))))
+    dump = statedump.collect(stack, run)
+    if timed_out:
+        for part in dump:
+            report.sections.append((part.title, part.tail(SHOWN_LINES)))
+    else:
+        report.sections.append(
+            ("state of the stack", "\n".join(str(part.path) for part in dump) or "not to be had")
+        )
+
+
+def last_lines(log: Path, count: int = SHOWN_LINES) -> str:
+    """The last lines of a log, or why there are none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 65536))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        return f"no log: {error}"
+    return "\n".join(lines[-count:])
