@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from emu.errors import RigError
+from emu.errors import NotHeld, RigError
 from emu.lab.rig import saved
 from emu.lab.rig.lun import RigLun
 from emu.machine.channel import Channel
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from emu.lab.rig.host import RigHost
 
 FIRST_DISK = "xvda"
+OFFERED_WITHIN = 20.0
+"""Seconds until a back end waits for its front end."""
 STOCK_MOVE = "kernel WARNING"
 """What the console driver of Linux 6.1 says when a guest with two consoles is restored."""
 
@@ -63,10 +66,31 @@ class RigDomu:
 
     def attach(self, lun: RigLun, disk: str | None = None) -> Ring:
         """Give it `lun` as `disk` (default: the first free name), and wait for the ring."""
+        disk = self.offer(lun, disk)
+        return self._domain.wait_connected(disk)
+
+    def offer(self, lun: RigLun, disk: str | None = None) -> str:
+        """Give it `lun` as `disk`, which is returned; wait for the back end alone.
+
+        Raises NotHeld when that does not come to wait for a front end, or further.
+        """
         disk = disk or self._free_name()
         self._domain.attach(lun.lun, disk)
         self._disks[disk] = lun.name
-        return self._domain.wait_connected(disk)
+        until = time.monotonic() + OFFERED_WITHIN
+        while (state := self._domain.back_tree(disk).state()) not in ("InitWait", "Connected"):
+            if time.monotonic() > until:
+                raise NotHeld(
+                    f"the back end of {disk} stands at {state} after {OFFERED_WITHIN:.0f} s, "
+                    "it was to wait for the front end (InitWait)",
+                    lines=self._domain.last_words(self.host.dom0),
+                )
+            time.sleep(0.05)
+        return disk
+
+    def wait_connected(self, disk: RigLun | str = FIRST_DISK) -> Ring:
+        """Wait until both ends of a disk are connected; the ring they agreed on."""
+        return self._domain.wait_connected(self.disk(disk))
 
     def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Take a disk away; returns when both ends have let go."""

@@ -76,7 +76,7 @@ class RigHost:
         disk: RigLun | None = None,
         ring_pages: int | None = None,
         max_ring_pages: int | None = None,
-        front: str = "patched",
+        front: str | None = "patched",
         back: str = "patched",
         front_parameters: Mapping[str, str | int] | None = None,
         back_parameters: Mapping[str, str | int] | None = None,
@@ -84,7 +84,9 @@ class RigHost:
         """The domU of the checkpoint, with both drivers loaded, and `disk` connected if given.
 
         `ring_pages` limits the front end, `max_ring_pages` the back end (both in pages of one
-        queue's ring; without, the driver's own default). Once for a host: the domU is one.
+        queue's ring; without, the driver's own default). With `front` None the domU has no
+        front end, and a disk stays as the back end offers it, until `RigDomu.load_front`.
+        Once for a host: the domU is one.
         Raises NotHeld when the ends do not connect.
         """
         if self._created:
@@ -93,8 +95,11 @@ class RigHost:
         limits = {} if max_ring_pages is None else self.limit("back", max_ring_pages, back)
         self.load_back(back, **{**limits, **(back_parameters or {})})
         domu = RigDomu(self, self.stack.domain)
-        limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
-        domu.load_front(front, **{**limits, **(front_parameters or {})})
-        if disk is not None:
+        if front is not None:
+            limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
+            domu.load_front(front, **{**limits, **(front_parameters or {})})
+        if disk is not None and front is not None:
             domu.attach(disk)
+        elif disk is not None:
+            domu.offer(disk)
         return domu
