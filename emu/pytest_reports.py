@@ -50,13 +50,20 @@ def is_timeout(error: BaseException) -> bool:
 
 
 def hide_our_frames(call: pytest.CallInfo[None]) -> None:
-    """Leave the lines of the test in a traceback, not the thirty of ours below them."""
+    """Leave the lines of the test in a traceback, not the thirty of ours below them.
+
+    pytest passes over frames whose globals have this name (its own and those of helpers).
+    """
     if call.excinfo is None or not isinstance(call.excinfo.value, EmuError):
         return
     ours = Path(paths.__file__).parent
-    left = call.excinfo.traceback.filter(lambda entry: ours not in Path(entry.path).parents)
-    if left:
-        call.excinfo.traceback = left
+    for entry in call.excinfo.traceback:
+        if ours in Path(entry.path).parents:
+            entry.frame.f_globals["__tracebackhide__"] = _tells_a_person
+
+
+def _tells_a_person(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    return isinstance(error.value, EmuError)
 
 
 def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
