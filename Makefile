@@ -6,7 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-debug test-unit shell series doctor bench-rig images lint clean
+# How many tests run side by side: an emulated host is one busy core.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
+
+.PHONY: help setup run test test-quick test-long test-debug test-unit shell series doctor bench-rig images lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -30,8 +33,14 @@ $(STAMP): pyproject.toml
 run: setup ## boot Xen, dom0, LUN and domU; attach over our drivers; show ring, grants, data
 	@$(BIN)/emu run $(ARGS)
 
-test: setup ## all tests: unit, and system tests that boot Xen
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## all tests: unit, and system tests that boot Xen (JOBS=2 side by side)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
+
+test-quick: setup ## the unit tests, and a test of each subject: rings, migration, grants
+	@$(BIN)/python -m pytest -n $(JOBS) -m 'quick or not system' $(ARGS)
+
+test-long: setup ## what the tests have a short form of by default, in full: hours
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
 
 test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
 	@$(BIN)/python -m pytest -m debug $(ARGS)

@@ -69,6 +69,7 @@ def _tells_a_person(error: pytest.ExceptionInfo[BaseException]) -> bool:
 def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
     """What the consoles said and, in files, how the stack stands; after a time-out shown, too."""
     run = stack.machine.rundir
+    run.keep(report.nodeid)
     report.sections.append((f"consoles of {run.path}", last_lines(run.log("console"))))
     dump = statedump.collect(stack, run)
     if timed_out:

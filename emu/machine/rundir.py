@@ -26,7 +26,10 @@ from emu.errors import RigError
 
 KEEP_LOGS = 5
 """How many ended runs keep their logs."""
+KEEP_FAILED = 20
+"""And of those that failed, which somebody is going to look at while others run."""
 _LOCK = "lock"
+_FAILED = "failed.log"
 _NEW = ".new-"
 _LOG_SUFFIXES = (".log", ".1")
 
@@ -105,6 +108,10 @@ class RunDir:
         """The path of the log called `name` (`xen` → `<run>/xen.log`)."""
         return self.path / f"{name}.log"
 
+    def keep(self, why: str) -> None:
+        """Let the logs of this run, which failed, outlive those of runs that did not."""
+        (self.path / _FAILED).write_text(f"{why}\n")
+
     def close(self) -> None:
         """Give the directory up: state goes, the logs stay until later runs push them out."""
         if self._lock < 0:
@@ -126,21 +133,25 @@ class RunDir:
         self.close()
 
 
-def sweep(root: Path | None = None, keep: int = KEEP_LOGS) -> list[Path]:
+def sweep(
+    root: Path | None = None, keep: int = KEEP_LOGS, keep_failed: int = KEEP_FAILED
+) -> list[Path]:
     """Clear up behind runs that have ended; the newest `keep` of them keep their logs.
 
-    Returns the directories that were removed. Runs whose owner lives are left alone.
+    Those that failed (`RunDir.keep`) are counted by themselves, up to `keep_failed`. Returns
+    the directories that were removed. Runs whose owner lives are left alone.
     """
     root = root or paths.runs_root()
     removed: list[Path] = []
-    kept = 0
+    left = {False: keep, True: keep_failed}
     for path in sorted(_directories(root), key=_age_order, reverse=True):
         lock = _take_if_free(path)
         if lock is None:
             continue
         try:
-            if kept < keep and not path.name.startswith(_NEW) and _strip(path):
-                kept += 1
+            failed = (path / _FAILED).exists()
+            if left[failed] > 0 and not path.name.startswith(_NEW) and _strip(path):
+                left[failed] -= 1
             else:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)

@@ -107,3 +107,21 @@ def test_pairing(host: RigHost, lun: RigLun, pairing: Pairing) -> None:
     domu.detach(lun)
     left = host.xen.grants().of(domu.domain.domid).refs - before.refs
     assert not left, f"dom0 still maps references {sorted(left)} after the detach"
+
+
+def test_two_disks_with_rings_of_their_own(host: RigHost, lun: RigLun) -> None:
+    """The limit is each connection's: what was made before keeps the ring it has."""
+    domu = host.create(disk=lun, ring_pages=16, max_ring_pages=16)
+    written = domu.fill("xvda")
+    host.set_back(max_ring_pages=2)
+    domu.attach(lun, "xvdb")
+    host.set_back(max_ring_pages=8)
+    domu.attach(lun, "xvdc")
+    assert [domu.ring(disk).pages for disk in domu.disks] == [16, 2, 8]
+    refs = [ref for disk in domu.disks for ref in domu.ring(disk).refs]
+    assert len(set(refs)) == 26, "two rings share a page"
+    for disk in domu.disks:
+        assert domu.sum(disk) == written, disk
+    domu.detach("xvdb")
+    assert [domu.ring(disk).pages for disk in domu.disks] == [16, 8]
+    assert domu.fill("xvdc") == domu.sum("xvda")

@@ -132,6 +132,21 @@ def test_ended_runs_keep_their_logs_for_a_while(tmp_path: Path) -> None:
     assert not list(root.glob("*/state"))
 
 
+def test_failed_runs_outlive_the_others(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for number in range(7):
+        with RunDir.create(root) as rundir:
+            rundir.log("console").touch()
+            if number == 0:
+                rundir.keep("tests/test_it.py::test_it")
+            rundir.path.rename(root / f"20150522-14000{number}-0000")
+    sweep(root)
+    assert (root / "20150522-140000-0000/console.log").exists()
+    assert not (root / "20150522-140001-0000").exists()
+    sweep(root, keep_failed=0)
+    assert not (root / "20150522-140000-0000").exists()
+
+
 def test_a_killed_runs_state_is_swept(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     code = (

@@ -1,0 +1,92 @@
+"""The plugin: what a user's tests get, and what a failure, a hang and a broken rig show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from emu.images.cache import Cache
+
+TESTS = Path(__file__).parent / "plugin/written_by_others.py"
+
+
+@pytest.fixture(scope="module")
+def run(everything: Cache, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """pytest's output for those tests, in a project of their own, and its report."""
+    place = tmp_path_factory.mktemp("others")
+    (place / "test_others.py").write_text(TESTS.read_text())
+    (place / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
+    report = place / "report.xml"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    print(done.stdout)
+    assert done.returncode == 1, done.stderr
+    return done.stdout, report
+
+
+def case(report: Path, name: str) -> ElementTree.Element:
+    for found in ElementTree.parse(report).iter("testcase"):
+        if found.get("name") == name:
+            return found
+    raise AssertionError(f"the report has no test {name}")
+
+
+def test_counts(run: tuple[str, Path]) -> None:
+    assert "4 failed, 1 passed, 1 error" in run[0].splitlines()[-1]
+
+
+def test_what_ran_is_in_the_report(run: tuple[str, Path]) -> None:
+    passed = case(run[1], "test_ring_shrinks_over_restore")
+    told = {one.get("name"): one.get("value") or "" for one in passed.iter("property")}
+    assert told["accelerator"] in ("tcg", "kvm")
+    assert len(told["xen-sha256"]) == 64
+    assert told["qemu"].startswith(("7.", "8.", "9.", "1"))
+    for end in ("front", "back"):
+        assert "patched build id " in told[f"{end}-driver"]
+    assert {"dom0-kernel", "domu-kernel", "guest-images", "clock", "run"} <= set(told)
+
+
+def test_assertion_comes_before_the_consoles(run: tuple[str, Path]) -> None:
+    text = run[0].partition(" test_that_fails ")[2].partition("\n____")[0]
+    assert text.index("assert 16 == 7") < text.index("consoles of ")
+    assert "xen_blkfront: loading out-of-tree module" in text
+    files = [Path(line) for line in text.splitlines() if line.endswith("/state-xenstore.log")]
+    assert "device/vbd/51712/ring-ref15" in files[0].read_text()
+
+
+def test_frames_of_ours_are_left_out(run: tuple[str, Path]) -> None:
+    text = run[0].partition(" test_in_which_nothing_connects ")[2].partition("\n____")[0]
+    assert "E       emu.errors.NotHeld: xvda of domU u1 did not connect" in text
+    assert "front end Initialising, back end InitWait" in text
+    assert "emu/xen/domain.py" not in text
+
+
+def test_a_broken_rig_is_no_failed_test(run: tuple[str, Path]) -> None:
+    assert "ERROR at rig of test_in_which_qemu_ends" in run[0]
+    broken = case(run[1], "test_in_which_qemu_ends")
+    assert broken.find("error") is not None
+    assert broken.find("failure") is None
+
+
+def test_trouble_on_a_console_fails_the_test(run: tuple[str, Path]) -> None:
+    failure = case(run[1], "test_that_leaves_trouble").find("failure")
+    assert failure is not None
+    assert "BUG: kernel NULL pointer dereference" in (failure.text or "")
+
+
+def test_a_hang_shows_how_the_stack_stands(run: tuple[str, Path]) -> None:
+    text = run[0].partition(" test_that_hangs ")[2]
+    assert "Timeout (>8.0s) from pytest-timeout" in text
+    for view in ("domains", "xenstore", "grants", "dmesg-dom0", "dmesg-domu"):
+        assert f"{view} (" in text
+    assert "gnttab_usage_print_all ] done" in text
+    assert "sysrq: Show Blocked State" in text
