@@ -19,7 +19,7 @@ from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.manifest import usage
 from emu.images.packages import Lock
-from emu.lab import store
+from emu.lab import store, turnaround
 from emu.lab.stack import Inputs, Wish, prepare, running
 from emu.machine.checkpoint import host_cpu
 from emu.progress import Progress
@@ -45,6 +45,8 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target("dom0_s", "checkpoint → dom0 answers", 0.6, "s"),
         Target("domu_s", "checkpoint → domU answers", 1.0, "s"),
+        Target("test_s", "a test's own: start, first command, teardown", 2.0, "s"),
+        Target("rebuilt_s", "a changed source → both drivers loaded", 20.0, "s"),
         Target("cold_debian_s", "cold boot → domU answers, debian kernel", 45.0, "s"),
         Target("cold_lab_s", "cold boot → domU answers, lab kernel", 25.0, "s"),
         Target("checkpoint_mb", "one checkpoint on disk", 600.0, "MB"),
@@ -131,6 +133,8 @@ def perform(wish: BenchWish, cache: Cache, progress: Progress) -> BenchReport:
         with running(inputs, cache, progress):
             pass  # makes the checkpoint if need be, and brings it into memory
     _starts(inputs, wish.repeats, measured, cache, progress)
+    with progress.stage("building both drivers of a changed source"):
+        measured.add("rebuilt_s", turnaround.measure(inputs, cache, progress))
     _checkpoint_size(inputs, measured, cache)
     _side_by_side(inputs, measured, cache, progress)
     _cold("cold_debian_s", inputs, wish.cold_repeats, measured, cache, progress)
@@ -160,10 +164,13 @@ def _starts(
     with progress.stage(f"starting from the checkpoint, {repeats} times"):
         for number in range(repeats):
             progress.tick("start", number, repeats)
+            began = time.monotonic()
             with running(inputs, cache, progress) as stack:
                 _answers(stack.domain.channel.run(["echo", "here"], timeout=10).text)
                 measured.add("dom0_s", stack.dom0_s)
                 measured.add("domu_s", stack.start_s)
+                stack.machine.watch.settle()  # as after every test
+            measured.add("test_s", time.monotonic() - began)
 
 
 def _answers(text: str) -> None:

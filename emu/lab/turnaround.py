@@ -1,0 +1,50 @@
+"""From a changed line in the drivers' source to both modules in running guests: how long."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from emu.images import kbuild, modules
+from emu.images.cache import Cache
+from emu.images.kernels import spec
+from emu.images.packages import Lock
+from emu.lab.run import checked_driver, load_drivers
+from emu.lab.stack import Inputs, running
+from emu.progress import Progress
+
+_CHANGED = ("drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/blkback.c")
+
+
+def measure(inputs: Inputs, cache: Cache, progress: Progress) -> float:
+    """Seconds to build both modules of a source that was never built before, and load them
+    into guests started from the checkpoint. What they are patched with is the series."""
+    wanted = spec(inputs.kernel.name)
+    assert wanted.driver_patches is not None
+    source = modules.driver_source(wanted, Lock.load(), cache, progress)
+    series = kbuild.series(wanted.driver_patches, wanted.version)
+    with cache.scratch("turnaround") as folder:
+        change = folder / "0000-a-change.patch"
+        change.write_text("".join(_change(source)))
+        began = time.monotonic()
+        made = modules.build_drivers(inputs.kernel, [change, *series], cache, progress)
+        built = {
+            end: checked_driver(
+                end, str(made / f"{modules.MODULE[end]}.ko"), inputs.kernel, cache, progress
+            )
+            for end in modules.ENDS
+        }
+        with running(inputs, cache, progress) as stack:
+            load_drivers(stack, built, cache, pages=1)
+            return time.monotonic() - began
+
+
+def _change(source: Path) -> Iterator[str]:
+    """A patch that changes both drivers, each time to something else."""
+    for name in _CHANGED:
+        before = (source / name).read_text().splitlines(keepends=True)
+        after = [*before, f"/* {secrets.token_hex(8)} */\n"]
+        yield from difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", n=1)
