@@ -1,4 +1,7 @@
-"""The programs of our own in the guests: emu-agent and emu-channeld, static, from C.
+"""The programs of our own in the guests, static, from C.
+
+emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
+LUN server's remote control.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -42,6 +45,7 @@ SOURCES = {
         "crc32.c",
     ),
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
+    "emu-lun": ("emu-lun.c",),
 }
 
 
@@ -51,10 +55,11 @@ class GuestPrograms:
 
     agent: Path
     channeld: Path
+    lun: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:
-    """Both programs, built unless the cache has them. Raises InputError without a compiler."""
+    """All programs, built unless the cache has them. Raises InputError without a compiler."""
     folder = paths.guest_images() / "agent"
     inputs: dict[str, JSON] = {
         "sources": {
@@ -71,7 +76,7 @@ def build(cache: Cache, progress: Progress) -> GuestPrograms:
                 _compile(folder, sources, target / name)
 
     made = cache.entry("guest-programs", inputs, fill, progress)
-    return GuestPrograms(made / "emu-agent", made / "emu-channeld")
+    return GuestPrograms(made / "emu-agent", made / "emu-channeld", made / "emu-lun")
 
 
 def _compiler() -> str:

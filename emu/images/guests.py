@@ -20,7 +20,7 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError, RigError
-from emu.images import agent
+from emu.images import agent, handler
 from emu.images.agent import GuestPrograms
 from emu.images.cache import Cache
 from emu.images.kernels import Kernel
@@ -43,6 +43,14 @@ DOM0_MODULES = (
     *("target_core_user", "iscsi_target_mod", "iscsi_tcp", "sd_mod"),
 )
 _SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/block-emu", "dom0/iscsid.conf", "domu/init")
+
+
+@dataclass(frozen=True)
+class OwnPrograms:
+    """What we built for the guests: static programs, and tcmu-runner's handler."""
+
+    tools: GuestPrograms
+    lun_server: Path
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,13 @@ def get_guests(
     lock = lock or Lock.load()
     sets = ("xen", "dom0", "domu")
     tools = agent.build(cache, progress)
+    server = handler.build(cache, progress, lock=lock)
     wanted = {want.name: want for want in load_wanted()}
     inputs: dict[str, JSON] = {
         "packages": lock_digest(lock, sets),
         "kernel": kernel.root.name,
         "agent": tools.agent.parent.name,
+        "lun_server": server.parent.name,
         "scripts": _digest(paths.guest_images() / name for name in _SCRIPTS),
         "left_out": {name: list(wanted[name].leave_out) for name in sets},
         "modules": [*INITRD_MODULES, *DOM0_MODULES],
@@ -105,7 +115,8 @@ def get_guests(
     def build(made: Path) -> None:
         debs = debs_by_set(fetch(lock, sets, cache, progress), sets)
         with progress.stage("building the guest images"):
-            build_images(debs, kernel, tools, GuestImages(made), progress, domu_kernel=domu_kernel)
+            own = OwnPrograms(tools, server)
+            build_images(debs, kernel, own, GuestImages(made), progress, domu_kernel=domu_kernel)
 
     return GuestImages(cache.entry("guests", inputs, build, progress))
 
@@ -118,7 +129,7 @@ def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, 
 def build_images(
     debs: dict[str, list[Path]],
     kernel: Kernel,
-    tools: GuestPrograms,
+    own: OwnPrograms,
     into: GuestImages,
     progress: Progress,
     *,
@@ -129,9 +140,9 @@ def build_images(
     progress.tick("Xen")
     _hypervisor(debs["xen"], into.xen)
     progress.tick("the domU's initrd")
-    domu_tree(debs["domu"], wanted["domu"], tools).write_cpio(into.domu)
+    domu_tree(debs["domu"], wanted["domu"], own.tools).write_cpio(into.domu)
     progress.tick("dom0's root")
-    root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, tools)
+    root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, own)
     root.add_file("boot/domu/initrd", into.domu.read_bytes())
     root.add_file("boot/domu/vmlinux", (domu_kernel or kernel).vmlinux.read_bytes())
     missing = root.missing_libraries()
@@ -163,7 +174,7 @@ def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
     return tree
 
 
-def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, tools: GuestPrograms) -> Tree:
+def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms) -> Tree:
     """dom0's user space, without the domU's files."""
     tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
@@ -173,13 +184,10 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, tools: GuestProg
         tree.remove(f"var/{name}")
     tree.add_link("var/run", "/run")
     tree.add_link("var/lock", "/run/lock")
-    for program in (tools.agent, tools.channeld):
+    for program in (own.tools.agent, own.tools.channeld, own.tools.lun):
         tree.add_host(program, f"usr/lib/emu/{program.name}")
-    # tcmu-runner loads every handler it finds: give it a directory with the one we use.
-    tree.add_link(
-        "usr/lib/emu/tcmu-handlers/handler_qcow.so",
-        "/usr/lib/x86_64-linux-gnu/tcmu-runner/handler_qcow.so",
-    )
+    # tcmu-runner loads every handler that it finds in there.
+    tree.add_host(own.lun_server, f"usr/lib/emu/tcmu-handlers/{handler.NAME}")
     tree.add_file("sbin/init", _script("dom0/init"), 0o755)
     tree.add_file("etc/xen/scripts/block-emu", _script("dom0/block-emu"), 0o755)
     tree.add_file("etc/iscsi/iscsid.conf", _script("dom0/iscsid.conf"), 0o600)

@@ -17,6 +17,16 @@ CONFIGFS = "/sys/kernel/config/target"
 STORE = "/scratch"
 """Where dom0 keeps the files behind the LUNs: its scratch disk."""
 
+COMMANDS = 512
+"""Commands that a session may have at the target at once: the most LIO takes (64 if untold).
+A request beyond waits in dom0's initiator, and the LUN knows nothing of it yet."""
+COMMAND_TIMEOUT = 24 * 3600
+"""Seconds after which dom0 gives a SCSI command up: 30 if untold, too short to hold one. (The
+kernel's side of tcmu has none here, and neither the initiator nor blkfront another that counts
+while the session is up. What is left: a task that waits for a held request in D state is
+reported after 120 s, and cannot be frozen for a save.) Under instruction time a guest's hours
+may pass in seconds of ours."""
+
 SECTOR_SIZES = (512, 4096)
 MIB = 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -27,10 +37,11 @@ file={store}/$1.img target={configfs}/iscsi/$2/tpgt_1
 truncate -s $3 $file
 mkdir -p {configfs}/core/user_0/$1
 cd {configfs}/core/user_0/$1
-echo "dev_config=qcow/$file" > control
+echo "dev_config=ledger/$file" > control
 echo "dev_size=$3" > control
 echo "hw_block_size=$4" > control
 echo 1 > enable
+echo 0 > attrib/cmd_time_out
 echo "$5" > wwn/vpd_unit_serial
 mkdir -p $target/lun/lun_0 $target/np/{portal}
 ln -s {configfs}/core/user_0/$1 $target/lun/lun_0/$1
@@ -39,6 +50,7 @@ echo 1 > generate_node_acls
 echo 1 > cache_dynamic_acls
 echo 0 > demo_mode_write_protect
 echo 0 > authentication
+echo {depth} > default_cmdsn_depth
 echo 1 > $target/enable
 """
 
@@ -51,7 +63,10 @@ while :; do
     for session in /sys/class/iscsi_session/*; do
         [ "$(cat $session/targetname 2>/dev/null)" = "$1" ] || continue
         for disk in $session/device/target*/*/block/sd*; do
-            [ -b "/dev/${{disk##*/}}" ] && {{ echo "device=${{disk##*/}}"; exit 0; }}
+            [ -b "/dev/${{disk##*/}}" ] || continue
+            echo {timeout} > $disk/device/timeout
+            echo "device=${{disk##*/}}"
+            exit 0
         done
     done
     n=$((n + 1))
@@ -134,7 +149,9 @@ def session_up(dom0: Channel, lun: Lun) -> bool:
 
 
 def _step(dom0: Channel, doing: str, script: str, name: str, *rest: str) -> str:
-    text = script.format(configfs=CONFIGFS, portal=PORTAL, store=STORE)
+    text = script.format(
+        configfs=CONFIGFS, portal=PORTAL, store=STORE, depth=COMMANDS, timeout=COMMAND_TIMEOUT
+    )
     answer = dom0.run(["sh", "-c", text, "sh", name, *rest], timeout=60, check=False)
     if answer.status != 0:
         said = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from emu.images import agent
+from emu.images import agent, handler
 from emu.images.cache import Cache
-from emu.images.guests import GuestImages, build_images, debs_by_set
+from emu.images.guests import GuestImages, OwnPrograms, build_images, debs_by_set
 from emu.images.packages import Lock, fetch
 from emu.lab.stack import Inputs
 from emu.progress import Progress
@@ -21,12 +21,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_two_builds_are_byte_identical(inputs: Inputs, cache: Cache, tmp_path: Path) -> None:
     debs = debs_by_set(fetch(Lock.load(), SETS, cache, Progress()), SETS)
-    tools = agent.build(cache, Progress())
+    own = OwnPrograms(agent.build(cache, Progress()), handler.build(cache, Progress()))
     built = []
     for name in ("one", "another, with a space"):
         folder = tmp_path / name
         folder.mkdir()
-        build_images(debs, inputs.kernel, tools, GuestImages(folder), Progress())
+        build_images(debs, inputs.kernel, own, GuestImages(folder), Progress())
         built.append(digests(folder))
     assert built[0] == built[1]
     assert set(built[0]) == {

@@ -1,0 +1,162 @@
+"""The LUN server: our handler for tcmu-runner, a shared library from C.
+
+Sources: guest-images/handler/. It is loaded by Debian's tcmu-runner in dom0, whatever the
+host is: compiled against the headers of that very tcmu-runner's source, and against the
+headers and the library itself of dom0's C library, both locked packages. The linker binds a
+symbol to a version that this library has, or fails; one that is newer can't get in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
+from elftools.elf.sections import SymbolTableSection
+
+from emu import paths
+from emu.errors import InputError
+from emu.images import kbuild
+from emu.images.cache import Cache
+from emu.images.manifest import JSON
+from emu.images.packages import Lock, fetch, lock_digest
+from emu.progress import Progress
+
+NAME = "handler_ledger.so"
+"""As dom0 has it; tcmu-runner loads what begins with `handler_`."""
+SOURCE, LIBC = "source-tcmu-runner", "libc-bookworm"
+FLAGS = (
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-stack-protector",
+    "-U_FORTIFY_SOURCE",
+    "-ffile-prefix-map=.=",
+    "-shared",
+    "-nostdlib",
+    "-nostdinc",
+    "-s",
+    "-Wl,--build-id=none",
+    "-Wl,-z,now",
+)
+_RECIPE = 1
+"""Raised when the way it is built changes the outcome; a part of the cache key."""
+_LIBRARY = "x86_64-linux-gnu"
+_PROVIDED = re.compile(r"tcmur?_\w+")
+"""Symbols that tcmu-runner and its library have for a handler."""
+
+
+_UNVERSIONED = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+
+
+def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path:
+    """The handler, built (seconds) unless the cache has it.
+
+    Raises InputError without a compiler, or where it would need what dom0 has not got.
+    """
+    lock = lock or Lock.load()
+    toolchain = kbuild.find_toolchain()
+    folder = paths.guest_images() / "handler"
+    inputs: dict[str, JSON] = {
+        "packages": lock_digest(lock, [SOURCE, LIBC]),
+        "sources": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("*.[ch]"))
+        },
+        "flags": list(FLAGS),
+        "toolchain": toolchain.version,
+        "recipe": _RECIPE,
+    }
+
+    def fill(made: Path) -> None:
+        with cache.scratch("handler") as scratch:
+            unpack(scratch, cache, progress, lock)
+            with progress.stage("compiling the LUN server"):
+                sources = [path.name for path in sorted(folder.glob("*.c"))]
+                include, library = search(toolchain.cc, scratch)
+                output = ["-o", str(made / NAME)]
+                _run([toolchain.cc, *FLAGS, *include, *output, *sources, *library], folder)
+        missing = sorted(unprovided(made / NAME))
+        if missing:
+            raise InputError(f"the LUN server needs {', '.join(missing)}, which dom0 has not got")
+
+    return cache.entry("lun-server", inputs, fill, progress) / NAME
+
+
+def unpack(into: Path, cache: Cache, progress: Progress, lock: Lock) -> None:
+    """tcmu-runner's source to `into/tcmu-runner`, the C library to `into/usr` and `into/lib`."""
+    files = fetch(lock, [SOURCE, LIBC], cache, progress)
+    (tarball,) = (path for package, path in files.items() if SOURCE in package.sets)
+    source = into / "tcmu-runner"
+    source.mkdir()
+    _run(["tar", "-x", "--strip-components=1", "-f", str(tarball)], source)
+    for package, path in files.items():
+        if LIBC in package.sets:
+            _run(["dpkg-deb", "-x", str(path), str(into)], into)
+
+
+def search(cc: str, unpacked: Path) -> tuple[list[str], list[str]]:
+    """Where headers are, the compiler's own first; and what to link with: the library itself."""
+    own = _run([cc, "-print-file-name=include"], unpacked).strip()
+    usr, source = unpacked / "usr/include", unpacked / "tcmu-runner"
+    folders = (own, usr / _LIBRARY, usr, source, source / "ccan")
+    include = [word for folder in folders for word in ("-isystem", str(folder))]
+    return include, [str(unpacked / "lib" / _LIBRARY / "libc.so.6")]
+
+
+def versions_needed(library: Path) -> dict[str, set[str]]:
+    """The symbol versions that a shared library needs, by the library they are of."""
+    with library.open("rb") as file:
+        try:
+            sections = list(ELFFile(file).iter_sections())
+            return {
+                str(need.name): {str(version.name) for version in versions}
+                for section in sections
+                if isinstance(section, GNUVerNeedSection)
+                for need, versions in section.iter_versions()
+            }
+        except ELFError as error:
+            raise InputError(f"{library} is no shared library: {error}") from error
+
+
+def unprovided(library: Path) -> set[str]:
+    """What it needs that neither the C library nor tcmu-runner has: symbols and libraries."""
+    lacking = set(versions_needed(library)) - {"libc.so.6"}
+    with library.open("rb") as file:
+        elf = ELFFile(file)
+        symbols = elf.get_section_by_name(".dynsym")
+        bound = elf.get_section_by_name(".gnu.version")
+        if not isinstance(symbols, SymbolTableSection) or not isinstance(bound, GNUVerSymSection):
+            raise InputError(f"{library} has no versions of symbols")
+        for number, symbol in enumerate(symbols.iter_symbols()):
+            weak = symbol["st_info"]["bind"] == "STB_WEAK"
+            if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name or weak:
+                continue
+            version = bound.get_symbol(number)["ndx"]
+            if version in _UNVERSIONED and not _PROVIDED.fullmatch(symbol.name):
+                lacking.add(symbol.name)
+    return lacking
+
+
+def _run(command: Sequence[str], folder: Path) -> str:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError(f"{command[0]} is not installed", hint="make setup") from None
+    if done.returncode:
+        said = (done.stdout + done.stderr).splitlines()
+        raise InputError("the LUN server cannot be built", lines=said[-12:])
+    return done.stdout
+
+
+__all__ = ["NAME", "build", "search", "unpack", "unprovided", "versions_needed"]

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * tcmu-runner's side: `dev_config=ledger//path/to/file`. Requests are handed on; nr_threads is
+ * 0 and every answer is given by tcmur_cmd_complete, so that one which waits holds no thread.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "libtcmu.h"
+#include "tcmu-runner.h"
+#include "tcmur_device.h"
+
+#include "lun.h"
+
+#define FUA 0x08 /* SBC-3: byte 1 of WRITE (10), (12), (16) */
+
+static const char *path_of(const char *config)
+{
+	const char *slash = strchr(config, '/');
+
+	return slash && slash[1] ? slash + 1 : NULL;
+}
+
+static bool ledger_check_config(const char *config, char **reason)
+{
+	const char *path = path_of(config);
+
+	if (path && !access(path, R_OK | W_OK))
+		return true;
+	if (asprintf(reason, "there is no file %s to serve", path ? path : "named") < 0)
+		*reason = NULL;
+	return false;
+}
+
+static int ledger_open(struct tcmu_device *dev, bool reopen)
+{
+	const char *path = path_of(tcmu_dev_get_cfgstring(dev));
+	struct lun *lun;
+
+	(void)reopen;
+	if (!path) {
+		tcmu_err("no file is named in %s\n", tcmu_dev_get_cfgstring(dev));
+		return -EINVAL;
+	}
+	lun = lun_new(dev, path, tcmu_dev_get_block_size(dev), tcmu_dev_get_num_lbas(dev));
+	if (!lun)
+		return -EIO;
+	tcmu_dev_set_write_cache_enabled(dev, true);
+	tcmur_dev_set_private(dev, lun);
+	control_add(lun);
+	return 0;
+}
+
+static void ledger_close(struct tcmu_device *dev)
+{
+	struct lun *lun = tcmur_dev_get_private(dev);
+
+	control_remove(lun);
+	lun_close(lun);
+}
+
+static int ledger_reconfig(struct tcmu_device *dev, struct tcmulib_cfg_info *cfg)
+{
+	struct lun *lun = tcmur_dev_get_private(dev);
+
+	if (cfg->type != TCMULIB_CFG_DEV_SIZE)
+		return -EOPNOTSUPP;
+	if (ftruncate(lun->fd, cfg->data.dev_size))
+		return -errno;
+	pthread_mutex_lock(&lun->lock);
+	lun->size = cfg->data.dev_size / lun->sector;
+	pthread_mutex_unlock(&lun->lock);
+	return 0;
+}
+
+static int submit(struct tcmu_device *dev, struct tcmur_cmd *cmd, enum operation operation,
+		  struct iovec *iov, size_t iov_cnt, uint64_t length, uint64_t offset)
+{
+	struct lun *lun = tcmur_dev_get_private(dev);
+	const uint8_t *cdb = cmd->lib_cmd->cdb;
+	struct request request = {
+		.command = cmd,
+		.operation = operation,
+		.lba = offset / lun->sector,
+		.blocks = length / lun->sector,
+		.iov = iov,
+		.iov_cnt = iov_cnt,
+	};
+
+	/* The six-byte WRITE has a block's number there. */
+	if (operation == OP_WRITE && cdb[0] >= 0x20 && cdb[1] & FUA)
+		request.flags |= WAS_FUA;
+	return lun_submit(lun, &request);
+}
+
+static int ledger_read(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov,
+		       size_t iov_cnt, size_t length, off_t offset)
+{
+	return submit(dev, cmd, OP_READ, iov, iov_cnt, length, offset);
+}
+
+static int ledger_write(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov,
+			size_t iov_cnt, size_t length, off_t offset)
+{
+	return submit(dev, cmd, OP_WRITE, iov, iov_cnt, length, offset);
+}
+
+static int ledger_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
+{
+	return submit(dev, cmd, OP_FLUSH, NULL, 0, 0, 0);
+}
+
+static int ledger_unmap(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset,
+			uint64_t length)
+{
+	return submit(dev, cmd, OP_UNMAP, NULL, 0, length, offset);
+}
+
+static int ledger_writesame(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset,
+			    uint64_t length, struct iovec *iov, size_t iov_cnt)
+{
+	return submit(dev, cmd, OP_WRITE_SAME, iov, iov_cnt, length, offset);
+}
+
+static struct tcmur_handler ledger = {
+	.name = "File with a ledger of its requests",
+	.subtype = "ledger",
+	.cfg_desc = "The path of the file to serve.",
+	.check_config = ledger_check_config,
+	.init = control_start,
+	.open = ledger_open,
+	.close = ledger_close,
+	.reconfig = ledger_reconfig,
+	.read = ledger_read,
+	.write = ledger_write,
+	.flush = ledger_flush,
+	.unmap = ledger_unmap,
+	.writesame = ledger_writesame,
+	.nr_threads = 0,
+};
+
+/* What tcmu-runner looks for. */
+int handler_init(void);
+
+int __attribute__((visibility("default"))) handler_init(void)
+{
+	return tcmur_register_handler(&ledger);
+}

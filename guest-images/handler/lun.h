@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A LUN served from a file: its requests, what is done to them on command, what is recorded. */
+#ifndef EMU_LUN_H
+#define EMU_LUN_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "ccan/list/list.h"
+
+struct tcmu_device;
+struct tcmur_cmd;
+
+enum operation { OP_READ = 1, OP_WRITE, OP_FLUSH, OP_UNMAP, OP_WRITE_SAME };
+
+/* Sets of operations, as rules and holds name them. */
+#define KINDS_READS (1u << OP_READ)
+#define KINDS_WRITES (1u << OP_WRITE | 1u << OP_UNMAP | 1u << OP_WRITE_SAME)
+#define KINDS_FLUSHES (1u << OP_FLUSH)
+#define KINDS_ALL (KINDS_READS | KINDS_WRITES | KINDS_FLUSHES)
+
+/* What became of a request beside being served; a record's `flags`. */
+#define WAS_HELD 1u
+#define WAS_DELAYED 2u
+#define WAS_FAILED 4u /* by a rule, not by the file */
+#define WAS_TORN 8u   /* only `written` sectors reached the file */
+#define WAS_FUA 16u
+#define WAS_STOPPED 32u /* held or delayed until tcmu-runner was stopped */
+
+/* A record as it goes over the socket, little-endian; `sums` CRC-32s of 4 bytes follow. */
+struct record {
+	uint64_t sequence; /* the order in which requests came, from 1 */
+	uint64_t started, ended; /* ns of dom0's monotonic clock */
+	uint64_t lba;
+	uint32_t blocks;
+	uint8_t operation;
+	uint8_t status; /* 0: good */
+	uint16_t flags;
+	uint32_t written;
+	uint32_t sums;
+};
+
+/*
+ * The last records, in the order in which requests were served, in a ring of bytes. The oldest
+ * are dropped for room: `first` is the number of the oldest one there, `next` that of the next.
+ */
+struct records {
+	uint8_t *ring;
+	uint64_t size, head, tail; /* bytes ever put in and taken out */
+	uint64_t first, next;
+};
+
+int records_init(struct records *records, uint64_t size);
+void records_free(struct records *records);
+void records_add(struct records *records, const struct record *record, const uint32_t *sums);
+void records_forget(struct records *records);
+/* A copy (malloc) of all from number `since` on; its length in bytes, or -1. */
+int64_t records_copy(const struct records *records, uint64_t since, uint8_t **copy);
+
+/* What is done to requests that touch blocks `first` to `last`. */
+struct rule {
+	unsigned kinds;
+	uint64_t first, last;
+	uint32_t per_million;
+	uint64_t state; /* of the generator that draws for the rate */
+	uint64_t times; /* 0: always */
+	bool tear;
+	bool good;	 /* answer of a torn write */
+	uint32_t sectors; /* of a torn write that reach the file */
+};
+
+#define RULES 16
+
+enum state { RUNNING, HELD, DELAYED, RELEASED };
+
+struct request {
+	struct list_node outstanding, waiting;
+	struct tcmur_cmd *command;
+	enum operation operation;
+	enum state state;
+	uint64_t sequence, started, due;
+	uint64_t lba;
+	uint32_t blocks;
+	unsigned flags;
+	struct iovec *iov;
+	size_t iov_cnt;
+};
+
+struct lun {
+	struct list_node luns;
+	struct tcmu_device *device;
+	char name[64];
+	char *blocked; /* configfs' word on whether the kernel's side is blocked */
+	int fd;
+	uint32_t sector;
+	uint64_t size; /* in sectors */
+
+	pthread_mutex_t applying; /* one request at a time; taken before `lock` */
+	uint32_t *sums;
+	size_t sums_room;
+
+	pthread_mutex_t lock; /* all below */
+	pthread_cond_t changed, counted;
+	pthread_t worker;
+	bool closing, stopping;
+	unsigned users, waiters;
+	struct list_head outstanding, waiting;
+	unsigned hold;		    /* kinds; 0: none */
+	uint64_t hold_from, hold_seen; /* the first `hold_from` of these pass */
+	unsigned delay_kinds, delay_ms;
+	struct rule rules[RULES];
+	unsigned n_rules;
+	uint64_t arrived, count, held;
+	struct records records;
+};
+
+/* requests.c */
+struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t sector,
+		    uint64_t size);
+void lun_close(struct lun *lun); /* serves what waits, syncs the file */
+int lun_submit(struct lun *lun, const struct request *request);
+void lun_release(struct lun *lun, uint64_t count); /* under the lock */
+uint64_t now(void);
+
+/* serve.c */
+void lun_serve(struct lun *lun, struct request *request);
+int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums);
+
+/* rules.c */
+bool rules_match(struct lun *lun, const struct request *request, struct rule *matched);
+
+/* control.c */
+int control_start(void);
+void control_add(struct lun *lun);
+void control_remove(struct lun *lun);
+
+/* sum.c */
+uint32_t sum(uint32_t crc, const void *data, size_t length);
+
+#endif
