@@ -1,19 +1,21 @@
-"""The LUN of a host, as tests see it."""
+"""The LUN of a host, as tests see it: what it is, and what its server can be made to do."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emu.machine.channel import Channel
-from emu.xen.lun import Lun
+from emu.errors import NotHeld
+from emu.xen.lunserver import Kinds, LunServer
+
+HELD_WITHIN = 30.0
+"""Seconds in which what a test sends has reached the LUN, or what it released has left it."""
 
 
 @dataclass(frozen=True)
-class RigLun:
-    """A LUN and the dom0 that serves it."""
-
-    lun: Lun
-    dom0: Channel
+class RigLun(LunServer):
+    """A LUN and the dom0 that serves it. The verbs are those of `LunServer`."""
 
     @property
     def name(self) -> str:
@@ -24,3 +26,34 @@ class RigLun:
     def device(self) -> str:
         """Its device in dom0, by path."""
         return self.lun.device
+
+    @contextlib.contextmanager
+    def held(self, kinds: Kinds = "all", after: int = 0) -> Iterator[None]:
+        """Requests that come while the body runs are held, and released when it ends."""
+        self.hold(kinds, after)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def drop(self, first: int = 0, blocks: int | None = None, times: int = 0) -> None:
+        """Answer writes as done and do nothing of them, until `clear`: what no LUN may do."""
+        self.tear(0, first, blocks, answer="good", times=times)
+
+    def await_outstanding(self, number: int, timeout: float = HELD_WITHIN) -> None:
+        """Wait until at least `number` requests are at the LUN; 0: until none is.
+
+        `timeout` in seconds before scaling. Raises NotHeld with those that are.
+        """
+        now = self.wait_outstanding(number, None if number else 0, timeout)
+        if now < number or (now and not number):
+            there = self.outstanding()
+            raise NotHeld(
+                f"{now} requests are outstanding at LUN {self.name} after {timeout:.0f} s, "
+                f"{number or 'none'} were to be",
+                lines=[
+                    f"{each.operation} of {each.blocks} blocks from {each.lba} on, "
+                    f"{each.state}, {each.age:.1f} s old"
+                    for each in there[:8]
+                ],
+            )
