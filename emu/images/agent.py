@@ -1,7 +1,7 @@
 """The programs of our own in the guests, static, from C.
 
 emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
-LUN server's remote control.
+LUN server's remote control, emu-io does verified I/O in a domU.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -46,6 +46,7 @@ SOURCES = {
     ),
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
     "emu-lun": ("emu-lun.c",),
+    "emu-io": ("emu-io.c", "io-work.c"),
 }
 
 
@@ -56,6 +57,7 @@ class GuestPrograms:
     agent: Path
     channeld: Path
     lun: Path
+    io: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:
@@ -76,7 +78,7 @@ def build(cache: Cache, progress: Progress) -> GuestPrograms:
                 _compile(folder, sources, target / name)
 
     made = cache.entry("guest-programs", inputs, fill, progress)
-    return GuestPrograms(made / "emu-agent", made / "emu-channeld", made / "emu-lun")
+    return GuestPrograms(*(made / name for name in SOURCES))
 
 
 def _compiler() -> str:

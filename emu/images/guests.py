@@ -166,7 +166,8 @@ def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root"):
         tree.add_dir(name)
-    tree.add_host(tools.agent, "usr/lib/emu/emu-agent")
+    for program in (tools.agent, tools.io):
+        tree.add_host(program, f"usr/lib/emu/{program.name}")
     tree.add_file("init", _script("domu/init"), 0o755)
     # The kernel opens it for init before init can mount devtmpfs.
     tree.add_node("dev/console", "char", 5, 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emu.errors import NotHeld, RigError
-from emu.lab.rig import saved
+from emu.lab.rig import saved, verifying
 from emu.lab.rig.lun import RigLun
+from emu.lab.rig.verifying import Load, VerifyingIo
 from emu.machine.channel import Channel
 from emu.xen.domain import Domain
 from emu.xen.drivers import LoadedDriver
@@ -32,7 +34,7 @@ class RigDomu:
     def __init__(self, host: RigHost, domain: Domain) -> None:
         self.host = host
         self._domain = domain
-        self._disks: dict[str, str] = {}
+        self._disks: dict[str, RigLun] = {}
 
     @property
     def domain(self) -> Domain:
@@ -76,7 +78,7 @@ class RigDomu:
         """
         disk = disk or self._free_name()
         self._domain.attach(lun.lun, disk)
-        self._disks[disk] = lun.name
+        self._disks[disk] = lun
         until = time.monotonic() + OFFERED_WITHIN
         while (state := self._domain.back_tree(disk).state()) not in ("InitWait", "Connected"):
             if time.monotonic() > until:
@@ -102,8 +104,8 @@ class RigDomu:
         """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
         if isinstance(of, str):
             return of
-        for disk, name in self._disks.items():
-            if name == of.name:
+        for disk, lun in self._disks.items():
+            if lun.name == of.name:
                 return disk
         raise RigError(f"domU {self.name} has no disk on LUN {of.name}")
 
@@ -111,6 +113,26 @@ class RigDomu:
     def disks(self) -> tuple[str, ...]:
         """The names of its disks, in the order they were attached."""
         return tuple(self._disks)
+
+    def lun(self, disk: RigLun | str = FIRST_DISK) -> RigLun:
+        """The LUN behind a disk of its own."""
+        name = self.disk(disk)
+        if name not in self._disks:
+            raise RigError(f"domU {self.name} has no disk {name}")
+        return self._disks[name]
+
+    def verifying_io(
+        self,
+        outstanding: int = 32,
+        disk: RigLun | str = FIRST_DISK,
+        *,
+        load: Load | None = None,
+        may_fail: bool = False,
+    ) -> contextlib.AbstractContextManager[VerifyingIo]:
+        """Verified I/O while the body runs, then judged: see `emu.lab.rig.verifying`."""
+        lun, name = self.lun(disk), self.disk(disk)
+        load = replace(load or Load(), outstanding=outstanding)
+        return verifying.verifying_io(self, lun, name, load, may_fail=may_fail)
 
     def ring(self, disk: RigLun | str = FIRST_DISK) -> Ring:
         """The ring that both ends have negotiated."""

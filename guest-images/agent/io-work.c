@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Asking, being told, and writing both down. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "io.h"
+
+#define UNIT 512u
+
+volatile sig_atomic_t io_stop;
+
+static void __attribute__((noreturn)) broken(struct io *io)
+{
+	io->account->error = errno;
+	io->account->state = BROKEN;
+	exit(2);
+}
+
+uint64_t io_now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+}
+
+static uint32_t draw(struct io *io, uint32_t below)
+{
+	io->draws ^= io->draws << 13;
+	io->draws ^= io->draws >> 7;
+	io->draws ^= io->draws << 17;
+	return (io->draws >> 32) % below;
+}
+
+/* Every 512 bytes: seed, block, generation and the number of the 512, again and again. */
+static void fill(const struct account *account, uint8_t *buffer, uint32_t block, uint32_t generation)
+{
+	for (uint32_t unit = 0; unit < account->bytes / UNIT; unit++) {
+		uint32_t words[4] = {account->seed, block, generation, unit};
+
+		for (unsigned i = 0; i < UNIT; i += sizeof(words), buffer += sizeof(words))
+			memcpy(buffer, words, sizeof(words));
+	}
+}
+
+static uint64_t put(struct io *io, enum kind kind, unsigned tag, uint32_t block,
+		    uint32_t generation, int result)
+{
+	uint64_t number = io->account->events;
+
+	io->events[number] = (struct event){kind, 0, tag, block, generation, result};
+	io->account->events = number + 1;
+	return number;
+}
+
+/* A block that nobody asks for just now. There are more blocks than requests. */
+static uint32_t pick(struct io *io)
+{
+	uint32_t block = draw(io, io->account->blocks);
+
+	while (io->blocks[block].busy)
+		block = (block + 1) % io->account->blocks;
+	return block;
+}
+
+/* Whether a request was sent; where it was not, the ring has no room for it. */
+static int ask(struct io *io)
+{
+	struct account *account = io->account;
+	struct request *r = io->idle;
+	uint32_t at = pick(io);
+	struct block *block = &io->blocks[at];
+	int reads = block->sure && draw(io, 100) < io->percent_reads;
+	unsigned tag = r - io->requests;
+	struct iocb *one = &r->iocb;
+
+	r->block = at;
+	if (!reads)
+		fill(account, r->buffer, at, block->written + 1);
+	r->iocb = (struct iocb){
+		.aio_data = tag,
+		.aio_lio_opcode = reads ? IOCB_CMD_PREAD : IOCB_CMD_PWRITE,
+		/* Else io_submit() waits where it can't be frozen; alone, a request is patient. */
+		.aio_rw_flags = account->in_flight ? RWF_NOWAIT : 0,
+		.aio_fildes = io->device,
+		.aio_buf = (uintptr_t)r->buffer,
+		.aio_nbytes = account->bytes,
+		.aio_offset = account->start + at * account->stride,
+	};
+	r->asked = put(io, reads ? READ : WRITE, tag, at, block->written + !reads,
+		       io_now_ms() - io->began);
+	if (syscall(SYS_io_submit, io->context, 1, &one) != 1) {
+		account->events--;
+		if (errno != EAGAIN && errno != EINTR)
+			broken(io);
+		return 0;
+	}
+	block->written += !reads;
+	block->sure = 0;
+	block->busy = 1;
+	io->idle = r->next;
+	account->in_flight++;
+	return 1;
+}
+
+/* What a read found instead: the first 512 bytes that are not as they should be. */
+static void tell_found(struct io *io, unsigned tag, const uint8_t *buffer)
+{
+	for (uint32_t at = 0; at < io->account->bytes; at += UNIT)
+		if (memcmp(buffer + at, io->expected + at, UNIT)) {
+			uint32_t words[4];
+
+			memcpy(words, buffer + at, sizeof(words));
+			put(io, FOUND, tag, words[1],
+			    words[0] == io->account->seed ? words[2] : 0, at);
+			return;
+		}
+}
+
+static int end(struct io *io, const struct io_event *event)
+{
+	struct account *account = io->account;
+	struct request *r = &io->requests[event->data];
+	struct block *block = &io->blocks[r->block];
+	int result = event->res, reads = r->iocb.aio_lio_opcode == IOCB_CMD_PREAD;
+	uint32_t generation = io->events[r->asked].generation;
+
+	account->in_flight--;
+	block->busy = 0;
+	r->next = io->idle;
+	io->idle = r;
+	if (result == -EAGAIN) {
+		/* Never sent. A read leaves what is there; a generation may be left out. */
+		io->events[r->asked].kind = VOID;
+		block->sure = reads;
+		return 0;
+	}
+	if (result == (int)account->bytes && reads) {
+		fill(account, io->expected, r->block, generation);
+		if (memcmp(r->buffer, io->expected, account->bytes)) {
+			tell_found(io, event->data, r->buffer);
+			result = -EILSEQ;
+		}
+	}
+	block->sure = result == (int)account->bytes;
+	put(io, ENDED, event->data, r->block, generation, result);
+	return 1;
+}
+
+void io_work(struct io *io)
+{
+	struct account *account = io->account;
+	struct io_event done[64];
+	int room = 1;
+
+	/* Three events for each that is in flight may still come. */
+	while (!io_stop || account->in_flight) {
+		struct timespec pause = {0, 5000000};
+		uint64_t due = UINT64_MAX;
+		long got;
+
+		if (io->rate)
+			due = (io_now_ms() - io->began) * io->rate / 1000;
+		while (room && !io_stop && io->idle && due * 2 > account->events) {
+			if (account->events + 3 * io->outstanding + 3 > account->room) {
+				account->state = FULL;
+				io_stop = 1;
+				break;
+			}
+			room = ask(io);
+		}
+		got = syscall(SYS_io_getevents, io->context, account->in_flight ? 1 : 0, 64, done,
+			      io->rate || !account->in_flight ? &pause : NULL);
+		if (got < 0 && errno != EINTR)
+			broken(io);
+		if (!got && !account->in_flight)
+			nanosleep(&pause, NULL);
+		/* After one that was not sent, the next is tried when another has ended. */
+		for (long i = 0; i < got; i++)
+			room = end(io, &done[i]);
+		if (!account->in_flight)
+			room = 1;
+	}
+	if (account->state == RUNNING)
+		account->state = STOPPED;
+}
