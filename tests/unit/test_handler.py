@@ -1,0 +1,257 @@
+"""The LUN server without Xen: it serves files, does as it is told, records, and ends cleanly."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lun_player import GOOD, HARDWARE_ERROR, UNANSWERED, Command, Device, Player
+
+from emu.errors import InputError, RigError
+from emu.images import handler
+from emu.xen.requests import Flag
+
+SIZE = 4 << 20
+BOOKWORM = (2, 36)
+"""The version of dom0's C library."""
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def player(tmp_path_factory: pytest.TempPathFactory) -> Player:
+    return Player(tmp_path_factory.mktemp("player"))
+
+
+@pytest.fixture
+def device(player: Player, tmp_path: Path) -> Iterator[Device]:
+    file = tmp_path / f"disk{next(_names)}.img"
+    file.write_bytes(bytes(SIZE))
+    device = player.open(file)
+    yield device
+    device.close()
+
+
+def sums(data: bytes, sector: int = 512) -> tuple[int, ...]:
+    return tuple(zlib.crc32(data[at : at + sector]) for at in range(0, len(data), sector))
+
+
+def test_needs_nothing_newer_than_bookworm(player: Player) -> None:
+    (versions,) = handler.versions_needed(player.handler).values()
+    assert versions
+    for version in versions:
+        numbers = tuple(int(n) for n in version.removeprefix("GLIBC_").split("."))
+        assert numbers[:2] <= BOOKWORM, version
+    assert handler.unprovided(player.handler) == set()
+
+
+def test_what_dom0_has_not_got_is_named(tmp_path: Path) -> None:
+    library = tmp_path / "other.so"
+    source = "extern int newer(void); int handler_init(void) { return newer(); }"
+    command = ["gcc", "-shared", "-fPIC", "-o", str(library), "-x", "c", "-", "-lm"]
+    command += ["-Wl,--no-as-needed"]
+    subprocess.run(command, input=source.encode(), check=True)
+    assert "newer" in handler.unprovided(library)
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_reads_what_was_written(player: Player, tmp_path: Path, sector: int) -> None:
+    file = tmp_path / f"read{sector}.img"
+    file.write_bytes(bytes(SIZE))
+    device = player.open(file, sector)
+    data = os.urandom(96 * 1024)
+    try:
+        assert device.write(8, data) == GOOD
+        read = device.submit("read", 8, bytes(len(data)))
+        assert read.status() == GOOD
+        assert read.buffer.raw == data
+        assert file.read_bytes()[8 * sector :][: len(data)] == data
+        wrote, was_read = device.server.requests()
+        assert wrote.sums == was_read.sums == sums(data, sector)
+        assert device.server.sums(8, len(data) // sector) == wrote.sums
+    finally:
+        device.close()
+
+
+def test_every_operation_is_recorded(device: Device) -> None:
+    one, block = os.urandom(4096), os.urandom(512)
+    asked = [
+        device.submit("write", 16, one, fua=True),
+        device.submit("flush"),
+        device.submit("write-same", 100, block, blocks=300),
+        device.submit("unmap", 16, blocks=4),
+        device.submit("read", 16, bytes(4096)),
+    ]
+    assert [each.status() for each in asked] == [GOOD] * 5
+    assert asked[4].buffer.raw == bytes(2048) + one[2048:]
+    assert device.file.read_bytes()[100 * 512 : 400 * 512] == block * 300
+    records = device.server.requests()
+    assert [request.sequence for request in records] == [1, 2, 3, 4, 5]
+    operations = [(r.operation, r.lba, r.blocks, r.written, len(r.sums)) for r in records]
+    assert operations == [
+        ("write", 16, 8, 8, 8),
+        ("flush", 0, 0, 0, 0),
+        ("write-same", 100, 300, 300, 1),
+        ("unmap", 16, 4, 4, 0),
+        ("read", 16, 8, 0, 8),
+    ]
+    assert [request.flags for request in records] == [Flag.FUA, *[Flag(0)] * 4]
+    assert all(request.started <= request.ended for request in records)
+
+
+def test_hold_by_kind_and_count(device: Device) -> None:
+    device.server.hold("writes", after=2)
+    writes = [device.submit("write", 8 * n, bytes([n]) * 4096) for n in range(5)]
+    assert [write.status(0.05) for write in writes] == [GOOD, GOOD, *[UNANSWERED] * 3]
+    assert device.submit("read", 0, bytes(512)).status() == GOOD
+    assert device.submit("flush").status() == GOOD
+    waiting = device.server.outstanding()
+    assert [(each.lba, each.state) for each in waiting] == [(n, "held") for n in (16, 24, 32)]
+    assert device.server.wait_outstanding(at_least=3, timeout=0.1) == 3
+    device.server.release(1)
+    assert writes[2].status() == GOOD
+    assert [write.status(0.05) for write in writes[3:]] == [UNANSWERED] * 2
+    device.server.release()
+    assert [write.status() for write in writes] == [GOOD] * 5
+    assert device.server.wait_outstanding(at_most=0, timeout=1) == 0
+    assert device.write(0, bytes(512)) == GOOD, "nothing is held any more"
+    assert [r.lba for r in device.server.requests() if r.held] == [16, 24, 32]
+
+
+def test_delays_are_latency(device: Device) -> None:
+    device.server.delay(200)
+    writes = [device.submit("write", 8 * n, bytes(4096)) for n in range(20)]
+    assert writes[0].status(0.05) == UNANSWERED
+    assert [write.status() for write in writes] == [GOOD] * 20
+    records = device.server.requests()
+    assert {request.flags for request in records} == {Flag.DELAYED}
+    assert all(0.2 <= request.ended - request.started < 1 for request in records)
+    device.server.clear()
+    assert device.submit("read", 0, bytes(512)).status(0.1) == GOOD
+
+
+def test_errors_at_blocks(device: Device) -> None:
+    device.server.fail(first=80, blocks=8, times=2)
+    told = [device.write(lba, b"x" * 1024) for lba in (78, 79, 87, 80, 88)]
+    assert told == [GOOD, HARDWARE_ERROR, HARDWARE_ERROR, GOOD, GOOD]
+    assert device.file.read_bytes()[79 * 512 : 80 * 512] == b"x" * 512, "written by the first"
+    failed = [request for request in device.server.requests() if not request.done]
+    assert [(r.lba, r.flags, r.written) for r in failed] == [
+        (79, Flag.FAILED, 0),
+        (87, Flag.FAILED, 0),
+    ]
+    assert "answered with an error" in str(failed[0])
+
+
+def test_a_rate_of_errors_is_the_same_again(device: Device) -> None:
+    def run(seed: int) -> list[int]:
+        device.server.fail(rate=0.25, seed=seed)
+        told = [device.write(n, bytes(512)) for n in range(200)]
+        device.server.clear()
+        return told
+
+    first, again, other = run(7), run(7), run(8)
+    assert first == again != other
+    assert 25 <= first.count(HARDWARE_ERROR) <= 75
+
+
+@pytest.mark.parametrize(("answer", "status"), [("good", GOOD), ("error", HARDWARE_ERROR)])
+def test_torn_writes(device: Device, answer: str, status: int) -> None:
+    device.server.tear(3, first=8, blocks=8, answer=answer)  # type: ignore[arg-type]
+    assert device.write(8, b"n" * 4096) == status
+    assert device.write(16, b"n" * 512) == GOOD
+    assert device.file.read_bytes()[4096:8192] == b"n" * 1536 + bytes(2560)
+    torn = device.server.requests().requests[0]
+    assert (torn.flags, torn.written, torn.sums) == (Flag.TORN, 3, sums(b"n" * 4096))
+
+
+def test_a_lost_write_is_answered_as_done(device: Device) -> None:
+    device.server.tear(0, times=1)
+    assert device.write(0, b"n" * 4096) == GOOD
+    assert device.file.read_bytes() == bytes(SIZE)
+
+
+def test_a_clean_stop_serves_what_is_held(player: Player, tmp_path: Path) -> None:
+    file = tmp_path / "stopped.img"
+    file.write_bytes(bytes(SIZE))
+    device = player.open(file)
+    device.server.hold()
+    device.server.delay(60_000)
+    writes = [device.submit("write", 8 * n, bytes([n + 1]) * 4096) for n in range(50)]
+    assert writes[0].status(0.2) == UNANSWERED, "the kernel's side is not blocked"
+    device.block()
+    assert [write.status() for write in writes] == [GOOD] * 50
+    assert {request.flags for request in device.server.requests()} == {Flag.HELD | Flag.STOPPED}
+    device.close()
+    assert file.read_bytes()[: 50 * 4096] == b"".join(bytes([n + 1]) * 4096 for n in range(50))
+    with pytest.raises(RigError, match=r"refused status stopped(.|\n)*no LUN stopped is served"):
+        device.server.mark()
+
+
+def test_records_are_bounded_and_say_so(device: Device) -> None:
+    data = bytes(64 * 1024)
+    for _ in range(40_000):
+        device.submit("write", 0, data)
+    records = device.server.requests(since=1)
+    assert records.next == 40_001
+    assert records.dropped == 40_000 - len(records) > 0
+    assert records.requests[-1].sequence == 40_000
+    assert records.requests[0].number == records.dropped + 1
+    assert len(device.server.requests(since=39_991)) == 10
+    device.server.forget()
+    assert device.write(0, data) == GOOD
+    assert [request.number for request in device.server.requests()] == [40_001]
+
+
+def test_records_are_complete_under_threads(device: Device) -> None:
+    """One thread submits, as tcmu-runner's does; another holds and releases all the while."""
+    done = threading.Event()
+
+    def hold_and_release() -> None:
+        while not done.is_set():
+            device.server.hold("writes")
+            device.server.release()
+
+    thread = threading.Thread(target=hold_and_release)
+    thread.start()
+    commands: list[Command] = []
+    try:
+        for n in range(6000):
+            data = n.to_bytes(4, "little") * 128
+            commands.append(device.submit("write", n % 1024, data))
+    finally:
+        done.set()
+        thread.join()
+    device.server.release()
+    assert {command.status() for command in commands} == {GOOD}
+    records = device.server.requests()
+    assert sorted(request.sequence for request in records) == list(range(1, 6001))
+    by_sequence = {request.sequence: request for request in records}
+    for n in range(6000):
+        assert by_sequence[n + 1].sums == (zlib.crc32(n.to_bytes(4, "little") * 128),)
+    # Served in the order of the records: the last one of each block is what it holds.
+    last = {request.lba: request.sums[0] for request in records}
+    assert device.server.sums(0, 1024) == tuple(last[lba] for lba in range(1024))
+
+
+def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> None:
+    with pytest.raises(RigError, match="hold: kinds makes no sense"):
+        device.server.hold("somes")  # type: ignore[arg-type]
+    with pytest.raises(RigError, match="the LUN has 8192 blocks"):
+        device.server.sums(8000, 193)
+    with pytest.raises(InputError, match=r"a rate of 1\.5"):
+        device.server.fail(rate=1.5)
+    with pytest.raises(InputError, match="0 blocks from 5 on"):
+        device.server.tear(1, first=5, blocks=0)
+    for _ in range(16):
+        device.server.fail(first=1, blocks=1)
+    with pytest.raises(RigError, match="there are 16 rules already"):
+        device.server.fail()
+    missing = player.library.player_open(63, f"ledger/{tmp_path}/absent.img".encode(), 512, 8)
+    assert missing is None
+    assert "could not open" in player.said()
