@@ -112,10 +112,14 @@ class Host:
         return grants.parse(text.splitlines())
 
     def create_lun(
-        self, name: str = "lun0", size: int = 256 * luns.MIB, sector: int = 512
+        self,
+        name: str = "lun0",
+        size: int = 256 * luns.MIB,
+        sector: int = 512,
+        server_timeout: int = 0,
     ) -> luns.Lun:
         """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
-        return luns.create(self.dom0, name, size, sector)
+        return luns.create(self.dom0, name, size, sector, server_timeout)
 
     def create(self, config: domains.DomuConfig) -> domains.Domain:
         """Create a domU and wait for its agent: see `emu.xen.domain.create`."""

@@ -41,7 +41,7 @@ echo "dev_config=ledger/$file" > control
 echo "dev_size=$3" > control
 echo "hw_block_size=$4" > control
 echo 1 > enable
-echo 0 > attrib/cmd_time_out
+echo $6 > attrib/cmd_time_out
 echo "$5" > wwn/vpd_unit_serial
 mkdir -p $target/lun/lun_0 $target/np/{portal}
 ln -s {configfs}/core/user_0/$1 $target/lun/lun_0/$1
@@ -113,8 +113,11 @@ def iqn(name: str) -> str:
     return f"iqn.2015-05.org.xen-block:{name}"
 
 
-def create(dom0: Channel, name: str, size: int, sector: int = 512) -> Lun:
+def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeout: int = 0) -> Lun:
     """Make a LUN of `size` bytes, export it and log in.
+
+    After `server_timeout` seconds the kernel gives a request up that tcmu-runner does not
+    answer (0: never, so that requests can be held).
 
     Raises InputError for a size or sector that makes no disk, RigError with the words of
     dom0 when a step fails.
@@ -123,10 +126,12 @@ def create(dom0: Channel, name: str, size: int, sector: int = 512) -> Lun:
         raise InputError(f"{name!r} is no LUN name: small letters, digits and dashes, 32 at most")
     if sector not in SECTOR_SIZES:
         raise InputError(f"a LUN's sectors have 512 or 4096 bytes, not {sector}")
+    if server_timeout < 0:
+        raise InputError(f"a LUN's server can't have {server_timeout} s for a request")
     if size <= 0 or size % sector:
         raise InputError(f"a LUN of {size} bytes is no whole number of {sector}-byte sectors")
-    serial = f"emu-{name}"
-    _step(dom0, "exporting", _EXPORT, name, iqn(name), str(size), str(sector), serial)
+    words = (str(size), str(sector), f"emu-{name}", str(server_timeout))
+    _step(dom0, "exporting", _EXPORT, name, iqn(name), *words)
     answer = _step(dom0, "logging in to", _LOGIN, iqn(name))
     device = re.search(r"^device=(sd[a-z]+)$", answer, re.M)
     if not device:

@@ -9,7 +9,7 @@ import pytest
 
 from emu.errors import NotHeld
 from emu.images.cache import Cache
-from emu.lab.run import connect, drivers_for
+from emu.lab.run import drivers_for, load_drivers
 from emu.lab.stack import Inputs, Stack
 from emu.machine.channel import CommandFailed
 from emu.machine.qemu import Machine
@@ -21,10 +21,9 @@ from emu.xen.host import Host
 
 pytestmark = pytest.mark.timeout(150)
 
-TCMU_TIMEOUT = 30
-"""Seconds after which target_core_user gives a command up that nobody in user space answers
-(TCMU_TIME_OUT in drivers/target/target_core_user.c)."""
-PATIENCE = TCMU_TIMEOUT + 45
+SERVER_TIMEOUT = 6
+"""Seconds after which target_core_user gives a command up that nobody in user space answers."""
+PATIENCE = SERVER_TIMEOUT + 45
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,10 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
     """
     host, domu = stack.host, stack.domain.channel
     before = host.grants().of(stack.domain.domid).refs
-    connect(stack, drivers_for(stack.inputs, cache, Progress()), cache, pages=1)
+    lun = stack.host.create_lun("mortal", server_timeout=SERVER_TIMEOUT)
+    load_drivers(stack, drivers_for(stack.inputs, cache, Progress()), cache, pages=1)
+    stack.domain.attach(lun)
+    stack.domain.wait_connected()
     writer = domu.spawn(
         "dd if=/dev/zero of=/dev/xvda bs=64k count=4000 oflag=direct || echo failed"
     )
@@ -93,10 +95,10 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
         domu.run("dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct", timeout=PATIENCE)
     assert "Input/output error" in str(failed.value)
     writer.wait(PATIENCE)
-    assert time.monotonic() - began > TCMU_TIMEOUT / 3, "who answered them?"
+    assert time.monotonic() - began > SERVER_TIMEOUT / 3, "who answered them?"
     assert writer.read(stream=1) == b"failed\n"
     assert b"Input/output error" in writer.read(stream=2)
-    assert "I/O error, dev sda" in host.dom0.run("dmesg | tail -n 40", timeout=20).text
+    assert "I/O error, dev sdb" in host.dom0.run("dmesg | tail -n 40", timeout=20).text
     assert "I/O error, dev xvda" in domu.run("dmesg | tail -n 20", timeout=20).text
     # Everything but the data is in order: connected, then apart with no grant left, then gone.
     assert stack.domain.ring().connected
