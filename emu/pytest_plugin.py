@@ -8,6 +8,7 @@
     @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what `host` is made of
     @pytest.mark.trouble("kernel panic")                            what a test provokes
     pytest --kernel debian-6.12                                     the same on another kernel
+    pytest --driver-patches mine.patch                              the same on other drivers
 
 Each test starts from a checkpoint and leaves nothing behind. One that leaves trouble on a
 console which it did not declare has failed. A failure shows the assertion first, then what
@@ -22,6 +23,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+from emu import pytest_drivers
 from emu.images.cache import Cache
 from emu.lab import provenance
 from emu.lab.rig import RigDomu, RigHost, RigLun
@@ -46,9 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("wall", "icount"),
         help="the clock of tests that name none: the machine's, or instructions counted",
     )
+    pytest_drivers.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    pytest_drivers.configure(config)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
 

@@ -3,6 +3,11 @@
 `stock` is the module the kernel came with. `patched` is built out of tree from the same
 source with the series of kernels.toml. Nothing is handed out that the kernel would not
 load (`elf.check_module`).
+
+What `patched` means can be changed from outside, for all that a process and its children do:
+`$EMU_DRIVER_PATCHES` names patches that come after the series (files, or directories of them,
+with colons between), `$EMU_FRONT` and `$EMU_BACK` the module of an end. So whoever changed a
+driver runs the tests on it, and `emu mutants` on spoilt ones.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +35,9 @@ ENDS: tuple[End, ...] = ("front", "back")
 STOCK, PATCHED = "stock", "patched"
 MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
 """The module of each end, as its file is called."""
+MORE_PATCHES = "EMU_DRIVER_PATCHES"
+GIVEN: Mapping[End, str] = {"front": "EMU_FRONT", "back": "EMU_BACK"}
+"""The environment's variables that change what `patched` means."""
 
 _WHERE = "drivers/block"
 _SOURCES = (f"{_WHERE}/xen-blkfront.c", f"{_WHERE}/xen-blkback/")
@@ -75,13 +83,10 @@ def get_driver(
     """
     if which == STOCK:
         path = kernel.module(MODULE[end])
+    elif which == PATCHED and (given := os.environ.get(GIVEN[end])):
+        path = Path(given)
     elif which == PATCHED:
-        if kernel.flavour == "given":
-            raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
-        wanted = spec(kernel.name)
-        if wanted.driver_patches is None:
-            raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
-        patches = kbuild.series(wanted.driver_patches, wanted.version)
+        patches = patches_of(kernel)
         path = build_drivers(kernel, patches, cache, progress, lock=lock) / f"{MODULE[end]}.ko"
     else:
         path = Path(which)
@@ -90,6 +95,29 @@ def get_driver(
         raise InputError(f"{path} is the module {info.name}, the {end} end is {MODULE[end]}")
     elf.check_module(info, kernel.info(), parameters=parameters)
     return Driver(end, str(which), path, info)
+
+
+def patches_of(kernel: Kernel) -> tuple[Path, ...]:
+    """The patches that `patched` drivers of `kernel` have, in order: the series, then those of
+    the environment.
+
+    Raises InputError for a kernel that none are made for, or a patch that is not there.
+    """
+    if kernel.flavour == "given":
+        raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
+    wanted = spec(kernel.name)
+    if wanted.driver_patches is None:
+        raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
+    more: list[Path] = []
+    for name in filter(None, os.environ.get(MORE_PATCHES, "").split(os.pathsep)):
+        path = Path(name)
+        if path.is_dir():
+            more += kbuild.series(path, wanted.version)
+        elif path.is_file():
+            more.append(path)
+        else:
+            raise InputError(f"there is no driver patch {path}", hint=f"${MORE_PATCHES} names it")
+    return (*kbuild.series(wanted.driver_patches, wanted.version), *more)
 
 
 def for_guest(driver: Driver, into: Path) -> Path:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from ends import DISK, Ends
 
-from emu import paths
-from emu.images import agent, kbuild, modules
-from emu.images.kernels import spec
+from emu.images import agent, modules
 from emu.lab.rig import saved
 from emu.progress import Progress
 from emu.xen.domain import virtual_device
@@ -24,12 +22,10 @@ HELD_WITHIN = 30.0
 
 
 def back_end(ends: Ends, name: str) -> str:
-    """The module of a back end of `back-ends/`: ours with one patch more."""
+    """The module of a back end of `back-ends/`: `patched` with one patch more."""
     kernel = ends.stack.inputs.kernel
-    patches = kbuild.series(paths.guest_images() / "patches/xen-block", spec(kernel.name).version)
-    made = modules.build_drivers(
-        kernel, [*patches, BACK_ENDS / f"{name}.patch"], ends.cache, Progress()
-    )
+    patches = [*modules.patches_of(kernel), BACK_ENDS / f"{name}.patch"]
+    made = modules.build_drivers(kernel, patches, ends.cache, Progress())
     return str(made / "xen-blkback.ko")
 
 
