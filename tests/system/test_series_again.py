@@ -32,7 +32,8 @@ def test_keys_of_an_earlier_kernel(ends: Ends, stale: dict[str, int], pages: int
     assert ends.stack.domain.wait_connected(DISK).pages == pages
     front = ends.stack.domain.front_tree(DISK)
     left = [key for key in stale if front.get(key) == str(stale[key])]
-    assert [key for key in left if key not in ("ring-page-order", "num-ring-pages")] == []
+    left = [key for key in left if key not in ("ring-page-order", "num-ring-pages")]
+    assert not left, f"keys of the earlier connection stand beside the new ones: {left}"
     assert ends.fill_disk() == ends.sum_of_disk()
 
 
@@ -69,7 +70,8 @@ def test_nothing_is_left_for_an_older_driver(ends: Ends) -> None:
     ends.connect(order=3)
     ends.unbind_front()
     left = ends.stack.domain.front_tree(DISK).children()
-    assert not [key for key in left if "ring" in key or "queue" in key or key == "event-channel"]
+    old = [key for key in left if "ring" in key or "queue" in key or key == "event-channel"]
+    assert not old, f"the front end left its keys for the next driver to stumble over: {old}"
     ends.stack.domain.detach(DISK)
     ends.load("front", "stock", max_ring_page_order=1)
     ends.attach()
@@ -96,4 +98,6 @@ def test_unplug_frees_the_interrupt_before_the_ring(ends: Ends) -> None:
     while len(steps) < 2 and time.monotonic() < until:
         trace = domu.run(["cat", "/sys/kernel/tracing/trace"], timeout=20).text
         steps = re.findall(r": (interrupt|ring): ", trace)
-    assert steps == ["interrupt", "ring"]
+    assert steps == ["interrupt", "ring"], (
+        f"the front end frees in the order {steps}: its handler may run on a ring that is gone"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ends import CONNECTED, DISK, LATER, Ends
+from ends import CLOSING, CONNECTED, DISK, LATER, Ends
 
 from emu.xen.domain import virtual_device
 
@@ -67,7 +67,10 @@ def test_front_takes_the_larger_legal_offer(
     ends.attach()
     offer(ends, max_ring_page_order=order, max_ring_pages=pages)
     ends.load("front", max_ring_page_order=4)
-    assert ends.stack.domain.wait_connected(DISK).pages == taken
+    ring = ends.stack.domain.wait_connected(DISK)
+    assert ring.pages == taken, (
+        f"the front end took {ring.pages} pages of an offer of order {order}, pages {pages}"
+    )
 
 
 def rebind_back(ends: Ends) -> None:
@@ -91,7 +94,8 @@ def test_back_takes_either_key(ends: Ends, gone: str) -> None:
     ends.channel("back").run(["xenstore-rm", f"{root}/{gone}"], timeout=20)
     ends.listen()
     rebind_back(ends)
-    ends.wait_back(CONNECTED)
+    state = ends.wait_back(CONNECTED, CLOSING)
+    assert state == CONNECTED, f"without {gone} the back end takes no ring: {ends.errors()}"
     assert ends.said("back", "connected: ring 4 pages, 128 requests")
     assert ends.sum_of_disk() == before
 
@@ -121,5 +125,6 @@ def test_back_refuses_with_the_values(
             "event-channel": 1,
         }
     )
-    assert words in ends.refusal()
-    assert len(ends.errors()) == 1
+    refusal = ends.refusal()
+    assert words in refusal, f"the back end did not refuse these keys for what they are: {refusal}"
+    assert len(ends.errors()) == 1, ends.errors()

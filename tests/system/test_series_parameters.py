@@ -22,7 +22,7 @@ def test_clamped_with_one_message(
     ends: Ends, end: End, given: dict[str, int], pages: int, words: str
 ) -> None:
     now = ends.load(end, **given)
-    assert now.parameters["max_ring_pages"] == str(pages)
+    assert now.parameters["max_ring_pages"] == str(pages), f"the limit is not clamped: {given}"
     assert now.parameters["max_ring_page_order"] == str(pages.bit_length() - 1)
     assert len(ends.said(end, "given")) == 1
     assert words in ends.said(end, "given")[0]
@@ -72,7 +72,9 @@ def test_next_connection_has_the_new_limit(ends: Ends) -> None:
     ends.unbind_front()
     ends.load("front", max_ring_pages=16)
     ring = ends.stack.domain.wait_connected(DISK)
-    assert (ring.pages, ring.offer.order, ring.offer.pages) == (8, 3, 8)
+    assert (ring.pages, ring.offer.order, ring.offer.pages) == (8, 3, 8), (
+        f"a connection after the limit was changed is offered the old one: {ring.offer}"
+    )
     assert not ends.said("back", "contradict")
 
 
@@ -93,5 +95,8 @@ def test_more_than_was_offered_is_refused(ends: Ends) -> None:
     write(ends, "max_ring_pages", 16)
     references = {f"ring-ref{page}": 8 + page for page in range(4)}
     ends.publish({"num-ring-pages": 4, "event-channel": 1, **references})
-    assert "requested 4 ring pages: not a power of two up to 2" in ends.refusal()
+    refusal = ends.refusal()
+    assert "requested 4 ring pages: not a power of two up to 2" in refusal, (
+        f"the back end takes more pages than it has offered: {refusal}"
+    )
     ends.wait_back(CLOSING)

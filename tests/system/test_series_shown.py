@@ -23,7 +23,8 @@ def test_ends_agree(ends: Ends, order: int) -> None:
     ends.load("back")
     ring = ends.connect(order)
     ends.fill_disk()
-    assert list(ring.disagreements()) == []
+    wrong = list(ring.disagreements())
+    assert not wrong, f"an end shows another ring than was negotiated: {wrong}"
     front, back = shown(ends)
     for account in (front, back):
         assert account.pages == ring.key_pages == 1 << order
@@ -31,7 +32,9 @@ def test_ends_agree(ends: Ends, order: int) -> None:
         assert account.outstanding == 0
     assert front.req_prod == front.rsp_cons == back.req_cons == back.rsp_prod
     assert back.rsp_prod
-    assert back.requests == ring.requests
+    assert back.requests == ring.requests, (
+        f"the back end made {back.requests} requests for a ring of {ring.requests}"
+    )
     assert back.persistent_grants == front.persistent_grants_free
     assert front.persistent_grants_free
     assert front.grants_free == front.grants
