@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # How many tests run side by side: an emulated host is one busy core.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: help setup run test test-quick test-long test-debug test-unit shell series doctor bench-rig images lint clean
+.PHONY: help setup run test test-quick test-long test-debug test-unit shell series mutants doctor bench-rig images lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -53,6 +53,9 @@ shell: setup ## a terminal in dom0 (ARGS=domu: in the domU); Ctrl-] leaves
 
 series: setup ## check the driver series patch by patch: applies, builds, checkpatch, sparse
 	@$(BIN)/emu series $(ARGS)
+
+mutants: setup ## would the suite notice? run its tests on drivers with one flaw each (an hour)
+	@$(BIN)/emu mutants $(ARGS)
 
 doctor: setup ## what this machine has, what it lacks, and what mends it
 	@$(BIN)/emu doctor $(ARGS)

@@ -1,0 +1,123 @@
+"""`emu mutants`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from emu.commands.options import Commands, show, table
+from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
+from emu.images.cache import Cache
+from emu.images.modules import GIVEN, MORE_PATCHES
+from emu.lab import mutants
+from emu.lab.mutants import Judged, Verdict
+from emu.screen import Screen, fail
+
+_EPILOG = """Exit status: 0 all killed; 1 one survived; 3 one does not apply, does not build, or
+names a test that does not pass without it; 125 the rig broke; 130 interrupted. What is known is
+kept: the next run goes on where this one ended"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "mutants",
+        help="would the suite notice? run its tests on drivers with one flaw each",
+        description="Build the drivers with each patch of tests/mutants/ on top of the series, "
+        "run the tests that are to catch it, and say killed or survived.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("names", nargs="*", metavar="MUTANT", help="by name or pattern: 'grants-*'")
+    parser.add_argument(
+        "--directory", type=Path, default=mutants.own_mutants(), metavar="DIR",
+        help="where the patches are (default tests/mutants)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many at once")
+    parser.add_argument("--again", action="store_true", help="believe no result that is kept")
+    parser.add_argument(
+        "--baseline", action="store_true", help="only see that the tests pass without a mutant"
+    )
+    parser.add_argument("--list", action="store_true", help="print them and the tests; run nothing")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(command=_mutants)
+
+
+def _jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _mutants(arguments: argparse.Namespace) -> int:
+    wish = mutants.MutantsWish(
+        arguments.directory,
+        tuple(arguments.names),
+        arguments.jobs,
+        arguments.again,
+        arguments.baseline,
+    )
+    if arguments.list:
+        rows = table("mutant", "driver", "flaw", "caught by")
+        for one in mutants.find(wish):
+            cells = (one.name, " ".join(one.ends), one.flaw, " ".join(one.caught_by))
+            rows.add_row(*map(escape, cells))
+        show(rows)
+        return EXIT_HELD
+    for name in (MORE_PATCHES, *GIVEN.values()):
+        os.environ.pop(name, None)  # mutants are of our series
+    with Screen() as screen:
+        results = mutants.perform(wish, Cache(), screen, lambda one: screen.note(_told(one)))
+    if arguments.json:
+        print(json.dumps([as_json(one) for one in results], indent=2))
+    else:
+        _show(results)
+    counts = Counter(one.verdict for one in results)
+    if counts[Verdict.KILLED] < len(results):
+        fail(", ".join(f"{number} {verdict.value}" for verdict, number in counts.items()))
+    return status(results)
+
+
+def status(results: Sequence[Judged]) -> int:
+    """The command's exit status: what is known to be bad goes before what could not be known."""
+    verdicts = {one.verdict for one in results}
+    for verdict, number in (
+        (Verdict.SURVIVED, EXIT_NOT_HELD),
+        (Verdict.SPOILT, EXIT_INPUT),
+        (Verdict.RIG, EXIT_RIG),
+    ):
+        if verdict in verdicts:
+            return number
+    return EXIT_HELD
+
+
+def as_json(one: Judged) -> dict[str, object]:
+    """One result."""
+    return {
+        "mutant": one.mutant.name,
+        "flaw": one.mutant.flaw,
+        "drivers": one.mutant.ends,
+        "verdict": one.verdict.value,
+        "test": one.test,
+        "message": one.line,
+        "seconds": round(one.seconds, 1),
+    }
+
+
+def _told(one: Judged) -> str:
+    by = f" by {one.test}" if one.test else ""
+    return f"{one.verdict.value:9} {one.mutant.name}{by} ({one.seconds:.0f} s)\n    {one.line}"
+
+
+def _show(results: Sequence[Judged]) -> None:
+    rows = table("", "mutant", "by", "message")
+    for one in results:
+        line = one.line.split("\n", 1)[0]
+        rows.add_row(*map(escape, (one.verdict.value, one.mutant.name, one.test, line)))
+    show(rows)
