@@ -30,7 +30,7 @@ from emu.errors import EmuError, InputError
 from emu.images import modules
 from emu.images.cache import Cache
 from emu.images.kernels import get_kernel
-from emu.lab.testruns import Outcome, Runs, Test
+from emu.lab.testruns import Outcome, Runs, Trial
 from emu.progress import Progress
 
 SUBJECTS = ("negotiation", "migration", "grants")
@@ -194,7 +194,7 @@ def _judge(
         decided = judged(Verdict.KILLED, "", "")
         for node in mutant.caught_by:
             progress.tick(f"{node} on the series")
-            sound = runs.outcome(Test(node), quiet)
+            sound = runs.outcome(Trial(node), quiet)
             if sound.kind != "passed":
                 verdict = Verdict.RIG if sound.kind == "error" else Verdict.SPOILT
                 words = f"{sound.kind} without the flaw: {_first_line(sound.messages)}"
@@ -203,7 +203,7 @@ def _judge(
                 decided = judged(Verdict.KILLED, node, "passes on the series")
                 continue
             progress.tick(f"{node} on {mutant.name}")
-            verdict, line = decide(runs.outcome(Test(node, mutant.path), quiet), mutant.says)
+            verdict, line = decide(runs.outcome(Trial(node, mutant.path), quiet), mutant.says)
             decided = judged(verdict, node, line)
             if verdict is not Verdict.KILLED:
                 break

@@ -29,9 +29,12 @@ from emu.progress import Progress
 Kind = Literal["passed", "failed", "skipped", "error"]
 _WORST: tuple[Kind, ...] = ("failed", "error", "skipped", "passed")
 _KIND = "test-outcome"
+_RECIPE = 1
+"""Raised when the way a test is run changes its outcome; a part of cache keys."""
 _ENDS_WITHIN = 30.0
 """Seconds that an interrupted pytest has for ending its guests; then it is killed."""
 _LAST_LINES = 12
+_ONLY_DRAW = ("mutants.py", "screen.py", "testruns.py")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Test:
+class Trial:
     """A test by its pytest id, on drivers that have `patch` more; None: on the series."""
 
     node: str
@@ -67,14 +70,14 @@ class Runs:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def known(self, test: Test) -> Outcome | None:
+    def known(self, test: Trial) -> Outcome | None:
         """The outcome that is kept; None if there is none, or it is not to be believed."""
         if self._again:
             return None
         found = self._cache.find(_KIND, self._inputs(test))
         return None if found is None else _read(found)
 
-    def outcome(self, test: Test, progress: Progress) -> Outcome:
+    def outcome(self, test: Trial, progress: Progress) -> Outcome:
         """Run it, unless its outcome is known."""
         if (kept := self.known(test)) is not None:
             return kept
@@ -108,15 +111,16 @@ class Runs:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def _inputs(self, test: Test) -> dict[str, JSON]:
+    def _inputs(self, test: Trial) -> dict[str, JSON]:
         return {
             "test": test.node,
             "patch": "" if test.patch is None else diff_digest(test.patch),
             "tests": digest([test.file, *_shared_files()]),
             "rig": self._rig,
+            "recipe": _RECIPE,
         }
 
-    def _run(self, test: Test) -> Outcome:
+    def _run(self, test: Trial) -> Outcome:
         with self._cache.scratch("test-run") as place:
             report, log = place / "report.xml", place / "log"
             command = [
@@ -202,11 +206,11 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def _rig_files() -> Iterator[Path]:
-    """What an outcome depends on beside the test: all but what only draws and counts."""
+    """What an outcome depends on beside the test: all but what only counts and draws."""
     top = paths.checkout()
     yield top / "pyproject.toml"
     for path in (top / "emu").rglob("*.py"):
-        if "commands" not in path.parts and path.name not in ("mutants.py", "screen.py"):
+        if "commands" not in path.parts and path.name not in _ONLY_DRAW:
             yield path
     yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
 

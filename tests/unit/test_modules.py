@@ -57,6 +57,26 @@ def test_a_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path)
         modules.get_driver("front", path, kernel, cache, Progress())
 
 
+def test_what_patched_means_can_be_changed(
+    kernel: Kernel, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = modules.patches_of(kernel)
+    assert ours
+    for name in ("b/2.patch", "b/1.patch", "a.patch"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv(modules.MORE_PATCHES, f"{tmp_path}/a.patch:{tmp_path}/b")
+    more = modules.patches_of(kernel)[len(ours) :]
+    assert [path.name for path in more] == ["a.patch", "1.patch", "2.patch"]
+    monkeypatch.setenv(modules.MORE_PATCHES, f"{tmp_path}/a.patch:{tmp_path}/c.patch")
+    with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
+        modules.patches_of(kernel)
+    path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
+    monkeypatch.setenv(modules.GIVEN["front"], str(path))
+    driver = modules.get_driver("front", "patched", kernel, cache, Progress())
+    assert (driver.which, driver.path) == ("patched", path)
+
+
 def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:
     """A patch that diff(1) makes of two texts of one file."""
     for side, text in (("a", before), ("b", after)):

@@ -1,0 +1,304 @@
+"""Mutants: what a header has to say, when one counts as killed, which results are kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from emu import cli
+from emu.commands.mutants import as_json, status
+from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG, InputError, RigError
+from emu.images.cache import Cache
+from emu.lab import mutants
+from emu.lab.mutants import Judged, Mutant, MutantsWish, Verdict, decide
+from emu.lab.testruns import Outcome, Runs, Trial, diff_digest, read_report
+from emu.progress import Progress
+
+HEAD = """The front end drops what does not fit.
+
+Real drivers did, and this text is for people.
+
+Caught-by: tests/unit/test_mutants.py::test_a[no grant]
+Caught-by: tests/unit/test_mutants.py::test_b
+Says: \\d+ requests were lost
+Kernel: lab-6.1
+
+"""
+DIFF = """--- a/drivers/block/xen-blkfront.c
++++ b/drivers/block/xen-blkfront.c
+@@ -1,2 +1,1 @@
+ one
+-two
+"""
+NAME = "migration-dropped.patch"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "mutants"
+    made.mkdir()
+    return made
+
+
+def write(folder: Path, text: str = HEAD + DIFF, name: str = NAME) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# -- the header
+
+
+def test_header(folder: Path) -> None:
+    mutant = mutants.read(write(folder))
+    assert mutant.name == "migration-dropped"
+    assert mutant.flaw == "The front end drops what does not fit."
+    assert mutant.caught_by == (
+        "tests/unit/test_mutants.py::test_a[no grant]",
+        "tests/unit/test_mutants.py::test_b",
+    )
+    assert mutant.says.search("then 12 requests were lost")
+    assert (mutant.kernel, mutant.ends) == ("lab-6.1", ("front",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("Says: \\d+ requests were lost\n", "", "has 0 times Says:"),
+        ("Says: \\d+ requests were lost\n", "Says: a\nSays: b\n", "has 2 times Says:"),
+        ("Says: \\d+ requests were lost\n", "Says: (a\n", "is no regular expression"),
+        ("Says: \\d+ requests were lost\n", "Says:\n", "has 1 times Says:"),
+        ("Kernel: ", "Kernle: ", ":8: no field Kernle is known"),
+        (
+            "test_mutants.py::test_b",
+            "test_nowhere.py::test_b",
+            "there is no test tests/unit/test_n",
+        ),
+        ("test_mutants.py::test_b", "test_mutants.py", "there is no test tests/unit/test_mut"),
+        ("The front end drops what does not fit.\n", "\n", "the first line has to say the flaw"),
+        (DIFF, "", "changes nothing"),
+    ],
+)
+def test_header_that_says_too_little(folder: Path, old: str, new: str, words: str) -> None:
+    text = HEAD + DIFF
+    assert old in text
+    with pytest.raises(InputError, match=re.escape(words)):
+        mutants.read(write(folder, text.replace(old, new, 1)))
+
+
+def test_name_without_a_subject(folder: Path) -> None:
+    with pytest.raises(InputError, match="a name begins with one of negotiation, migration, gran"):
+        mutants.read(write(folder, name="dropped.patch"))
+
+
+def test_chosen_by_name_and_pattern(folder: Path) -> None:
+    for name in ("grants-a", "grants-b", "migration-a"):
+        write(folder, name=f"{name}.patch")
+
+    def found(*names: str) -> list[str]:
+        return [one.name for one in mutants.find(MutantsWish(folder, names))]
+
+    assert found() == ["grants-a", "grants-b", "migration-a"]
+    assert found("grants-*") == ["grants-a", "grants-b"]
+    assert found("*-a", "grants-a") == ["grants-a", "migration-a"]
+    with pytest.raises(InputError, match=r"no mutant in .* is called grants-c"):
+        found("grants-a", "grants-c")
+    with pytest.raises(InputError, match="holds no mutants"):
+        mutants.find(MutantsWish(folder / "nowhere"))
+
+
+def test_ours_name_a_flaw_each_and_tests_that_are_there() -> None:
+    ours = mutants.find(MutantsWish(mutants.own_mutants()))
+    assert len({one.flaw for one in ours}) == len(ours) >= 28
+    for subject in mutants.SUBJECTS:
+        assert sum(one.name.startswith(subject) for one in ours) >= 8
+    for one in ours:
+        for node in one.caught_by:
+            file, _, test = node.partition("::")
+            assert f"def {test.partition('[')[0]}(" in Path(file).read_text(), f"{one.name}: {node}"
+        assert one.ends, f"{one.name} changes no driver"
+
+
+# -- the verdict
+
+SAYS = re.compile(r"\d+ requests were lost")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict", "line"),
+    [
+        (
+            Outcome("failed", ("AssertionError: 3 requests were lost\nassert 3 == 0",), 1.0),
+            Verdict.KILLED,
+            "AssertionError: 3 requests were lost",
+        ),
+        (
+            Outcome(
+                "failed", ("assert not x", "E\n  at last 3 requests were lost, he said\n"), 1.0
+            ),
+            Verdict.KILLED,
+            "at last 3 requests were lost, he said",
+        ),
+        (Outcome("passed", (), 1.0), Verdict.SURVIVED, "the test passed"),
+        (
+            Outcome("failed", ("assert 3 == 0",), 1.0),
+            Verdict.SURVIVED,
+            "failed without naming the flaw: assert 3 == 0",
+        ),
+        (
+            Outcome("failed", ("Failed: Timeout (>600.0s) from pytest-timeout.",), 600.0),
+            Verdict.SURVIVED,
+            "failed without naming the flaw: Failed: Timeout (>600.0s) from pytest-timeout.",
+        ),
+        (
+            Outcome("error", ("RigError: 3 requests were lost",), 1.0),
+            Verdict.RIG,
+            "RigError: 3 requests were lost",
+        ),
+        (Outcome("skipped", ("no KVM",), 0.0), Verdict.SPOILT, "skipped: no KVM"),
+    ],
+)
+def test_verdict(outcome: Outcome, verdict: Verdict, line: str) -> None:
+    assert decide(outcome, SAYS) == (verdict, line)
+
+
+def judged(verdict: Verdict) -> Judged:
+    mutant = Mutant(Path("grants-a.patch"), "A flaw.", ("t.py::t",), SAYS, "lab-6.1", ("back",))
+    return Judged(mutant, verdict, "t.py::t", "a line", 1.25)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "number"),
+    [
+        ((Verdict.KILLED, Verdict.KILLED), EXIT_HELD),
+        ((Verdict.KILLED, Verdict.SURVIVED), EXIT_NOT_HELD),
+        ((Verdict.SPOILT, Verdict.RIG, Verdict.SURVIVED), EXIT_NOT_HELD),
+        ((Verdict.RIG, Verdict.SPOILT), EXIT_INPUT),
+        ((Verdict.RIG, Verdict.KILLED), EXIT_RIG),
+    ],
+)
+def test_exit_status(verdicts: tuple[Verdict, ...], number: int) -> None:
+    assert status([judged(one) for one in verdicts]) == number
+
+
+def test_json() -> None:
+    assert as_json(judged(Verdict.SURVIVED)) == {
+        "mutant": "grants-a",
+        "flaw": "A flaw.",
+        "drivers": ("back",),
+        "verdict": "survived",
+        "test": "t.py::t",
+        "message": "a line",
+        "seconds": 1.2,
+    }
+
+
+# -- the report of pytest, written by the real one (junit_family xunit2)
+
+REPORT = """<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests"><testsuite
+name="pytest" errors="0" failures="1" skipped="0" tests="1" time="14.1">{cases}</testsuite>
+</testsuites>"""
+PASSED = '<testcase classname="tests.system.test_x" name="test_a[no grant]" time="12.3" />'
+FAILED = (
+    '<testcase classname="tests.system.test_x" name="test_a[64]" time="2.0">'
+    '<failure message="AssertionError: 3 requests were lost&#10;assert 3 == 0">E  assert</failure>'
+    "</testcase>"
+)
+ERRED = (
+    '<testcase classname="tests.system.test_x" name="test_a" time="0.5">'
+    '<error message="failed on setup with &quot;emu.errors.RigError: no room&quot;">E</error>'
+    "</testcase>"
+)
+SKIPPED = (
+    '<testcase classname="tests.system.test_x" name="test_a" time="0.0">'
+    '<skipped type="pytest.skip" message="no KVM">there</skipped></testcase>'
+)
+
+
+@pytest.mark.parametrize(
+    ("cases", "outcome"),
+    [
+        (PASSED, Outcome("passed", (), 12.3)),
+        (FAILED, Outcome("failed", ("AssertionError: 3 requests were lost\nassert 3 == 0",), 2.0)),
+        (ERRED, Outcome("error", ('failed on setup with "emu.errors.RigError: no room"',), 0.5)),
+        (SKIPPED, Outcome("skipped", ("no KVM",), 0.0)),
+        (
+            PASSED + FAILED + ERRED,
+            Outcome("failed", ("AssertionError: 3 requests were lost\nassert 3 == 0",), 14.8),
+        ),
+        ("", None),
+    ],
+)
+def test_outcome_of_a_report(cases: str, outcome: Outcome | None) -> None:
+    assert read_report(REPORT.format(cases=cases)) == outcome
+
+
+# -- what is kept, with a real pytest that boots nothing
+
+OWN = "tests/unit/test_mutants.py::test_exit_status"
+
+
+def test_an_outcome_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "cache")
+    runs = Runs(cache)
+    assert runs.known(Trial(OWN)) is None
+    outcome = runs.outcome(Trial(OWN), Progress())
+    assert (outcome.kind, outcome.messages) == ("passed", ())
+    monkeypatch.setattr(Runs, "_run", lambda self, test: pytest.fail("was run again"))
+    assert Runs(cache).outcome(Trial(OWN), Progress()) == outcome
+    assert Runs(cache, again=True).known(Trial(OWN)) is None
+
+
+def test_what_an_outcome_is_kept_under(tmp_path: Path, folder: Path) -> None:
+    """The change counts, and not what is said about it."""
+    first = write(folder)
+    runs = Runs(Cache(tmp_path / "cache"))
+    keys = [runs._inputs(Trial(OWN)), runs._inputs(Trial(OWN, first))]
+    again = write(folder, HEAD.replace("lost", "gone") + DIFF)
+    assert runs._inputs(Trial(OWN, again)) == keys[1] != keys[0]
+    other = write(folder, HEAD + DIFF.replace("two", "three"))
+    assert runs._inputs(Trial(OWN, other)) != keys[1]
+    assert runs._inputs(Trial("tests/unit/test_cli.py::test_x")) != keys[0]
+
+
+def test_an_error_of_the_rig_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(Cache(tmp_path / "cache"))
+    error = Outcome("error", ("RigError: no room",), 0.1)
+    monkeypatch.setattr(Runs, "_run", lambda self, test: error)
+    assert runs.outcome(Trial(OWN), Progress()) == error
+    assert runs.known(Trial(OWN)) is None
+
+
+def test_a_test_that_is_not_there(tmp_path: Path) -> None:
+    runs = Runs(Cache(tmp_path / "cache"))
+    with pytest.raises(RigError, match=r"pytest (did not run|ended with status)"):
+        runs.outcome(Trial("tests/unit/test_mutants.py::test_nowhere"), Progress())
+
+
+def test_nothing_starts_once_stopped(tmp_path: Path) -> None:
+    runs = Runs(Cache(tmp_path / "cache"))
+    runs.stop()
+    with pytest.raises(RigError, match="interrupted"):
+        runs.outcome(Trial(OWN), Progress())
+
+
+def test_diff_alone_is_the_change(folder: Path) -> None:
+    one = write(folder)
+    two = write(folder, "Another.\n\n" + DIFF, "grants-b.patch")
+    assert diff_digest(one) == diff_digest(two)
+
+
+# -- the command
+
+
+def test_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mutants", "--list", "nobody"]) == EXIT_INPUT
+    assert "no mutant in" in capsys.readouterr().err
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mutants", "--list", "negotiation-stale-keys"]) == EXIT_HELD
+    said = capsys.readouterr().out
+    assert "tests/system/test_series_again.py::test_keys_of_an_earlier_kernel[pages-1]" in said
