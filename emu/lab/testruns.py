@@ -125,6 +125,8 @@ class Runs:
             report, log = place / "report.xml", place / "log"
             command = [
                 "setpriv", "--pdeathsig", "KILL", "--",
+                # Who was started in the background ignores it, and so would pytest.
+                "env", "--default-signal=INT",
                 sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider",
                 "--junitxml", str(report), "-o", "junit_logging=no",
             ]  # fmt: skip
