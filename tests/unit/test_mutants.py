@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,7 @@ def test_outcome_of_a_report(cases: str, outcome: Outcome | None) -> None:
 
 # -- what is kept, with a real pytest that boots nothing
 
+SLEEPS = "EMU_TEST_SLEEPS"
 OWN = "tests/unit/test_mutants.py::test_exit_status"
 
 
@@ -282,6 +286,32 @@ def test_nothing_starts_once_stopped(tmp_path: Path) -> None:
     runs.stop()
     with pytest.raises(RigError, match="interrupted"):
         runs.outcome(Trial(OWN), Progress())
+
+
+def test_that_sleeps() -> None:
+    """What the next test interrupts; without it there is nothing to do."""
+    if SLEEPS in os.environ:
+        Path(os.environ[SLEEPS]).touch()
+        time.sleep(120)
+
+
+def test_an_interruption_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    monkeypatch.setenv(SLEEPS, str(started))
+    runs = Runs(Cache(tmp_path / "cache"))
+    asleep = Trial("tests/unit/test_mutants.py::test_that_sleeps")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(runs.outcome, asleep, Progress())
+        until = time.monotonic() + 60
+        while not started.exists():
+            assert time.monotonic() < until, "pytest did not come to the test"
+            time.sleep(0.05)
+        (process,) = runs._running
+        runs.stop()
+        with pytest.raises(RigError, match="interrupted"):
+            running.result(timeout=20)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert runs.known(asleep) is None
 
 
 def test_diff_alone_is_the_change(folder: Path) -> None:
