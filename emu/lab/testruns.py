@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from emu.progress import Progress
 Kind = Literal["passed", "failed", "skipped", "error"]
 _WORST: tuple[Kind, ...] = ("failed", "error", "skipped", "passed")
 _KIND = "test-outcome"
-_RECIPE = 1
+_RECIPE = 2
 """Raised when the way a test is run changes its outcome; a part of cache keys."""
+_SAID = re.compile(r"E(\s|$)")
+"""The lines of a traceback in which the exception speaks."""
 _ENDS_WITHIN = 30.0
 """Seconds that an interrupted pytest has for ending its guests; then it is killed."""
 _LAST_LINES = 12
@@ -182,13 +185,21 @@ def read_report(xml: str) -> Outcome | None:
         for tag, called in (("failure", "failed"), ("error", "error"), ("skipped", "skipped")):
             for part in case.findall(tag):
                 found: Kind = called  # type: ignore[assignment]
-                messages[found].append(part.get("message", ""))
+                messages[found].append(_message(part))
                 kind = found if kind == "passed" else kind
         kinds.add(kind)
     for worst in _WORST:
         if worst in kinds:
             return Outcome(worst, tuple(messages[worst]), round(seconds, 1))
     return None
+
+
+def _message(part: ElementTree.Element) -> str:
+    """What an exception said: pytest cuts the attribute after a few lines. The text beside it
+    has all, and the source of the test, which may well hold the words that it did not say.
+    """
+    said = [line[1:].strip() for line in (part.text or "").splitlines() if _SAID.match(line)]
+    return "\n".join(said) or part.get("message", "")
 
 
 def diff_digest(patch: Path) -> str:

@@ -206,12 +206,15 @@ name="pytest" errors="0" failures="1" skipped="0" tests="1" time="14.1">{cases}<
 PASSED = '<testcase classname="tests.system.test_x" name="test_a[no grant]" time="12.3" />'
 FAILED = (
     '<testcase classname="tests.system.test_x" name="test_a[64]" time="2.0">'
-    '<failure message="AssertionError: 3 requests were lost&#10;assert 3 == 0">E  assert</failure>'
+    '<failure message="AssertionError: 3 requests were lost [+1 more lines]">def test_a():\n'
+    '&gt;       assert lost == 0, f"{lost} requests were lost"\n'
+    "E       AssertionError: 3 requests were lost\nE       assert 3 == 0\n\ntests/x.py:9: Error\n"
+    "------- consoles ------\n[ 1.1] dom0 | Error</failure>"
     "</testcase>"
 )
 ERRED = (
     '<testcase classname="tests.system.test_x" name="test_a" time="0.5">'
-    '<error message="failed on setup with &quot;emu.errors.RigError: no room&quot;">E</error>'
+    '<error message="failed on setup with &quot;emu.errors.RigError: no room&quot;">there</error>'
     "</testcase>"
 )
 SKIPPED = (
