@@ -48,7 +48,7 @@ def test_agreement_is_not(ends: Ends, end: End) -> None:
 def test_both_ends_by_number(ends: Ends) -> None:
     ends.load("back", max_ring_pages=8)
     ends.load("front", max_ring_pages=16)
-    ends.attach()
+    ends.stack.domain.attach(ends.stack.lun, DISK)
     assert ends.stack.domain.wait_connected(DISK).pages == 8
 
 
