@@ -26,7 +26,7 @@ struct command {
 	struct tcmur_cmd command; /* first: what comes back */
 	struct tcmulib_cmd lib;
 	uint8_t cdb[16];
-	struct iovec iov[16];
+	struct iovec iov[1024];
 	int answered, status;
 };
 
@@ -166,7 +166,7 @@ struct command *player_submit(struct tcmu_device *dev, int operation, uint64_t l
 	int n = 0, refused;
 
 	while (at < bytes) {
-		uint32_t piece = n == 15 ? bytes - at : pieces[n % 7];
+		uint32_t piece = n == 1023 ? bytes - at : pieces[n % 7];
 
 		piece = piece < bytes - at ? piece : bytes - at;
 		c->iov[n].iov_base = data + at;

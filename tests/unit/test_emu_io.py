@@ -1,0 +1,120 @@
+"""emu-io without Xen: its account tells what a file holds, and what a read found wrong."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emu.images import agent
+from emu.images.cache import Cache
+from emu.progress import Progress
+from emu.xen.account import Account, parse_account
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return agent.build(Cache(), Progress()).io
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    # Beside the cache: what lies in memory takes no direct I/O on older kernels.
+    with Cache().scratch("emu-io") as folder:
+        file = folder / "disk"
+        file.write_bytes(bytes(1 << 20))
+        yield file
+
+
+def run(
+    program: Path, disk: Path, *words: str, meanwhile: Callable[[], object] = lambda: None
+) -> Account:
+    file = disk.with_name("account")
+    started = subprocess.run(
+        [program, disk, file, *words], capture_output=True, text=True, check=True
+    )
+    process = int(started.stdout)
+    try:
+        time.sleep(0.3)
+        meanwhile()
+    finally:
+        os.kill(process, signal.SIGTERM)
+    until = time.monotonic() + 10
+    while (account := show(program, file)).state == "running":
+        assert time.monotonic() < until, "emu-io did not end"
+        time.sleep(0.01)
+    return account
+
+
+def show(program: Path, file: Path) -> Account:
+    return parse_account(subprocess.run([program, "show", file], stdout=-1, check=True).stdout)
+
+
+@pytest.mark.parametrize("words", [[], ["bytes=16384", "outstanding=5", "stride=16384"]])
+def test_what_was_acknowledged_is_there(program: Path, disk: Path, words: list[str]) -> None:
+    account = run(program, disk, *words)
+    assert account.state == "stopped"
+    assert not account.in_flight
+    assert not account.failed
+    writes = {asked.block: asked.generation for asked in account.asked if asked.writes}
+    reads = sum(not asked.writes for asked in account.asked)
+    assert 0.15 < reads / len(account.asked) < 0.35
+    content = disk.read_bytes()
+    for block, generation in writes.items():
+        at = account.start + block * account.stride
+        assert content[at : at + account.size] == account.content(block, generation)
+
+
+def test_a_read_tells_what_it_found(program: Path, disk: Path) -> None:
+    def spoil() -> None:
+        """Time and again, block 3 becomes zeros from its third KiB on."""
+        file = os.open(disk, os.O_RDWR | os.O_DIRECT)
+        with mmap.mmap(-1, 4096) as zeros:
+            for _ in range(1000):
+                os.pwritev(file, [memoryview(zeros)[:2048]], 26624)
+        os.close(file)
+
+    account = run(program, disk, "blocks=40", "reads=60", meanwhile=spoil)
+    found = {asked.found for asked in account.asked if asked.found}
+    assert (0, 0, 2048) in found
+    assert {asked.block for asked in account.asked if asked.found} == {3}
+
+
+def test_a_pace(program: Path, disk: Path) -> None:
+    account = run(program, disk, "rate=100")
+    assert 10 < len(account.asked) < 80
+
+
+def test_an_account_that_is_full(program: Path, disk: Path) -> None:
+    account = run(program, disk, "events=1000", "outstanding=8")
+    assert account.state == "full"
+    assert not account.in_flight
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["outstanding=8", "blocks=8"], "more blocks than requests"),
+        (["bytes=1000"], "whole pages"),
+        (["colour=red"], "colour=red makes no sense"),
+        (["rate=fast"], "rate=fast makes no sense"),
+    ],
+)
+def test_nonsense_is_refused(program: Path, disk: Path, words: list[str], said: str) -> None:
+    done = subprocess.run([program, disk, "/dev/null", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_disk_that_is_not_there(program: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [program, tmp_path / "absent", tmp_path / "account"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "absent: No such file" in done.stderr
