@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from ends import DISK, Ends
 
 from emu.images import agent, modules
-from emu.lab.rig import saved
+from emu.lab.rig import RigLun, saved
 from emu.progress import Progress
 from emu.xen.domain import virtual_device
 from emu.xen.ring import Ring
@@ -56,16 +55,9 @@ def wait_outstanding(ends: Ends, number: int) -> None:
         time.sleep(0.1)
 
 
-@contextlib.contextmanager
-def held(ends: Ends) -> Iterator[None]:
-    """The LUN stands still; for less than the 30 s after which a request fails."""
-    dom0 = ends.channel("back")
-    server = dom0.run(["pidof", "tcmu-runner"], timeout=20).text.strip()
-    dom0.run(["kill", "-STOP", server], timeout=20)
-    try:
-        yield
-    finally:
-        dom0.run(["kill", "-CONT", server], timeout=20)
+def held(ends: Ends) -> contextlib.AbstractContextManager[None]:
+    """The LUN holds all that comes to it."""
+    return RigLun(ends.stack.lun, ends.stack.host.dom0).held()
 
 
 def save(ends: Ends) -> None:

@@ -9,6 +9,7 @@ import pytest
 from emu.errors import NotHeld
 from emu.lab.rig import RigDomu, RigHost, RigLun
 from emu.lab.rig.verifying import Load
+from emu.xen.lun import COMMANDS
 
 FEW = Load(blocks=24, reads=0)
 """Every block is written again and again while a test looks on."""
@@ -80,3 +81,20 @@ def test_held_over_save_and_restore(domu: RigDomu, lun: RigLun) -> None:
     repeated = {each.asked.block * SECTORS_APART for each in io.ledger.repeated}
     assert set(before) <= repeated, "what was in flight when the guest was saved is asked again"
     assert {each.times for each in io.ledger.repeated} == {2}
+
+
+@pytest.mark.stack(kernel="lab", domu_memory=128)
+def test_a_full_ring_shrinks_over_a_restore(host: RigHost, lun: RigLun) -> None:
+    """More requests than the LUN is asked at a time: the others wait in dom0, and in the guest."""
+    domu = host.create(disk=lun, ring_pages=64, max_ring_pages=64)
+    with domu.verifying_io(outstanding=2048) as io:
+        with lun.held():
+            lun.await_outstanding(COMMANDS)
+            host.set_back(max_ring_pages=2)
+            with domu.saving():
+                lun.release()
+        domu.restore()
+        assert domu.ring(lun).pages == 2
+        io.await_answers(2048)
+    assert io.ledger is not None
+    assert len(io.ledger.repeated) > COMMANDS / 2

@@ -7,6 +7,7 @@ import time
 import pytest
 from ends import DISK, SETTLES_WITHIN, Ends
 
+from emu.lab.rig import RigLun
 from emu.xen.queues import BackQueue, FrontQueue
 
 
@@ -44,19 +45,11 @@ def test_ends_agree(ends: Ends, order: int) -> None:
 def test_requests_under_way_are_counted(ends: Ends) -> None:
     ends.load("back")
     ends.connect(order=2)
-    dom0 = ends.channel("back")
-    # The LUN stands still while its queue is frozen: what the domU asks for stays outstanding.
-    tcmu = dom0.run("pidof tcmu-runner", timeout=20).text.strip()
-    dom0.run(f"kill -STOP {tcmu}", timeout=20)
-    reader = ends.channel("front").spawn(
-        ["dd", f"if=/dev/{DISK}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]
-    )
-    try:
-        dom0.run("usleep 500000", timeout=20)
+    lun = RigLun(ends.stack.lun, ends.channel("back"))
+    command = ["dd", f"if=/dev/{DISK}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]
+    with lun.held(), ends.channel("front").spawn(command):
+        lun.await_outstanding(1)
         counts = [account.outstanding for account in shown(ends)]
-    finally:
-        dom0.run(f"kill -CONT {tcmu}", timeout=20)
-        reader.close()
     assert counts == [1, 1]
 
 
