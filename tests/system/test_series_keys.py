@@ -94,7 +94,7 @@ def test_back_takes_either_key(ends: Ends, gone: str) -> None:
     ends.channel("back").run(["xenstore-rm", f"{root}/{gone}"], timeout=20)
     ends.listen()
     rebind_back(ends)
-    state = ends.wait_back(CONNECTED, CLOSING)
+    state = ends.wait_back(CONNECTED, CLOSING, "Closed")
     assert state == CONNECTED, f"without {gone} the back end takes no ring: {ends.errors()}"
     assert ends.said("back", "connected: ring 4 pages, 128 requests")
     assert ends.sum_of_disk() == before
