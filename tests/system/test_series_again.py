@@ -29,11 +29,14 @@ def test_keys_of_an_earlier_kernel(ends: Ends, stale: dict[str, int], pages: int
     ends.attach()
     ends.publish(stale, state="Initialising")
     ends.load("front", max_ring_page_order=pages.bit_length() - 1)
-    assert ends.stack.domain.wait_connected(DISK).pages == pages
-    front = ends.stack.domain.front_tree(DISK)
+    until = time.monotonic() + SETTLES_WITHIN
+    while (front := ends.stack.domain.front_tree(DISK)).state() == "Initialising":
+        assert time.monotonic() < until, "the front end publishes nothing"
+        time.sleep(0.05)
     left = [key for key in stale if front.get(key) == str(stale[key])]
     left = [key for key in left if key not in ("ring-page-order", "num-ring-pages")]
     assert not left, f"keys of the earlier connection stand beside the new ones: {left}"
+    assert ends.stack.domain.wait_connected(DISK).pages == pages
     assert ends.fill_disk() == ends.sum_of_disk()
 
 

@@ -38,8 +38,8 @@ def test_one_line(ends: Ends, keys: dict[str, str | int], word: str) -> None:
     ends.listen()
     ends.publish(keys)
     refusal = ends.refusal()
-    assert word in refusal, f"refused for something else: {refusal}"
     assert len(ends.errors()) == 1, f"one failure, {len(ends.errors())} errors: {ends.errors()}"
+    assert word in refusal, f"refused for something else: {refusal}"
 
 
 def test_second_queue_that_cannot_be_mapped(ends: Ends) -> None:
