@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from rich.markup import escape
 
@@ -22,6 +23,10 @@ from emu.screen import Screen, fail
 _EPILOG = """Exit status: 0 all killed; 1 one survived; 3 one does not apply, does not build, or
 names a test that does not pass without it; 125 the rig broke; 130 interrupted. What is known is
 kept: the next run goes on where this one ended"""
+
+
+_SHOWN = 160
+"""Characters of a message that the table shows; all of it was told before."""
 
 
 def add(commands: Commands) -> None:
@@ -118,6 +123,6 @@ def _told(one: Judged) -> str:
 def _show(results: Sequence[Judged]) -> None:
     rows = table("", "mutant", "by", "message")
     for one in results:
-        line = one.line.split("\n", 1)[0]
+        line = shorten(one.line.split("\n", 1)[0], _SHOWN, placeholder=" …")
         rows.add_row(*map(escape, (one.verdict.value, one.mutant.name, one.test, line)))
     show(rows)
