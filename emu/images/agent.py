@@ -1,7 +1,8 @@
 """The programs of our own in the guests, static, from C.
 
 emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
-LUN server's remote control, emu-io does verified I/O in a domU.
+LUN server's remote control, emu-io does verified I/O in a domU, emu-grants
+shows what a guest grants.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -47,6 +48,7 @@ SOURCES = {
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
     "emu-lun": ("emu-lun.c",),
     "emu-io": ("emu-io.c", "io-work.c"),
+    "emu-grants": ("emu-grants.c", "table.c", "account.c"),
 }
 
 
@@ -58,6 +60,7 @@ class GuestPrograms:
     channeld: Path
     lun: Path
     io: Path
+    grants: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:

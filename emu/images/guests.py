@@ -161,12 +161,12 @@ def build_images(
 
 
 def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
-    """The domU's user space: busybox, the agent, our init."""
+    """The domU's user space: busybox, the agent, emu-grants, our init."""
     tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root"):
         tree.add_dir(name)
-    for program in (tools.agent, tools.io):
+    for program in (tools.agent, tools.io, tools.grants):
         tree.add_host(program, f"usr/lib/emu/{program.name}")
     tree.add_file("init", _script("domu/init"), 0o755)
     # The kernel opens it for init before init can mount devtmpfs.
@@ -185,7 +185,7 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
         tree.remove(f"var/{name}")
     tree.add_link("var/run", "/run")
     tree.add_link("var/lock", "/run/lock")
-    for program in (own.tools.agent, own.tools.channeld, own.tools.lun):
+    for program in (own.tools.agent, own.tools.channeld, own.tools.lun, own.tools.grants):
         tree.add_host(program, f"usr/lib/emu/{program.name}")
     # tcmu-runner loads every handler that it finds in there.
     tree.add_host(own.lun_server, f"usr/lib/emu/tcmu-handlers/{handler.NAME}")

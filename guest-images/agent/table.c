@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The frames of a grant table are mapped with privcmd's "map resource" (Linux'
+ * include/uapi/xen/privcmd.h, Xen's XENMEM_acquire_resource). How many there are is asked for
+ * first: to map a frame past the last makes Xen grow the table. Layouts and numbers: Xen's
+ * public/grant_table.h and public/memory.h.
+ */
+#include "table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+
+#define HYPERVISOR_GRANT_TABLE_OP 20
+#define GNTTABOP_QUERY_SIZE 6
+#define GNTTABOP_GET_VERSION 10
+#define XENMEM_RESOURCE_GRANT_TABLE 1
+#define RESOURCE_SHARED 0
+#define RESOURCE_STATUS 1
+
+#define GTF_TYPE_MASK 3
+#define GTF_IN_USE 0x18 /* reading, writing: Xen sets them, in table or in status frames */
+
+struct query_size {
+	uint16_t dom;
+	uint32_t nr_frames, max_nr_frames;
+	int16_t status;
+};
+
+struct get_version {
+	uint16_t dom, pad;
+	uint32_t version;
+};
+
+struct entry_v1 {
+	uint16_t flags, domid;
+	uint32_t frame;
+};
+
+struct entry_v2 {
+	uint16_t flags, domid;
+	uint32_t pad;
+	uint64_t frame;
+};
+
+struct hypercall {
+	uint64_t op, arg[5];
+};
+
+struct map_resource {
+	uint16_t dom;
+	uint32_t type, id, idx;
+	uint64_t num, addr;
+};
+
+#define IOCTL_HYPERCALL _IOC(_IOC_NONE, 'P', 0, sizeof(struct hypercall))
+#define IOCTL_MAP_RESOURCE _IOC(_IOC_NONE, 'P', 7, sizeof(struct map_resource))
+
+_Static_assert(sizeof(struct entry_v1) == 8, "an entry of version 1");
+_Static_assert(sizeof(struct entry_v2) == 16, "an entry of version 2");
+
+static int die(const char *what)
+{
+	fprintf(stderr, "emu-grants: %s: %s\n", what, strerror(errno));
+	return 1;
+}
+
+/* Xen reads the argument by its address and takes no page fault there: locked memory. */
+static int grant_op(int privcmd, unsigned op, void *argument)
+{
+	struct hypercall call = {
+		HYPERVISOR_GRANT_TABLE_OP, { op, (uintptr_t)argument, 1 }
+	};
+
+	return ioctl(privcmd, IOCTL_HYPERCALL, &call);
+}
+
+static volatile void *map(int privcmd, uint16_t domid, uint32_t id, uint64_t frames)
+{
+	struct map_resource request = {
+		.dom = domid, .type = XENMEM_RESOURCE_GRANT_TABLE, .id = id, .num = frames,
+	};
+	void *at = mmap(NULL, frames * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, privcmd, 0);
+
+	if (at == MAP_FAILED)
+		return NULL;
+	request.addr = (uintptr_t)at;
+	return ioctl(privcmd, IOCTL_MAP_RESOURCE, &request) ? NULL : at;
+}
+
+static void print_entry(unsigned long ref, unsigned flags, unsigned domid, uint64_t frame)
+{
+	if (flags & GTF_TYPE_MASK)
+		printf("entry %lu %#x %u %#lx\n", ref, flags, domid, (unsigned long)frame);
+}
+
+static void print_v1(const volatile struct entry_v1 *table, unsigned long entries)
+{
+	for (unsigned long ref = 0; ref < entries; ref++)
+		print_entry(ref, table[ref].flags, table[ref].domid, table[ref].frame);
+}
+
+/* Version 2 keeps the bits of use apart; a reference that was ended while in use has those only. */
+static void print_v2(const volatile struct entry_v2 *table, const volatile uint16_t *status,
+		     unsigned long entries)
+{
+	for (unsigned long ref = 0; ref < entries; ref++) {
+		unsigned flags = table[ref].flags | (status[ref] & GTF_IN_USE);
+
+		if (flags & GTF_IN_USE && !(flags & GTF_TYPE_MASK))
+			printf("entry %lu %#x %u %#lx\n", ref, flags, table[ref].domid,
+			       (unsigned long)table[ref].frame);
+		else
+			print_entry(ref, flags, table[ref].domid, table[ref].frame);
+	}
+}
+
+int print_table(const char *name)
+{
+	char *end;
+	unsigned long domid = strtoul(name, &end, 10);
+	int privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	struct {
+		struct query_size size;
+		struct get_version version;
+	} *ask;
+
+	if (*end || end == name || domid > 0x7fef) {
+		fprintf(stderr, "emu-grants: %s is no domain's number\n", name);
+		return 2;
+	}
+	if (privcmd < 0)
+		return die("/dev/xen/privcmd");
+	ask = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (ask == MAP_FAILED || mlock(ask, PAGE))
+		return die("memory for a hypercall");
+	ask->size.dom = domid;
+	ask->version.dom = domid;
+	if (grant_op(privcmd, GNTTABOP_QUERY_SIZE, &ask->size))
+		return die("GNTTABOP_query_size");
+	if (ask->size.status) {
+		fprintf(stderr, "emu-grants: GNTTABOP_query_size of domain %lu: status %d\n",
+			domid, ask->size.status);
+		return 3;
+	}
+	if (grant_op(privcmd, GNTTABOP_GET_VERSION, &ask->version))
+		return die("GNTTABOP_get_version");
+
+	unsigned version = ask->version.version;
+	uint64_t frames = ask->size.nr_frames;
+
+	printf("version %u\nframes %lu %u\n", version, (unsigned long)frames,
+	       ask->size.max_nr_frames);
+	if (!frames)
+		return 0;
+
+	volatile void *shared = map(privcmd, domid, RESOURCE_SHARED, frames);
+
+	if (!shared)
+		return die("mapping the grant table");
+	if (version != 2) {
+		print_v1(shared, frames * PAGE / sizeof(struct entry_v1));
+	} else {
+		unsigned long entries = frames * PAGE / sizeof(struct entry_v2);
+		uint64_t pages = (entries * sizeof(uint16_t) + PAGE - 1) / PAGE;
+		volatile void *status = map(privcmd, domid, RESOURCE_STATUS, pages);
+
+		if (!status)
+			return die("mapping the grant table's status");
+		print_v2(shared, status, entries);
+	}
+	return fflush(stdout) ? die("standard output") : 0;
+}
