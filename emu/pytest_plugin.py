@@ -26,7 +26,7 @@ import pytest
 from emu import pytest_drivers
 from emu.images.cache import Cache
 from emu.lab import provenance
-from emu.lab.rig import RigDomu, RigHost, RigLun
+from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.lab.stack import Inputs, Stack, Wish, prepare, running
 from emu.pytest_marks import MARKERS, declared_by, wish_for
 from emu.pytest_reports import RIG, Told, add_sections, hide_our_frames, is_of_the_rig, is_timeout
@@ -155,3 +155,9 @@ def lun(host: RigHost) -> RigLun:
 def domu(host: RigHost) -> RigDomu:
     """The domU of `host` with the patched drivers at both ends, and no disk yet."""
     return host.create()
+
+
+@pytest.fixture
+def ledger(host: RigHost) -> Ledger:
+    """The ledger of `host`: what was granted, mapped and held, before and after."""
+    return Ledger(host)

@@ -104,6 +104,11 @@ class Domain:
         return self._channel
 
     @property
+    def is_open(self) -> bool:
+        """Whether its command channel is open: not before `open_channel`, nor after `close`."""
+        return self._channel is not None
+
+    @property
     def console(self) -> Console:
         """The domU's first console, as its kernel and shell write it."""
         if self._console is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from emu.xen.granted import Account, Entry, Table
@@ -61,7 +61,7 @@ class DomainBooks:
     mapped: tuple[Grant, ...]
     table: Table | None = None
     account: Account | None = None
-    purposes: Mapping[int, str] = MappingProxyType({})
+    purposes: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def references(self) -> dict[int, State]:
         """Every reference that is not free, from both windows."""

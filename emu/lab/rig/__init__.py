@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from emu.lab.rig.domu import RigDomu
 from emu.lab.rig.host import RigHost
+from emu.lab.rig.ledger import Ledger
 from emu.lab.rig.lun import RigLun
 
-__all__ = ["RigDomu", "RigHost", "RigLun"]
+__all__ = ["Ledger", "RigDomu", "RigHost", "RigLun"]

@@ -1,0 +1,188 @@
+"""The ledger of a host, for tests: what was granted, mapped and held before, and is after.
+
+with ledger.unchanged():            # both windows on the grants, threads, interrupts
+    domu.attach(lun)
+    domu.detach(lun)
+
+for _ in ledger.cycles(10):         # and memory: a leak shows as growth in every cycle
+    domu.attach(lun)
+    domu.detach(lun)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from emu.errors import NotHeld
+from emu.lab.rig.host import RigHost
+from emu.machine.channel import Channel
+from emu.xen import granted, ledger, memory
+from emu.xen.grants import GrantTable
+from emu.xen.ledger import Books, Difference, DomainBooks, differences_table
+from emu.xen.memory import Growth, Memory
+
+SETTLES_WITHIN = 8.0
+"""Seconds in which everything is given back after the last verb returned. A guest looks once
+a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
+_PAUSE = 0.2
+_NAMED = 4
+"""References that a message's first line names; the table has them all."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The books of all domains, and what has no noise in either kernel and Xen."""
+
+    books: Books
+    standing: tuple[Memory, ...]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is not as it was."""
+
+    grants: tuple[Difference, ...]
+    standing: tuple[Growth, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.grants or self.standing)
+
+    def headline(self) -> str:
+        """One sentence that names what was not given back."""
+        named = [_named(each) for each in self.grants] + [
+            f"{each.what} of {each.owner}: {each.values[0]} before, {each.values[-1]} after"
+            for each in self.standing
+        ]
+        more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return f"not back at the baseline: {'; '.join(named[:_NAMED])}{more}"
+
+    def lines(self) -> list[str]:
+        """Tables of everything that differs."""
+        shown = differences_table(self.grants) if self.grants else []
+        if self.standing:
+            shown += ledger.table(Growth.HEAD, (each.cells() for each in self.standing))
+        return shown
+
+
+def _named(each: Difference) -> str:
+    if each.ref is None:
+        return f"{each.what} of {each.domain}: {each.before} before, {each.after} after"
+    return f"grant reference {each.ref} of {each.domain} ({each.what}) is {each.after}"
+
+
+class Ledger:
+    """Takes the books of one host. What references are for is remembered from every look."""
+
+    def __init__(self, host: RigHost) -> None:
+        self.host = host
+        self._remembered: dict[int, dict[int, str]] = {}
+
+    def take(self) -> Taken:
+        """The books and the standing numbers of this instant."""
+        names = {info.domid: self._name(info.name, info.domid) for info in self.host.xen.list()}
+        dump = self.host.xen.grants()
+        books = [self._domain(table, names) for table in dump.tables]
+        standing = [memory.read_standing(guest) for guest in self._guests()]
+        ports = memory.read_ports(self.host.dom0, names)
+        return Taken(
+            Books(MappingProxyType({each.name: each for each in books})), (*standing, ports)
+        )
+
+    def look(self) -> None:
+        """Remember what every reference is for that is granted now, so that a message says it."""
+        for info in self.host.xen.list():
+            if info.domid:
+                self._remember(info.domid, granted.read_table(self.host.dom0, info.domid))
+
+    def compare(self, before: Taken, after: Taken) -> Changes:
+        """What is not as it was. A domain that is gone is no change, one that is new is."""
+        return Changes(
+            ledger.compare(before.books, after.books, self._remembered),
+            tuple(_risen(before.standing, after.standing)),
+        )
+
+    def settled(self, before: Taken, within: float = SETTLES_WITHIN) -> Taken:
+        """Wait until all is as it was; what was taken then.
+
+        Raises NotHeld with a table of what is not, when `within` seconds have passed.
+        """
+        began = time.monotonic()
+        while changes := self.compare(before, now := self.take()):
+            waited = time.monotonic() - began
+            if waited > within:
+                raise NotHeld(f"{changes.headline()} ({waited:.0f} s later)", lines=changes.lines())
+            time.sleep(_PAUSE)
+        return now
+
+    @contextlib.contextmanager
+    def unchanged(self, within: float = SETTLES_WITHIN) -> Iterator[Ledger]:
+        """What the body does is undone when it ends, or `within` seconds later.
+
+        Raises NotHeld as `settled`.
+        """
+        before = self.take()
+        yield self
+        self.settled(before, within)
+
+    def cycles(self, number: int, within: float = SETTLES_WITHIN) -> Iterator[int]:
+        """Numbers for a loop whose body ends where it began; `number` of them are measured.
+
+        The first round, number 0, is for what a first time allocates for good. Raises NotHeld
+        when grants or standing numbers are not back after a round, or when memory has grown in
+        every one (see `emu.xen.memory`). Five rounds show growth by a page or an object.
+        """
+        before = self.take()
+        yield 0
+        taken = [self._memory(before, within)]
+        for cycle in range(1, number + 1):
+            yield cycle
+            taken.append(self._memory(before, within))
+        if grown := memory.growth(taken):
+            named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
+            raise NotHeld(
+                f"memory leaks with each of {number} cycles: {named}",
+                lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
+            )
+
+    def _memory(self, before: Taken, within: float) -> tuple[Memory, ...]:
+        self.settled(before, within)
+        return tuple(memory.read(guest) for guest in self._guests())
+
+    def _guests(self) -> list[Channel]:
+        """dom0, and the domU where it answers."""
+        domain = self.host.stack.domain
+        return [self.host.dom0, *([domain.channel] if domain.is_open else [])]
+
+    def _domain(self, table: GrantTable, names: dict[int, str]) -> DomainBooks:
+        name = names.get(table.domid, f"domain {table.domid}, which has ended")
+        if table.domid == 0 or table.domid not in names:
+            return DomainBooks(name, table.domid, table.grants)
+        domain = self.host.stack.domain
+        account = None
+        if domain.is_open and domain.domid == table.domid:
+            account = granted.read_account(domain.channel)
+        entries = granted.read_table(self.host.dom0, table.domid)
+        purposes = self._remember(table.domid, entries)
+        return DomainBooks(name, table.domid, table.grants, entries, account, purposes)
+
+    def _remember(self, domid: int, entries: granted.Table | None) -> dict[int, str]:
+        found = ledger.purposes(self.host.xen.xenstore(f"/local/domain/{domid}"))
+        refs = entries.refs if entries else frozenset()
+        live = {ref: word for ref, word in found.items() if ref in refs}
+        self._remembered.setdefault(domid, {}).update(live)
+        return live
+
+    @staticmethod
+    def _name(name: str, domid: int) -> str:
+        """xl names a domain "(null)" that has ended while a page of it is still mapped."""
+        return f"domain {domid}, which has ended" if name == "(null)" else name
+
+
+def _risen(before: tuple[Memory, ...], after: tuple[Memory, ...]) -> Iterator[Growth]:
+    known = {each.owner: each for each in before}
+    for each in after:
+        yield from memory.risen(known.get(each.owner, Memory(each.owner, {})), each)
