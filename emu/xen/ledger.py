@@ -18,8 +18,8 @@ from emu.xen.granted import Account, Entry, Table
 from emu.xen.grants import Grant
 from emu.xen.xenstore import Tree
 
-_RING = re.compile(r"device/vbd/(\d+)/(?:queue-(\d+)/)?ring-ref(\d*)$")
-_CONSOLE = re.compile(r"device/console/(\d+)/ring-ref$")
+_RING = re.compile(r"vbd/(\d+)/(?:queue-(\d+)/)?ring-ref(\d*)$")
+_CONSOLE = re.compile(r"console/(\d+)/ring-ref$")
 _RESERVED = {0: "console", 1: "xenstore"}
 
 FREE, GRANTED, MAPPED, CLAIMED = "free", "granted", "granted, mapped", "claimed, grants nothing"
@@ -35,7 +35,7 @@ def disk_of(number: int) -> str:
 def purposes(tree: Tree) -> dict[int, str]:
     """What a domain's references are for, as far as its keys in xenstore tell; by reference.
 
-    `tree` is /local/domain/<domid>. Keys stay after the reference is gone: what is not
+    `tree` is /local/domain/<domid>/device. Keys stay after the reference is gone: what is not
     granted has no purpose, whatever a key says.
     """
     found = dict(_RESERVED)

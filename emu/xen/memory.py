@@ -23,7 +23,7 @@ from emu.errors import RigError
 from emu.machine.channel import Channel
 
 _STANDING = """
-cat /proc/interrupts; echo @@
+grep xen-dyn /proc/interrupts; echo @@
 cat /proc/[0-9]*/stat 2> /dev/null
 """
 _SCRIPT = (
@@ -144,8 +144,8 @@ def parse(text: str, owner: str) -> Memory:
 
 
 def _standing(interrupts: str, tasks: str) -> Counter[str]:
-    lines = (line for line in interrupts.splitlines() if "xen-dyn" in line)
-    return Counter(_threads(tasks)) + Counter(f"{INTERRUPT}{line.split()[-1]}" for line in lines)
+    names = (line.split()[-1] for line in interrupts.splitlines())
+    return Counter(_threads(tasks)) + Counter(INTERRUPT + name for name in names)
 
 
 def _threads(tasks: str) -> Iterator[str]:
@@ -192,12 +192,3 @@ def read_standing(guest: Channel) -> Memory:
     """Take the numbers that have no noise, and drop nothing: kernel threads and interrupts."""
     text = guest.run(_STANDING, timeout=60).text
     return Memory(guest.name, _standing(*text.split("@@\n")))
-
-
-def read_ports(dom0: Channel, names: Mapping[int, str]) -> Memory:
-    """Take the event channels of all domains."""
-    dom0.run("xl dmesg -c > /dev/null; xl debug-keys e", timeout=20)
-    text = dom0.run(["xl", "dmesg"], timeout=20).stdout.decode(errors="replace")
-    if "Event channel information" not in text:
-        raise RigError("Xen's console ring holds no dump of event channels")
-    return parse_ports(text, names)

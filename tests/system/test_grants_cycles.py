@@ -12,7 +12,10 @@ from emu.lab.rig import Ledger, RigHost, RigLun
     [
         pytest.param(5, 16, id="5 cycles, 16 pages"),
         pytest.param(
-            50, 64, id="50 cycles, 64 pages", marks=[pytest.mark.long, pytest.mark.stack(kernel="lab")]
+            50,
+            64,
+            id="50 cycles, 64 pages",
+            marks=[pytest.mark.long, pytest.mark.stack(kernel="lab")],
         ),
     ],
 )

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from emu.errors import NotHeld
 from emu.lab.rig.host import RigHost
 from emu.machine.channel import Channel
-from emu.xen import granted, ledger, memory
+from emu.xen import granted, hypervisor, ledger, memory
 from emu.xen.grants import GrantTable
 from emu.xen.ledger import Books, Difference, DomainBooks, differences_table
 from emu.xen.memory import Growth, Memory
@@ -83,13 +83,11 @@ class Ledger:
 
     def take(self) -> Taken:
         """The books and the standing numbers of this instant."""
-        names = {info.domid: self._name(info.name, info.domid) for info in self.host.xen.list()}
-        dump = self.host.xen.grants()
-        books = [self._domain(table, names) for table in dump.tables]
+        xen = hypervisor.read(self.host.dom0)
+        books = [self._domain(table, xen.names) for table in xen.grants.tables]
         standing = [memory.read_standing(guest) for guest in self._guests()]
-        ports = memory.read_ports(self.host.dom0, names)
         return Taken(
-            Books(MappingProxyType({each.name: each for each in books})), (*standing, ports)
+            Books(MappingProxyType({each.name: each for each in books})), (*standing, xen.ports)
         )
 
     def look(self) -> None:
@@ -141,6 +139,7 @@ class Ledger:
         for cycle in range(1, number + 1):
             yield cycle
             taken.append(self._memory(before, within))
+        self.settled(before, within)
         if grown := memory.growth(taken):
             named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
             raise NotHeld(
@@ -149,7 +148,16 @@ class Ledger:
             )
 
     def _memory(self, before: Taken, within: float) -> tuple[Memory, ...]:
-        self.settled(before, within)
+        """What the kernels hold when the guest has taken back its grants (the rest costs more)."""
+        domid = self.host.stack.domain.domid
+        known = {each.domid: each for each in before.books.domains.values()}
+        if domid in known and known[domid].table:
+            until = time.monotonic() + within
+            while granted.read_table(self.host.dom0, domid) != known[domid].table:
+                if time.monotonic() > until:
+                    self.settled(before, within=0)
+                    break
+                time.sleep(_PAUSE)
         return tuple(memory.read(guest) for guest in self._guests())
 
     def _guests(self) -> list[Channel]:
@@ -157,7 +165,7 @@ class Ledger:
         domain = self.host.stack.domain
         return [self.host.dom0, *([domain.channel] if domain.is_open else [])]
 
-    def _domain(self, table: GrantTable, names: dict[int, str]) -> DomainBooks:
+    def _domain(self, table: GrantTable, names: Mapping[int, str]) -> DomainBooks:
         name = names.get(table.domid, f"domain {table.domid}, which has ended")
         if table.domid == 0 or table.domid not in names:
             return DomainBooks(name, table.domid, table.grants)
@@ -170,16 +178,11 @@ class Ledger:
         return DomainBooks(name, table.domid, table.grants, entries, account, purposes)
 
     def _remember(self, domid: int, entries: granted.Table | None) -> dict[int, str]:
-        found = ledger.purposes(self.host.xen.xenstore(f"/local/domain/{domid}"))
+        found = ledger.purposes(self.host.xen.xenstore(f"/local/domain/{domid}/device"))
         refs = entries.refs if entries else frozenset()
         live = {ref: word for ref, word in found.items() if ref in refs}
         self._remembered.setdefault(domid, {}).update(live)
         return live
-
-    @staticmethod
-    def _name(name: str, domid: int) -> str:
-        """xl names a domain "(null)" that has ended while a page of it is still mapped."""
-        return f"domain {domid}, which has ended" if name == "(null)" else name
 
 
 def _risen(before: tuple[Memory, ...], after: tuple[Memory, ...]) -> Iterator[Growth]:
