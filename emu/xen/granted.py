@@ -18,7 +18,7 @@ PROGRAM = "/usr/lib/emu/emu-grants"
 RESERVED = 8
 """References that no allocator hands out: 0 is the console's, 1 xenstore's."""
 NO_DOMAIN = 3
-"""Exit status of `emu-grants table` for a domain that Xen does not know."""
+"""Exit status of `emu-grants table` for a domain that Xen does not know, or that is dying."""
 
 _READONLY, _READING, _WRITING = 0x04, 0x08, 0x10
 
@@ -149,7 +149,7 @@ def _tail(text: str) -> list[str]:
 
 
 def read_table(dom0: Channel, domid: int) -> Table | None:
-    """What domain `domid` grants right now; None when there is no such domain."""
+    """What domain `domid` grants right now; None when there is no such domain, or it is dying."""
     answer = dom0.run([PROGRAM, "table", str(domid)], timeout=30, check=False)
     if answer.status == NO_DOMAIN:
         return None

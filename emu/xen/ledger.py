@@ -23,7 +23,7 @@ _CONSOLE = re.compile(r"console/(\d+)/ring-ref$")
 _RESERVED = {0: "console", 1: "xenstore"}
 
 FREE, GRANTED, MAPPED, CLAIMED = "free", "granted", "granted, mapped", "claimed, grants nothing"
-DEFERRED = "granted, mapped, waits to be freed"
+DEFERRED, DEFERRED_MAPPED = "waits to be freed", "mapped, waits to be freed"
 ONLY_MAPPED = "not granted any more, but mapped"
 
 
@@ -108,10 +108,11 @@ class State:
         return tuple(sorted({grant.mapper for grant in self.mapped}))
 
     def __str__(self) -> str:
+        mapped = bool(self.mapped or (self.entry and self.entry.in_use))
         if self.deferred:
-            return DEFERRED
+            return DEFERRED_MAPPED if mapped else DEFERRED
         if self.entry:
-            return MAPPED if self.mapped or self.entry.in_use else GRANTED
+            return MAPPED if mapped else GRANTED
         return ONLY_MAPPED if self.mapped else CLAIMED
 
 

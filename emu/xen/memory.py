@@ -7,7 +7,9 @@ in every cycle, noise goes up and down. What makes the numbers steady, on Linux 
   of a CPU's own slabs as active until then (count_partial() in mm/slub.c);
 - pages are those that no counter of the kernel explains: neither free (in a CPU's list
   either), nor a process's or a file's, a slab's, a page table's, or vmalloc's; all from one
-  reading of /proc/zoneinfo, after the CPUs' deltas were folded in (vm.stat_refresh);
+  reading of /proc/zoneinfo, after the CPUs' deltas were folded in (vm.stat_refresh), and
+  before anything is in the pipe to the agent, whose pages no counter explains. The least of
+  five readings: a process that ends holds ten pages or so for a moment;
 - areas of vmalloc are counted without those that only wait to be unmapped for good.
 """
 
@@ -31,9 +33,10 @@ _SCRIPT = (
 echo 3 > /proc/sys/vm/drop_caches
 for cache in /sys/kernel/slab/*/shrink; do echo 1 > $cache; done
 echo 1 > /proc/sys/vm/stat_refresh
+for n in 1 2 3 4 5; do cat /proc/zoneinfo /proc/meminfo > /tmp/zones.$n; done
 cat /proc/slabinfo; echo @@
 grep -vc unpurged /proc/vmallocinfo; echo @@
-cat /proc/zoneinfo /proc/meminfo; echo @@
+for n in 1 2 3 4 5; do cat /tmp/zones.$n; echo @; done; rm /tmp/zones.?; echo @@
 """
     + _STANDING
 )
@@ -57,6 +60,9 @@ LEAK_SLOPE = 0.75
 """Units a cycle from which growth is a leak: the smallest leak is one, less noise."""
 LEAK_TREND = 0.8
 """Kendall's tau of values against cycles, from which growth is no accident."""
+LEAK_EVEN = 0.5
+"""The part of the steps that must be about as large as the slope: a cache that fills grows by
+leaps, a leak by as much each time."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +109,28 @@ def growth(cycles: Sequence[Sequence[Memory]]) -> tuple[Growth, ...]:
         taken = [memory.numbers for each in cycles for memory in each if memory.owner == owner]
         for name in dict.fromkeys(name for numbers in taken for name in numbers):
             values = tuple(numbers.get(name, 0) for numbers in taken)
-            slope, trend = _slope(values)
-            if slope >= LEAK_SLOPE and trend >= LEAK_TREND:
+            slope, trend, even = _slope(values)
+            if slope >= LEAK_SLOPE and trend >= LEAK_TREND and even >= LEAK_EVEN:
                 found.append(Growth(owner, name, slope, values))
     return tuple(found)
 
 
-def _slope(values: Sequence[int]) -> tuple[float, float]:
-    """Theil's and Sen's slope, and Kendall's tau: neither minds a few values far off."""
+def _slope(values: Sequence[int]) -> tuple[float, float, float]:
+    """Theil's and Sen's slope, Kendall's tau (neither minds a few values far off), and the part
+    of the steps that are as large as the slope, give or take one or a quarter of it.
+    """
     pairs = [
         (values[j] - values[i], j - i)
         for i in range(len(values))
         for j in range(i + 1, len(values))
     ]
     if not pairs:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
+    slope = statistics.median(rise / run for rise, run in pairs)
     signs = sum((rise > 0) - (rise < 0) for rise, _ in pairs)
-    return statistics.median(rise / run for rise, run in pairs), signs / len(pairs)
+    steps = [rise for rise, run in pairs if run == 1]
+    even = sum(abs(step - slope) <= max(1.0, abs(slope) / 4) for step in steps)
+    return slope, signs / len(pairs), even / len(steps)
 
 
 def parse(text: str, owner: str) -> Memory:
@@ -135,7 +146,7 @@ def parse(text: str, owner: str) -> Memory:
     numbers |= _standing(interrupts, tasks)
     try:
         numbers[AREAS] = int(areas)
-        numbers[PAGES] = _own_pages(zones)
+        numbers[PAGES] = min(_own_pages(reading) for reading in zones.split("@\n") if reading)
     except (KeyError, ValueError) as error:
         raise RigError(f"{owner}: /proc shows no {error}") from None
     if percpu := re.search(r"^Percpu:\s+(\d+) kB", zones, re.M):
@@ -169,16 +180,16 @@ def _own_pages(zones: str) -> int:
 
 
 def parse_ports(text: str, names: Mapping[int, str]) -> Memory:
-    """Read what Xen's debug key `e` prints: each domain's event channels that are not free.
+    """Read lines of lsevtchn, each domain's below its number: event channels that are not free.
 
     `names` are the domains' by number: a restored one has another number.
     """
     numbers: Counter[str] = Counter()
-    domain: str | None = None
+    domain = ""
     for line in text.splitlines():
-        if head := re.search(r"Event channel information for domain (\d+)", line):
-            domain = names.get(int(head[1]), f"domain {head[1]}")
-        elif domain and re.search(r"^\(XEN\)\s+\d+ \[[\d/ -]+\]: s=[1-9]", line):
+        if head := re.fullmatch(r"domain (\d+)", line):
+            domain = names.get(int(head[1]), line)
+        elif re.match(r"\s*\d+: VCPU \d+: ", line):
             numbers[f"{PORTS} of {domain}"] += 1
     return Memory("xen", numbers)
 

@@ -164,6 +164,8 @@ int print_table(const char *name)
 
 	volatile void *shared = map(privcmd, domid, RESOURCE_SHARED, frames);
 
+	if (!shared && errno == EBUSY) /* Xen: the domain is dying */
+		return 3;
 	if (!shared)
 		return die("mapping the grant table");
 	if (version != 2) {

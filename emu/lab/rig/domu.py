@@ -100,6 +100,10 @@ class RigDomu:
         self._domain.detach(name)
         self._disks.pop(name, None)
 
+    def forget(self, disk: RigLun | str = FIRST_DISK) -> None:
+        """Count a disk as gone that was taken away by other means than `detach`."""
+        self._disks.pop(self.disk(disk), None)
+
     def disk(self, of: RigLun | str = FIRST_DISK) -> str:
         """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
         if isinstance(of, str):

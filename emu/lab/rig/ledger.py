@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from emu.errors import NotHeld
@@ -29,8 +29,10 @@ SETTLES_WITHIN = 8.0
 """Seconds in which everything is given back after the last verb returned. A guest looks once
 a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
 _PAUSE = 0.2
-_NAMED = 4
-"""References that a message's first line names; the table has them all."""
+_NAMED, _SHOWN = 4, 40
+"""References that a message's first line names, and lines of its table."""
+_AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || true"
+"""Of the pages that wait to be freed Linux looks at ten a second; with this, at all."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Changes:
 
     def lines(self) -> list[str]:
         """Tables of everything that differs."""
-        shown = differences_table(self.grants) if self.grants else []
+        shown = differences_table(self.grants[:_SHOWN]) if self.grants else []
+        if len(self.grants) > _SHOWN:
+            shown.append(f"… and {len(self.grants) - _SHOWN} more")
         if self.standing:
             shown += ledger.table(Growth.HEAD, (each.cells() for each in self.standing))
         return shown
@@ -80,6 +84,10 @@ class Ledger:
     def __init__(self, host: RigHost) -> None:
         self.host = host
         self._remembered: dict[int, dict[int, str]] = {}
+
+    def settle_at_once(self) -> None:
+        """Let the domU's kernel free all at once that it could not free while it was mapped."""
+        self.host.stack.domain.channel.run(_AT_ONCE, timeout=20)
 
     def take(self) -> Taken:
         """The books and the standing numbers of this instant."""
@@ -116,13 +124,30 @@ class Ledger:
             time.sleep(_PAUSE)
         return now
 
+    def settled_but(
+        self, before: Taken, refs: Collection[int], within: float = SETTLES_WITHIN
+    ) -> tuple[Difference, ...]:
+        """Wait until the grants are as they were but for `refs`, which may not be; those that
+        are not. Raises NotHeld as `settled` for any other.
+        """
+        began = time.monotonic()
+        while True:
+            changes = self.compare(before, self.take())
+            kept = tuple(each for each in changes.grants if each.ref in refs)
+            others = replace(changes, grants=tuple(e for e in changes.grants if e not in kept))
+            if not others.grants:
+                return kept
+            if (waited := time.monotonic() - began) > within:
+                raise NotHeld(f"{others.headline()} ({waited:.0f} s later)", lines=others.lines())
+            time.sleep(_PAUSE)
+
     @contextlib.contextmanager
     def unchanged(self, within: float = SETTLES_WITHIN) -> Iterator[Ledger]:
         """What the body does is undone when it ends, or `within` seconds later.
 
         Raises NotHeld as `settled`.
         """
-        before = self.take()
+        before = self._start()
         yield self
         self.settled(before, within)
 
@@ -133,7 +158,7 @@ class Ledger:
         when grants or standing numbers are not back after a round, or when memory has grown in
         every one (see `emu.xen.memory`). Five rounds show growth by a page or an object.
         """
-        before = self.take()
+        before = self._start()
         yield 0
         taken = [self._memory(before, within)]
         for cycle in range(1, number + 1):
@@ -146,6 +171,11 @@ class Ledger:
                 f"memory leaks with each of {number} cycles: {named}",
                 lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
             )
+
+    def _start(self) -> Taken:
+        if self.host.stack.domain.is_open:
+            self.settle_at_once()
+        return self.take()
 
     def _memory(self, before: Taken, within: float) -> tuple[Memory, ...]:
         """What the kernels hold when the guest has taken back its grants (the rest costs more)."""
