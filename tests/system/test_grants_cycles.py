@@ -32,7 +32,7 @@ def test_attach_and_detach(
     domu = host.create(ring_pages=pages)
     for _ in ledger.cycles(cycles):
         assert domu.attach(lun).pages == pages
-        domu.fill(lun)
+        domu.fill(lun, mib=1)
         ledger.look()
         domu.detach(lun)
         granting.gone(domu)

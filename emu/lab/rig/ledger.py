@@ -20,14 +20,15 @@ from types import MappingProxyType
 from emu.errors import NotHeld
 from emu.lab.rig.host import RigHost
 from emu.machine.channel import Channel
+from emu.machine.deadline import Deadline
 from emu.xen import granted, hypervisor, ledger, memory
 from emu.xen.grants import GrantTable
 from emu.xen.ledger import Books, Difference, DomainBooks, differences_table
 from emu.xen.memory import Growth, Memory
 
 SETTLES_WITHIN = 8.0
-"""Seconds in which everything is given back after the last verb returned. A guest looks once
-a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
+"""Seconds, before scaling, until all is given back after the last verb returned. A guest looks
+once a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
 _PAUSE = 0.2
 _NAMED, _SHOWN = 4, 40
 """References that a message's first line names, and lines of its table."""
@@ -116,11 +117,10 @@ class Ledger:
 
         Raises NotHeld with a table of what is not, when `within` seconds have passed.
         """
-        began = time.monotonic()
+        until = Deadline("everything to be given back", within)
         while changes := self.compare(before, now := self.take()):
-            waited = time.monotonic() - began
-            if waited > within:
-                raise NotHeld(f"{changes.headline()} ({waited:.0f} s later)", lines=changes.lines())
+            if until.passed:
+                raise self._not_held(changes, until)
             time.sleep(_PAUSE)
         return now
 
@@ -130,15 +130,15 @@ class Ledger:
         """Wait until the grants are as they were but for `refs`, which may not be; those that
         are not. Raises NotHeld as `settled` for any other.
         """
-        began = time.monotonic()
+        until = Deadline("everything else to be given back", within)
         while True:
             changes = self.compare(before, self.take())
             kept = tuple(each for each in changes.grants if each.ref in refs)
             others = replace(changes, grants=tuple(e for e in changes.grants if e not in kept))
             if not others.grants:
                 return kept
-            if (waited := time.monotonic() - began) > within:
-                raise NotHeld(f"{others.headline()} ({waited:.0f} s later)", lines=others.lines())
+            if until.passed:
+                raise self._not_held(others, until)
             time.sleep(_PAUSE)
 
     @contextlib.contextmanager
@@ -172,6 +172,10 @@ class Ledger:
                 lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
             )
 
+    @staticmethod
+    def _not_held(changes: Changes, until: Deadline) -> NotHeld:
+        return NotHeld(f"{changes.headline()} ({until.spent:.0f} s later)", lines=changes.lines())
+
     def _start(self) -> Taken:
         if self.host.stack.domain.is_open:
             self.settle_at_once()
@@ -182,9 +186,9 @@ class Ledger:
         domid = self.host.stack.domain.domid
         known = {each.domid: each for each in before.books.domains.values()}
         if domid in known and known[domid].table:
-            until = time.monotonic() + within
+            until = Deadline("the domU's grants to be given back", within)
             while granted.read_table(self.host.dom0, domid) != known[domid].table:
-                if time.monotonic() > until:
+                if until.passed:
                     self.settled(before, within=0)
                     break
                 time.sleep(_PAUSE)
