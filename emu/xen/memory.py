@@ -56,6 +56,8 @@ _UNSTEADY = frozenset({"vmap_area", "dentry", "filp", "inode_cache", "lsm_inode_
 PAGES, AREAS, PERCPU = "pages of the kernel's own", "vmalloc areas", "KiB of per-CPU memory"
 SLAB, THREAD, INTERRUPT, PORTS = "objects of ", "kernel thread ", "interrupt ", "event channels"
 
+MEASURABLE = 5
+"""Cycles from which growth shows."""
 LEAK_SLOPE = 0.75
 """Units a cycle from which growth is a leak: the smallest leak is one, less noise."""
 LEAK_TREND = 0.8
@@ -100,10 +102,10 @@ def risen(before: Memory, after: Memory) -> Iterator[Growth]:
 
 def growth(cycles: Sequence[Sequence[Memory]]) -> tuple[Growth, ...]:
     """What leaks: numbers that grow with every cycle. Each item is what was taken after one
-    cycle, of all owners; five cycles at least, for fewer show no trend.
+    cycle, of all owners, `MEASURABLE` cycles at least.
     """
-    if len(cycles) < 5:
-        raise ValueError(f"{len(cycles)} cycles show no trend: five at least")
+    if len(cycles) < MEASURABLE:
+        raise ValueError(f"{len(cycles)} cycles show no trend: {MEASURABLE} at least")
     found: list[Growth] = []
     for owner in dict.fromkeys(memory.owner for each in cycles for memory in each):
         taken = [memory.numbers for each in cycles for memory in each if memory.owner == owner]

@@ -213,5 +213,5 @@ class TestGrowth:
         assert found.slope == pytest.approx(slope, abs=0.2)
 
     def test_too_few(self) -> None:
-        with pytest.raises(ValueError, match="five at least"):
+        with pytest.raises(ValueError, match="5 at least"):
             memory.growth(cycles(1, 2, 3, 4))

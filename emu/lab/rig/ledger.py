@@ -152,20 +152,21 @@ class Ledger:
         self.settled(before, within)
 
     def cycles(self, number: int, within: float = SETTLES_WITHIN) -> Iterator[int]:
-        """Numbers for a loop whose body ends where it began; `number` of them are measured.
+        """Numbers for a loop whose body ends where it began, `number` of them after the first.
 
         The first round, number 0, is for what a first time allocates for good. Raises NotHeld
-        when grants or standing numbers are not back after a round, or when memory has grown in
-        every one (see `emu.xen.memory`). Five rounds show growth by a page or an object.
+        when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
+        on, when memory has grown in every one (see `emu.xen.memory`).
         """
         before = self._start()
-        yield 0
-        taken = [self._memory(before, within)]
-        for cycle in range(1, number + 1):
+        taken: list[tuple[Memory, ...]] = []
+        for cycle in range(number + 1):
             yield cycle
-            taken.append(self._memory(before, within))
+            self._wait_for_grants(before, within)
+            if number >= memory.MEASURABLE:
+                taken.append(tuple(memory.read(guest) for guest in self._guests()))
         self.settled(before, within)
-        if grown := memory.growth(taken):
+        if taken and (grown := memory.growth(taken)):
             named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
             raise NotHeld(
                 f"memory leaks with each of {number} cycles: {named}",
@@ -181,18 +182,19 @@ class Ledger:
             self.settle_at_once()
         return self.take()
 
-    def _memory(self, before: Taken, within: float) -> tuple[Memory, ...]:
-        """What the kernels hold when the guest has taken back its grants (the rest costs more)."""
+    def _wait_for_grants(self, before: Taken, within: float) -> None:
+        """Wait until the guest has taken back what it granted; its window alone costs little."""
         domid = self.host.stack.domain.domid
         known = {each.domid: each for each in before.books.domains.values()}
-        if domid in known and known[domid].table:
-            until = Deadline("the domU's grants to be given back", within)
-            while granted.read_table(self.host.dom0, domid) != known[domid].table:
-                if until.passed:
-                    self.settled(before, within=0)
-                    break
-                time.sleep(_PAUSE)
-        return tuple(memory.read(guest) for guest in self._guests())
+        table = known[domid].table if domid in known else None
+        if table is None:
+            return
+        until = Deadline("the domU's grants to be given back", within)
+        while (now := granted.read_table(self.host.dom0, domid)) and now.refs != table.refs:
+            if until.passed:
+                self.settled(before, within=0)
+                return
+            time.sleep(_PAUSE)
 
     def _guests(self) -> list[Channel]:
         """dom0, and the domU where it answers."""
