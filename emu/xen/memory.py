@@ -56,6 +56,8 @@ _UNSTEADY = frozenset({"vmap_area", "dentry", "filp", "inode_cache", "lsm_inode_
 PAGES, AREAS, PERCPU = "pages of the kernel's own", "vmalloc areas", "KiB of per-CPU memory"
 SLAB, THREAD, INTERRUPT, PORTS = "objects of ", "kernel thread ", "interrupt ", "event channels"
 
+NOBODY = "that has no handler"
+"""An interrupt of the kernel's list after which nothing stands but its chip's name."""
 MEASURABLE = 5
 """Cycles from which growth shows."""
 LEAK_SLOPE = 0.75
@@ -157,7 +159,8 @@ def parse(text: str, owner: str) -> Memory:
 
 
 def _standing(interrupts: str, tasks: str) -> Counter[str]:
-    names = (line.split()[-1] for line in interrupts.splitlines())
+    words = (line.split()[-1] for line in interrupts.splitlines())
+    names = (NOBODY if word == "-event" else word for word in words)
     return Counter(_threads(tasks)) + Counter(INTERRUPT + name for name in names)
 
 

@@ -80,10 +80,14 @@ def _named(each: Difference) -> str:
 
 
 class Ledger:
-    """Takes the books of one host. What references are for is remembered from every look."""
+    """Takes the books of one host. What references are for is remembered from every look.
+
+    `ignored`: standing numbers that are not compared, by name.
+    """
 
     def __init__(self, host: RigHost) -> None:
         self.host = host
+        self.ignored: set[str] = set()
         self._remembered: dict[int, dict[int, str]] = {}
 
     def settle_at_once(self) -> None:
@@ -109,7 +113,11 @@ class Ledger:
         """What is not as it was. A domain that is gone is no change, one that is new is."""
         return Changes(
             ledger.compare(before.books, after.books, self._remembered),
-            tuple(_risen(before.standing, after.standing)),
+            tuple(
+                each
+                for each in _risen(before.standing, after.standing)
+                if each.what not in self.ignored
+            ),
         )
 
     def settled(self, before: Taken, within: float = SETTLES_WITHIN) -> Taken:
