@@ -7,9 +7,9 @@ in every cycle, noise goes up and down. What makes the numbers steady, on Linux 
   of a CPU's own slabs as active until then (count_partial() in mm/slub.c);
 - pages are those that no counter of the kernel explains: neither free (in a CPU's list
   either), nor a process's or a file's, a slab's, a page table's, or vmalloc's; all from one
-  reading of /proc/zoneinfo, after the CPUs' deltas were folded in (vm.stat_refresh), and
-  before anything is in the pipe to the agent, whose pages no counter explains. The least of
-  five readings: a process that ends holds ten pages or so for a moment;
+  reading of /proc/zoneinfo, by a process that has just had the CPUs' deltas folded in: ten
+  pages or so otherwise (vm.stat_refresh does it when it is read, too), and before anything is
+  in the pipe to the agent, whose pages no counter explains. The least of five readings;
 - areas of vmalloc are counted without those that only wait to be unmapped for good.
 """
 
@@ -32,8 +32,9 @@ _SCRIPT = (
     """
 echo 3 > /proc/sys/vm/drop_caches
 for cache in /sys/kernel/slab/*/shrink; do echo 1 > $cache; done
-echo 1 > /proc/sys/vm/stat_refresh
-for n in 1 2 3 4 5; do cat /proc/zoneinfo /proc/meminfo > /tmp/zones.$n; done
+for n in 1 2 3 4 5; do
+    cat /proc/sys/vm/stat_refresh /proc/zoneinfo /proc/meminfo > /tmp/zones.$n
+done
 cat /proc/slabinfo; echo @@
 grep -vc unpurged /proc/vmallocinfo; echo @@
 for n in 1 2 3 4 5; do cat /tmp/zones.$n; echo @; done; rm /tmp/zones.?; echo @@
