@@ -75,17 +75,6 @@ def wait_state(domu: RigDomu, end: str, *states: str) -> str:
     return now
 
 
-@contextlib.contextmanager
-def held(host: RigHost) -> Iterator[None]:
-    """The LUN stands still; for less than the 30 s after which a request fails."""
-    server = host.dom0.run(["pidof", "tcmu-runner"], timeout=20).text.strip()
-    host.dom0.run(["kill", "-STOP", server], timeout=20)
-    try:
-        yield
-    finally:
-        host.dom0.run(["kill", "-CONT", server], timeout=20)
-
-
 @dataclass(frozen=True)
 class Kept:
     """A page of the domU that a program in dom0 maps."""

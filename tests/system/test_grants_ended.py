@@ -36,7 +36,7 @@ def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger
     with ledger.unchanged():
         domu = connected(host, lun, ledger)
         before = ledger.take()
-        with granting.held(host):
+        with lun.held():
             granting.read_in_the_background(domu, 8)
             granting.wait_outstanding(domu, 8)
             domu.domain.close()
