@@ -1,8 +1,8 @@
 """The programs of our own in the guests, static, from C.
 
 emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
-LUN server's remote control, emu-io does verified I/O in a domU, emu-grants
-shows what a guest grants.
+LUN server's remote control, emu-io does verified I/O in a domU, emu-grants shows what a guest
+grants, emu-stream carries a domU from dom0 to dom0.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -49,6 +49,7 @@ SOURCES = {
     "emu-lun": ("emu-lun.c",),
     "emu-io": ("emu-io.c", "io-work.c"),
     "emu-grants": ("emu-grants.c", "table.c", "account.c"),
+    "emu-stream": ("emu-stream.c",),
 }
 
 
@@ -61,6 +62,7 @@ class GuestPrograms:
     lun: Path
     io: Path
     grants: Path
+    stream: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:

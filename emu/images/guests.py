@@ -185,7 +185,14 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
         tree.remove(f"var/{name}")
     tree.add_link("var/run", "/run")
     tree.add_link("var/lock", "/run/lock")
-    for program in (own.tools.agent, own.tools.channeld, own.tools.lun, own.tools.grants):
+    own_programs = (
+        own.tools.agent,
+        own.tools.channeld,
+        own.tools.lun,
+        own.tools.grants,
+        own.tools.stream,
+    )
+    for program in own_programs:
         tree.add_host(program, f"usr/lib/emu/{program.name}")
     # tcmu-runner loads every handler that it finds in there.
     tree.add_host(own.lun_server, f"usr/lib/emu/tcmu-handlers/{handler.NAME}")

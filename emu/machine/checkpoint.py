@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
 def symbolic_argv(spec: MachineSpec) -> list[str]:
     """QEMU's arguments with names in place of descriptors and without host paths."""
     names = ["xen", "dom0", "initrd", "ram"]
-    links = ["qmp", "com1", "com2", *(f"port.{port}" for port in spec.ports)]
+    links = ["qmp", "com1", "com2", *(f"port.{port}" for port in spec.ports), "wire"]
     names += [f"disk{index}.0" for index in range(len(spec.disks))]
     files = {name: 1000 + number for number, name in enumerate(names)}
     fds = {name: 2000 + number for number, name in enumerate(links)}
@@ -125,8 +126,15 @@ def save(machine: Machine, directory: Path) -> None:
     machine.kill()
 
 
-def load(spec: MachineSpec, directory: Path, rundir: RunDir, *, paused: bool = False) -> Machine:
-    """A machine that goes on from the checkpoint in `directory`.
+def load(
+    spec: MachineSpec,
+    directory: Path,
+    rundir: RunDir,
+    *,
+    paused: bool = False,
+    wire: socket.socket | None = None,
+) -> Machine:
+    """A machine that goes on from the checkpoint in `directory`; `wire` as for `Machine.start`.
 
     Raises CheckpointBroken when the checkpoint is incomplete, was made for another spec,
     or is refused by QEMU; other errors as `Machine.start`.
@@ -141,7 +149,7 @@ def load(spec: MachineSpec, directory: Path, rundir: RunDir, *, paused: bool = F
         opened_ram = _open(directory / "ram", opened)
         state = machine.give(_open(directory / "state", opened))
         try:
-            machine.launch(ram=opened_ram, frozen=frozen, incoming=True)
+            machine.launch(ram=opened_ram, frozen=frozen, incoming=True, wire=wire)
             machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
             machine.qmp("migrate-incoming", uri=f"fd:{state}")
             _await_migration(machine)

@@ -70,8 +70,18 @@ class Machine:
         self.dom0: Console
 
     @classmethod
-    def start(cls, spec: MachineSpec, rundir: RunDir, *, savable: bool = False) -> Machine:
+    def start(
+        cls,
+        spec: MachineSpec,
+        rundir: RunDir,
+        *,
+        savable: bool = False,
+        wire: socket.socket | None = None,
+    ) -> Machine:
         """Start a cold machine; with `savable` its RAM and overlays can become a checkpoint.
+
+        `wire` is the end of a socket pair on which its network card hangs (the caller's to
+        close); the other end is another machine's.
 
         Returns as soon as QEMU answers; the guest is booting then. Raises InputError (a
         file or program is missing), RigError (QEMU did not start; its last words).
@@ -82,7 +92,7 @@ class Machine:
             os.ftruncate(ram, spec.memory_mib * 2**20)
             machine.ram = ram
         try:
-            machine.launch(ram=machine.ram, keep_overlays=savable, ram_shared=savable)
+            machine.launch(ram=machine.ram, keep_overlays=savable, ram_shared=savable, wire=wire)
         except BaseException:
             machine.kill()
             raise
@@ -96,6 +106,7 @@ class Machine:
         keep_overlays: bool = False,
         frozen: Sequence[Sequence[Path]] | None = None,
         incoming: bool = False,
+        wire: socket.socket | None = None,
     ) -> None:
         """Start QEMU. `frozen[i]` are the overlays between disk i and its throwaway one."""
         self._merged = self._log("console")
@@ -111,7 +122,7 @@ class Machine:
                 # Guests see these names: let them be equally long however busy we are.
                 files[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
                 os.close(fd)
-            self._make_links(theirs)
+            self._make_links(theirs, wire)
             argv = build_argv(
                 self.spec,
                 Descriptors(files, {name: sock.fileno() for name, sock in theirs.items()}),
@@ -155,7 +166,11 @@ class Machine:
             files.update(zip(disk_layers(index, len(fds)), fds, strict=True))
         return tuple(layers)
 
-    def _make_links(self, theirs: dict[str, socket.socket]) -> None:
+    def _make_links(self, theirs: dict[str, socket.socket], wire: socket.socket | None) -> None:
+        if bool(self.spec.mac) != (wire is not None):
+            raise ValueError("a machine with a network card needs a wire, and no other does")
+        if wire is not None:
+            theirs["wire"] = wire.dup()
         names = ["qmp", "com1", "com2", *(f"port.{port}" for port in self.spec.ports)]
         for name in names:
             self._sockets[name], theirs[name] = socket.socketpair()

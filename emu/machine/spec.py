@@ -56,7 +56,9 @@ class MachineSpec:
 
     `dom0_cmdline` is written as the kernel reads it (commas not doubled). Without
     `dom0_kernel` Xen starts, says its banner and panics; without `xen` nothing boots.
-    `ports` are the names of virtio-serial ports. `tb_size` (MiB) and `thread` are TCG's.
+    `ports` are the names of virtio-serial ports. `mac` is the address of a network card that
+    hangs on the link `wire`, a socket pair to another machine (none without an address).
+    `tb_size` (MiB) and `thread` are TCG's.
     """
 
     xen: Path | None
@@ -66,6 +68,7 @@ class MachineSpec:
     dom0_cmdline: str = BASE_CMDLINE
     disks: tuple[Disk, ...] = ()
     ports: tuple[str, ...] = ()
+    mac: str = ""
     qemu: str = "qemu-system-x86_64"
     accel: Accel = "tcg"
     clock: Clock = "wall"
@@ -96,7 +99,7 @@ class Descriptors:
     """The descriptors QEMU inherits, by what they are for.
 
     `files`: xen, dom0, initrd, ram, one per disk layer (`disk0.0` is disk 0's base).
-    `links`: sockets qmp, com1, com2, and one per port (`port.<name>`).
+    `links`: sockets qmp, com1, com2, one per port (`port.<name>`), and `wire`.
     """
 
     files: Mapping[str, int]
@@ -156,6 +159,8 @@ def build_argv(
         argv += _link(f"port{index}", fds.links[f"port.{name}"])
         device = {"driver": "virtserialport", "bus": "ports.0", "nr": index + 1, "name": name}
         argv += ["-device", _json({**device, "chardev": f"port{index}", "id": f"vport{index}"})]
+    if spec.mac:
+        argv += _card(spec.mac, fds.links["wire"])
     argv += spec.extra
     if incoming:
         argv += ["-incoming", "defer"]
@@ -185,6 +190,12 @@ def _ram(spec: MachineSpec, fds: Descriptors, shared: bool) -> dict[str, object]
 
 def _link(name: str, fd: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={fd}"]
+
+
+def _card(mac: str, wire: int) -> list[str]:
+    # Each frame goes over the socket with its length before it. No boot over the network.
+    card = {"driver": "virtio-net-pci", "netdev": "wire", "mac": mac, "romfile": "", "id": "card"}
+    return ["-netdev", f"socket,id=wire,fd={wire}", "-device", _json(card)]
 
 
 def _modules(spec: MachineSpec, fds: Descriptors) -> str:

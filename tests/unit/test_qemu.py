@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,37 @@ def test_no_link_is_a_file() -> None:
         *("socket,id=qmp,fd=20", "socket,id=com1,fd=21", "socket,id=com2,fd=22"),
         "socket,id=port0,fd=23",
     ]
+
+
+def test_a_network_card_hangs_on_an_inherited_socket_and_comes_last() -> None:
+    mac = "52:54:00:0e:00:01"
+    links = {"qmp": 20, "com1": 21, "com2": 22, "wire": 23}
+    words = build_argv(replace(EMPTY, mac=mac), Descriptors({}, links))
+    assert after("-netdev", words) == ["socket,id=wire,fd=23"]
+    assert f'"mac":"{mac}"' in after("-device", words)[-1]
+    # What others have stays where it is: a machine without a card keeps its checkpoints.
+    assert words[: words.index("-netdev")] == build_argv(EMPTY, Descriptors({}, links))
+
+
+def test_a_card_without_a_wire_is_refused(rundir: RunDir) -> None:
+    with pytest.raises(ValueError, match="needs a wire"):
+        Machine.start(replace(EMPTY, mac="52:54:00:0e:00:01"), rundir)
+
+
+@needs_qemu
+def test_two_machines_hang_on_one_wire(rundir: RunDir, tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    cards = [replace(EMPTY, mac=f"52:54:00:0e:00:0{number}") for number in (1, 2)]
+    with contextlib.ExitStack() as opened:
+        second = opened.enter_context(RunDir.create(tmp_path / "other"))
+        with one, other:
+            first = opened.enter_context(Machine.start(cards[0], rundir, wire=one))
+            neighbour = opened.enter_context(Machine.start(cards[1], second, wire=other))
+        for machine in (first, neighbour):
+            told = machine.qmp("human-monitor-command", command_line="info network")
+            assert "wire: index=0,type=socket" in told
+        neighbour.kill()
+        assert first.qmp("query-status")["running"], "its neighbour's end is trouble of its own"
 
 
 # A run's directory.
