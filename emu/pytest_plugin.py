@@ -19,7 +19,7 @@ stack. What breaks in the rig itself is an error of the rig, and never a failed 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import pytest
 
@@ -27,12 +27,15 @@ from emu import pytest_drivers
 from emu.images.cache import Cache
 from emu.lab import provenance
 from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
+from emu.lab.rig import hosts as rig_hosts
 from emu.lab.stack import Inputs, Stack, Wish, prepare, running
+from emu.machine.watch import Finding
 from emu.pytest_marks import MARKERS, declared_by, wish_for
 from emu.pytest_reports import RIG, Told, add_sections, hide_our_frames, is_of_the_rig, is_timeout
 
 _stack = pytest.StashKey[Stack]()
 _host = pytest.StashKey[RigHost]()
+_second = pytest.StashKey[Stack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,9 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """A test is over when its consoles are quiet: what they say then is its doing."""
     yield
-    stack = item.stash.get(_stack, None)
-    if stack is not None:
-        _only_declared(stack, declared_by(item))
+    stacks = [item.stash[key] for key in (_stack, _second) if key in item.stash]
+    if stacks:
+        _only_declared(stacks, declared_by(item))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -79,12 +82,16 @@ def pytest_runtest_makereport(
         loaded = {end: driver for end, (driver, _) in host.loaded.items()} if host else {}
         item.user_properties += provenance.of(stack, loaded).items()
     report = yield
-    if report.failed and stack is not None and error is not None:
-        add_sections(report, stack, timed_out=is_timeout(error))
+    if report.failed and error is not None:
+        for key in (_stack, _second):
+            if key in item.stash:
+                add_sections(report, item.stash[key], timed_out=is_timeout(error))
     if call.when == "call" and error is not None and report.failed and is_of_the_rig(error):
         report.when = RIG  # type: ignore[assignment]
     if call.when == "teardown" and stack is not None:
         del item.stash[_stack]
+        if _second in item.stash:
+            del item.stash[_second]
     return report
 
 
@@ -93,10 +100,12 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
     return ("error", "E", "RIG ERROR") if report.when == RIG else None
 
 
-def _only_declared(stack: Stack, declared: frozenset[str]) -> None:
+def _only_declared(stacks: Sequence[Stack], declared: frozenset[str]) -> None:
     __tracebackhide__ = True
-    stack.machine.watch.settle()
-    seen = stack.machine.watch.findings
+    seen: list[Finding] = []
+    for stack in stacks:
+        stack.machine.watch.settle()
+        seen += stack.machine.watch.findings
     if {finding.name for finding in seen} - declared:
         pytest.fail(f"undeclared trouble on a console: {seen}")
     if missing := declared - {finding.name for finding in seen}:
@@ -146,9 +155,33 @@ def host(request: pytest.FixtureRequest, stack: Stack, emu_cache: Cache) -> RigH
 
 
 @pytest.fixture
-def lun(host: RigHost) -> RigLun:
-    """The LUN of `host`, exported and logged into."""
-    return host.lun
+def two_hosts(
+    request: pytest.FixtureRequest,
+    emu_prepared: Callable[[Wish], Inputs],
+    emu_cache: Cache,
+    emu_progress: Told,
+) -> Iterator[tuple[RigHost, RigHost]]:
+    """Two hosts with a network between them: the first has the domU and serves the LUN, to
+    which the second has logged in over the network. In place of `host`, `stack` and `domu`."""
+    with rig_hosts.two_hosts(emu_prepared(wish_for(request.node)), emu_cache, emu_progress) as (
+        here,
+        there,
+    ):
+        request.node.stash[_stack] = here.stack
+        request.node.stash[_second] = there.stack
+        request.node.stash[_host] = here
+        yield here, there
+
+
+@pytest.fixture
+def lun(request: pytest.FixtureRequest) -> RigLun:
+    """The LUN of `host`, exported and logged into; with `two_hosts` the one that they share."""
+    if "two_hosts" in request.fixturenames:
+        here, _ = request.getfixturevalue("two_hosts")
+    else:
+        here = request.getfixturevalue("host")
+    found: RigLun = here.lun
+    return found
 
 
 @pytest.fixture

@@ -102,12 +102,15 @@ class Inputs:
 
 @dataclass(eq=False)
 class Stack:
-    """A running host with one LUN logged in and one idle domU."""
+    """A running host with one LUN logged in and one idle domU.
+
+    `domu` is None on a host that has none: it was never given one, or it has moved away.
+    """
 
     inputs: Inputs
     machine: Machine
     host: Host
-    domain: Domain
+    domu: Domain | None
     lun: Lun
     origin: str
     """"checkpoint" or "cold"."""
@@ -115,6 +118,17 @@ class Stack:
     """Seconds on the host's clock from QEMU's start until the domU answered."""
     dom0_s: float
     """The same until dom0 answered (cold: until all its services were up)."""
+
+    @property
+    def domain(self) -> Domain:
+        """The domU that runs here. Raises RigError where none does."""
+        if self.domu is None:
+            raise RigError("no domU runs on this host")
+        return self.domu
+
+    @domain.setter
+    def domain(self, domain: Domain) -> None:
+        self.domu = domain
 
 
 def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:

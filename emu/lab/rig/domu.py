@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emu.errors import NotHeld, RigError
-from emu.lab.rig import saved, verifying
+from emu.lab.rig import moving, saved, verifying
 from emu.lab.rig.lun import RigLun
+from emu.lab.rig.saved import STOCK_MOVE
 from emu.lab.rig.verifying import Load, VerifyingIo
 from emu.machine.channel import Channel
 from emu.xen.domain import Domain
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 FIRST_DISK = "xvda"
 OFFERED_WITHIN = 20.0
 """Seconds until a back end waits for its front end."""
-STOCK_MOVE = "kernel WARNING"
-"""What the console driver of Linux 6.1 says when a guest with two consoles is restored."""
 
 
 class RigDomu:
@@ -205,6 +204,16 @@ class RigDomu:
             elif max_ring_pages is not None:
                 self.host.set_back(max_ring_pages=max_ring_pages)
             self.restore()
+
+    def migrate(self, to: RigHost | None = None, *, live: bool = True) -> float:
+        """Migrate it to another of `two_hosts`, or live inside its own; see `moving.migrate`."""
+        return moving.migrate(self, to, live=live)
+
+    def migrating(
+        self, to: RigHost | None = None, *, live: bool = True
+    ) -> contextlib.AbstractContextManager[moving.Migration]:
+        """Migrate it while the body runs; see `moving.migrating`."""
+        return moving.migrating(self, to, live=live)
 
 
 _READ = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
