@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from emu import paths
 from emu.images.cache import Cache
 
 TESTS = Path(__file__).parent / "plugin/written_by_others.py"
@@ -38,6 +39,13 @@ def case(report: Path, name: str) -> ElementTree.Element:
         if found.get("name") == name:
             return found
     raise AssertionError(f"the report has no test {name}")
+
+
+def test_the_readme_shows_what_is_run() -> None:
+    readme = (paths.checkout() / "README.md").read_text()
+    example = readme.partition("```python\n")[2].partition("```")[0]
+    assert example
+    assert example in TESTS.read_text()
 
 
 def test_counts(run: tuple[str, Path]) -> None:

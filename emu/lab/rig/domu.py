@@ -126,15 +126,20 @@ class RigDomu:
 
     def verifying_io(
         self,
-        outstanding: int = 32,
+        outstanding: int | None = None,
         disk: RigLun | str = FIRST_DISK,
         *,
         load: Load | None = None,
         may_fail: bool = False,
     ) -> contextlib.AbstractContextManager[VerifyingIo]:
-        """Verified I/O while the body runs, then judged: see `emu.lab.rig.verifying`."""
+        """Verified I/O while the body runs, then judged: see `emu.lab.rig.verifying`.
+
+        `outstanding` goes before what `load` says of it.
+        """
         lun, name = self.lun(disk), self.disk(disk)
-        load = replace(load or Load(), outstanding=outstanding)
+        load = load or Load()
+        if outstanding is not None:
+            load = replace(load, outstanding=outstanding)
         return verifying.verifying_io(self, lun, name, load, may_fail=may_fail)
 
     def ring(self, disk: RigLun | str = FIRST_DISK) -> Ring:
