@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from emu.images.cache import Cache
-from emu.images.modules import End
+from emu.images.modules import ENDS, End
 from emu.lab.rig import RigHost
 from emu.lab.stack import Stack
 from emu.machine.channel import Channel
@@ -66,9 +66,9 @@ class Ends:
         device = f"vbd-{virtual_device(DISK)}"
         self.channel("front").run(f"echo {device} > /sys/bus/xen/drivers/vbd/unbind", timeout=30)
 
-    def listen(self) -> None:
-        """Forget what was said up to now."""
-        for end in ("front", "back"):
+    def listen(self, *ends: End) -> None:
+        """Forget what was said up to now, by `ends` (both, if none is named)."""
+        for end in ends or ENDS:
             self._heard[end] = len(self._lines(end))
 
     def said(self, end: End, word: str = "") -> list[str]:

@@ -59,9 +59,11 @@ def test_forced_detach(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) 
 def test_front_end_unloaded(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) -> None:
     """The module goes while its disk is connected, and another takes the disk up."""
     domu = host.create(ring_pages=4)
-    domu.attach(lun)
-    domu.fill(lun, mib=1)
-    granting.unbind_front(domu)
+    with ledger.unchanged():
+        domu.attach(lun)
+        domu.fill(lun, mib=1)
+        ledger.look()
+        granting.unbind_front(domu)
     for _ in ledger.cycles(cycles):
         domu.load_front(**host.limit("front", 4))
         domu.domain.wait_connected(DISK)

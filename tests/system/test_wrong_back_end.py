@@ -22,6 +22,7 @@ Keys = Mapping[str, str | int]
 NUMBER = virtual_device(DISK)
 CLOSING, CLOSED = "Closing", "Closed"
 _NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
+MOST = 16
 SMALL: Keys = {"sectors": 0, "sector-size": 512, "info": 0}
 
 MAKE = """
@@ -54,7 +55,7 @@ class PlayedBack:
         return [str(self.ends.stack.domain.domid), str(NUMBER)]
 
     def make(self) -> None:
-        self.ends.listen()
+        self.ends.listen("front")
         self.ends.channel("back").run(["sh", "-c", MAKE, "sh", *self._words], timeout=30)
 
     def remove(self) -> None:
@@ -101,13 +102,15 @@ def offers() -> dict[str, tuple[Keys, int]]:
     for key in ("max-ring-page-order", "max-ring-pages", "multi-queue-max-queues"):
         for value in ("-1", "0", str(2**31), "four", ""):
             cases[f"{key} {value!r}"] = {key: value}, 1
+    # More than anybody has, but a number of pages: the front end takes its own limit.
+    cases[f"max-ring-pages {str(2**31)!r}"] = {"max-ring-pages": 2**31}, MOST
     return cases
 
 
 @pytest.fixture
 def played(ends: Ends) -> PlayedBack:
     unload(ends.channel("back"), BACK)
-    ends.load("front", max_ring_pages=16)
+    ends.load("front", max_ring_pages=MOST)
     return PlayedBack(ends)
 
 
@@ -115,7 +118,7 @@ def comes_back(ends: Ends) -> None:
     """The real back end connects on the same device."""
     ends.load("back")
     ends.attach()
-    assert ends.stack.domain.wait_connected(DISK).pages == 16
+    assert ends.stack.domain.wait_connected(DISK).pages == MOST
     assert ends.fill_disk() == ends.sum_of_disk()
     ends.stack.domain.detach(DISK)
 
@@ -134,7 +137,7 @@ def test_offers_of_nonsense(ends: Ends, played: PlayedBack) -> None:
         elif asked != pages or tree.integer("multi-queue-num-queues") not in (None, 1):
             wrong[name] = f"the front end made a ring of {asked} pages: {dict(tree.values)}"
         played.end()
-    assert not wrong
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     comes_back(ends)
     assert ends.stack.host.grants().of(ends.stack.domain.domid).refs == before
 
@@ -182,7 +185,7 @@ def test_disks_of_nonsense(ends: Ends, played: PlayedBack) -> None:
             if state != CONNECTED or played.errors():
                 wrong[name] = f"{state}, {played.errors()}"
         played.end()
-    assert not wrong
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     comes_back(ends)
 
 
