@@ -19,6 +19,7 @@ def test_with_a_warm_cache(warm: Warm) -> None:
     assert_clean(home)
 
 
+@pytest.mark.long
 def test_with_nothing_but_packages(warm: Warm) -> None:
     """The kernel is there too: unpacking it takes a while and locks like everything else."""
     built = ("guest-programs", "guests", "driver-source", "drivers", "checkpoint", "accel")

@@ -32,6 +32,7 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+@pytest.mark.long
 def test_damaged_entries_are_made_again(warm: Warm, entries: dict[str, Path]) -> None:
     """Each is told in one line, once; what was made instead is whole."""
     home = warm.home()

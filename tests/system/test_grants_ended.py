@@ -24,7 +24,9 @@ def connected(host: RigHost, lun: RigLun, ledger: Ledger, pages: int = 16) -> Ri
     return domu
 
 
-@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=PVH)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("pv", marks=pytest.mark.quick), pytest.param("pvh", marks=PVH)]
+)
 def test_shut_down(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
     with ledger.unchanged():
         domu = connected(host, lun, ledger)

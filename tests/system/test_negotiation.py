@@ -109,6 +109,7 @@ def test_pairing(host: RigHost, lun: RigLun, pairing: Pairing) -> None:
     assert not left, f"dom0 still maps references {sorted(left)} after the detach"
 
 
+@pytest.mark.quick
 def test_two_disks_with_rings_of_their_own(host: RigHost, lun: RigLun) -> None:
     """The limit is each connection's: what was made before keeps the ring it has."""
     domu = host.create(disk=lun, ring_pages=16, max_ring_pages=16)

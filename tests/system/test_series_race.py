@@ -136,6 +136,7 @@ def test_keys_of_one_instant(ends: Ends) -> None:
     assert seen["small"] < ATTEMPTS, "the keys never changed"
 
 
+@pytest.mark.long
 @pytest.mark.stack(kernel="lab")
 def test_a_driver_that_reads_key_by_key_mixes_them(ends: Ends) -> None:
     """The race is there, and seen: the stock driver loses it."""

@@ -83,7 +83,7 @@ def check_written(ends: Ends) -> None:
 @pytest.mark.parametrize(
     ("first", "then", "flag", "pieces"),
     [
-        pytest.param(2, 1, "", 1, id="shrinks"),
+        pytest.param(2, 1, "", 1, id="shrinks", marks=pytest.mark.quick),
         pytest.param(1, 2, "", 1, id="grows"),
         pytest.param(16, 1, "sync", 1, id="shrinks, synchronous"),
         pytest.param(1, 1, "", 2, id="no indirect requests"),
