@@ -17,23 +17,13 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
+from emu.images import cbuild
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
 from emu.progress import Progress
 
 CC = "gcc"
-FLAGS = (
-    "-std=gnu11",
-    "-D_GNU_SOURCE",
-    "-O2",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-ffile-prefix-map=.=",
-    "-static",
-    "-s",
-    "-Wl,--build-id=none",
-)
+FLAGS = (*cbuild.FLAGS, "-static")
 SOURCES = {
     "emu-agent": (
         "emu-agent.c",
@@ -43,7 +33,7 @@ SOURCES = {
         "tree.c",
         "files.c",
         "bridge.c",
-        "crc32.c",
+        cbuild.CRC32,
     ),
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
     "emu-lun": ("emu-lun.c",),
@@ -69,10 +59,7 @@ def build(cache: Cache, progress: Progress) -> GuestPrograms:
     """All programs, built unless the cache has them. Raises InputError without a compiler."""
     folder = paths.guest_images() / "agent"
     inputs: dict[str, JSON] = {
-        "sources": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.glob("*.[ch]"))
-        },
+        "sources": cbuild.sources(folder),
         "flags": list(FLAGS),
         "compiler": _compiler(),
     }
@@ -99,7 +86,6 @@ def _compiler() -> str:
 
 
 def _compile(folder: Path, sources: tuple[str, ...], program: Path) -> None:
-    # Compiled inside the folder: a relative path in a program is the same on every machine.
     _run([CC, *FLAGS, "-o", str(program), *sources], cwd=folder)
     program.chmod(0o755)
 

@@ -8,7 +8,6 @@ symbol to a version that this library has, or fails; one that is newer can't get
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from emu import paths
 from emu.errors import InputError
-from emu.images import kbuild
+from emu.images import cbuild, kbuild
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
 from emu.images.packages import Lock, fetch, lock_digest
@@ -31,22 +30,14 @@ NAME = "handler_ledger.so"
 """As dom0 has it; tcmu-runner loads what begins with `handler_`."""
 SOURCE, LIBC = "source-tcmu-runner", "libc-bookworm"
 FLAGS = (
-    "-std=gnu11",
-    "-D_GNU_SOURCE",
-    "-O2",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
+    *cbuild.FLAGS,
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-stack-protector",
     "-U_FORTIFY_SOURCE",
-    "-ffile-prefix-map=.=",
     "-shared",
     "-nostdlib",
     "-nostdinc",
-    "-s",
-    "-Wl,--build-id=none",
     "-Wl,-z,now",
 )
 _RECIPE = 1
@@ -69,10 +60,7 @@ def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path
     folder = paths.guest_images() / "handler"
     inputs: dict[str, JSON] = {
         "packages": lock_digest(lock, [SOURCE, LIBC]),
-        "sources": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.glob("*.[ch]"))
-        },
+        "sources": cbuild.sources(folder),
         "flags": list(FLAGS),
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
@@ -82,7 +70,7 @@ def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path
         with cache.scratch("handler") as scratch:
             unpack(scratch, cache, progress, lock)
             with progress.stage("compiling the LUN server"):
-                sources = [path.name for path in sorted(folder.glob("*.c"))]
+                sources = [*(path.name for path in sorted(folder.glob("*.c"))), cbuild.CRC32]
                 include, library = search(toolchain.cc, scratch)
                 output = ["-o", str(made / NAME)]
                 _run([toolchain.cc, *FLAGS, *include, *output, *sources, *library], folder)

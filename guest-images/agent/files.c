@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../common/crc32.h"
 #include "helpers.h"
 #include "wire.h"
 

@@ -11,6 +11,8 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "../common/crc32.h"
+
 #define TTY_CHUNK 4096u	 /* a ping waits for one frame at most, and a tty is slow */
 #define ROOM_FOR_ANSWERS (2u * PAYLOAD_MAX)
 #define PORTS "/dev/virtio-ports/"

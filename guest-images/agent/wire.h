@@ -102,7 +102,4 @@ _Static_assert(sizeof(struct hello) == 32 && sizeof(struct welcome) == 32, "hell
 _Static_assert(sizeof(struct exec_request) == 10, "exec");
 _Static_assert(sizeof(struct trailer) == 16, "trailer");
 
-/* CRC-32 as in zlib; start with 0 and pass the last result to go on. */
-uint32_t crc32(uint32_t crc, const void *data, size_t length);
-
 #endif

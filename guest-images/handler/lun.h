@@ -136,7 +136,4 @@ int control_start(void);
 void control_add(struct lun *lun);
 void control_remove(struct lun *lun);
 
-/* sum.c */
-uint32_t sum(uint32_t crc, const void *data, size_t length);
-
 #endif

@@ -9,6 +9,7 @@
 
 #include "tcmu-runner.h"
 
+#include "../common/crc32.h"
 #include "lun.h"
 
 #define VECTORS 64
@@ -66,7 +67,7 @@ static void sum_vectors(uint32_t *sums, uint32_t sector, const struct iovec *iov
 		while (left) {
 			size_t bytes = sector - have < left ? sector - have : left;
 
-			crc = sum(crc, data, bytes);
+			crc = crc32(crc, data, bytes);
 			data += bytes;
 			left -= bytes;
 			have += bytes;

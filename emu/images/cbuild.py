@@ -1,0 +1,35 @@
+"""What is common to the C programs and the library of our own that go into the guests.
+
+They are compiled inside their folder of guest-images/: a relative path in a program is the
+same on every machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emu import paths
+from emu.images import kbuild
+from emu.images.manifest import JSON
+
+FLAGS = (
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffile-prefix-map=.=",
+    "-s",
+    "-Wl,--build-id=none",
+)
+CRC32 = "../common/crc32.c"
+"""A source that both have, as it is called from their folders."""
+
+
+def sources(folder: Path) -> dict[str, JSON]:
+    """The C files and headers of a folder and those common to all, by name, with their SHA-256."""
+    common = paths.guest_images() / "common"
+    files = sorted([*folder.glob("*.[ch]"), *common.glob("*.[ch]")])
+    names = [path.name for path in files]
+    return dict(zip(names, kbuild.digest(files), strict=True))

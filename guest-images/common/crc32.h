@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef EMU_CRC32_H
+#define EMU_CRC32_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CRC-32 as in zlib; start with 0 and pass the last result to go on. */
+uint32_t crc32(uint32_t crc, const void *data, size_t length);
+
+#endif
