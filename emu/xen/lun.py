@@ -58,6 +58,9 @@ _LOGIN = """
 set -e
 iscsiadm -m node -o new -T $1 -p {portal}
 iscsiadm -m node -T $1 -p {portal} --login
+"""
+
+_AWAIT_DISK = """
 n=0
 while :; do
     for session in /sys/class/iscsi_session/*; do
@@ -131,17 +134,26 @@ def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeou
     if size <= 0 or size % sector:
         raise InputError(f"a LUN of {size} bytes is no whole number of {sector}-byte sectors")
     words = (str(size), str(sector), f"emu-{name}", str(server_timeout))
-    _step(dom0, "exporting", _EXPORT, name, iqn(name), *words)
-    answer = _step(dom0, "logging in to", _LOGIN, iqn(name))
+    step(dom0, f"exporting LUN {name}", _EXPORT, name, iqn(name), *words)
+    device = log_in(dom0, name, _LOGIN)
+    return Lun(name, size, sector, device)
+
+
+def log_in(dom0: Channel, name: str, script: str) -> str:
+    """Log in to a LUN's target by `script`, which is told its iqn; the device that comes of it.
+
+    The device's requests have the time that a held one needs.
+    """
+    answer = step(dom0, f"logging in to LUN {name}", script + _AWAIT_DISK, iqn(name))
     device = re.search(r"^device=(sd[a-z]+)$", answer, re.M)
     if not device:
         raise RigError(f"dom0 named no disk for LUN {name}", lines=answer.splitlines()[-5:])
-    return Lun(name, size, sector, f"/dev/{device.group(1)}")
+    return f"/dev/{device.group(1)}"
 
 
 def remove(dom0: Channel, lun: Lun) -> None:
     """Log out, take the export down and delete the file."""
-    _step(dom0, "removing", _REMOVE, lun.name, lun.iqn)
+    step(dom0, f"removing LUN {lun.name}", _REMOVE, lun.name, lun.iqn)
 
 
 def session_up(dom0: Channel, lun: Lun) -> bool:
@@ -153,12 +165,13 @@ def session_up(dom0: Channel, lun: Lun) -> bool:
     return "LOGGED_IN" in dom0.run(["sh", "-c", script, "sh", lun.iqn], timeout=20).text
 
 
-def _step(dom0: Channel, doing: str, script: str, name: str, *rest: str) -> str:
+def step(dom0: Channel, doing: str, script: str, *words: str) -> str:
+    """Run a script with the rig's names filled in; what it printed. RigError with dom0's words."""
     text = script.format(
         configfs=CONFIGFS, portal=PORTAL, store=STORE, depth=COMMANDS, timeout=COMMAND_TIMEOUT
     )
-    answer = dom0.run(["sh", "-c", text, "sh", name, *rest], timeout=60, check=False)
+    answer = dom0.run(["sh", "-c", text, "sh", *words], timeout=60, check=False)
     if answer.status != 0:
         said = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()
-        raise RigError(f"{doing} LUN {name} failed with status {answer.status}", lines=said[-8:])
+        raise RigError(f"{doing} failed with status {answer.status}", lines=said[-8:])
     return answer.text

@@ -6,11 +6,11 @@ name of its own, for a session of the same name would end the first (RFC 7143, 6
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
-from emu.errors import RigError
 from emu.machine.channel import Channel
-from emu.xen.lun import COMMAND_TIMEOUT, CONFIGFS, Lun
+from emu.xen import lun as luns
+from emu.xen.lun import Lun, step
 
 CARD = "eth0"
 MTU = 65000
@@ -23,14 +23,14 @@ modprobe virtio_net
 n=0
 while [ ! -e /sys/class/net/$1 ]; do
     n=$((n + 1))
-    [ $n -lt 200 ] || { echo "no network card $1 after 10 s" >&2; exit 1; }
+    [ $n -lt 200 ] || {{ echo "no network card $1 after 10 s" >&2; exit 1; }}
     usleep 50000
 done
 ip link set $1 mtu $3 up
 ip addr add $2/24 dev $1
 """
 
-_OFFER = f"mkdir -p {CONFIGFS}/iscsi/$1/tpgt_1/np/$2"
+_OFFER = "mkdir -p {configfs}/iscsi/$1/tpgt_1/np/$2"
 
 _JOIN = """
 set -e
@@ -42,35 +42,23 @@ iscsiadm -m node -o new -T $1 -p $2 -I link
 _LOG_IN = """
 set -e
 iscsiadm -m node -T $1 --login
-n=0
-while :; do
-    for disk in /sys/class/iscsi_session/*/device/target*/*/block/sd*; do
-        [ -b "/dev/${disk##*/}" ] || continue
-        echo $2 > $disk/device/timeout
-        echo "device=${disk##*/}"
-        exit 0
-    done
-    n=$((n + 1))
-    [ $n -lt 200 ] || { echo "no disk of $1 after 20 s" >&2; exit 1; }
-    usleep 100000
-done
 """
 
 
 def bring_up(dom0: Channel, address: str) -> None:
     """Give dom0's network card `address`, in a network of 24 bits."""
-    _step(dom0, "bringing up the network card", _UP, CARD, address, str(MTU))
+    step(dom0, "bringing up the network card", _UP, CARD, address, str(MTU))
 
 
 def address(dom0: Channel) -> str:
     """The address of dom0's network card. Raises RigError where it has none."""
     script = "ip -4 -o addr show dev $1 | sed -n 's,.* inet \\([0-9.]*\\)/.*,\\1,p'"
-    return _step(dom0, "reading the network card's address", script, CARD).strip()
+    return step(dom0, "reading the network card's address", script, CARD).strip()
 
 
 def offer(dom0: Channel, lun: Lun, address: str) -> None:
     """Let the LUN's target answer on `address`, too."""
-    _step(dom0, f"offering LUN {lun.name} on {address}", _OFFER, lun.iqn, f"{address}:{PORT}")
+    step(dom0, f"offering LUN {lun.name} on {address}", _OFFER, lun.iqn, f"{address}:{PORT}")
 
 
 def join(dom0: Channel, lun: Lun, address: str, initiator: str) -> Lun:
@@ -79,29 +67,16 @@ def join(dom0: Channel, lun: Lun, address: str, initiator: str) -> Lun:
     Meant for a host without a LUN of its own. Raises RigError with dom0's words.
     """
     doing = f"naming the target of LUN {lun.name} at {address}"
-    _step(dom0, doing, _JOIN, lun.iqn, f"{address}:{PORT}", initiator)
+    step(dom0, doing, _JOIN, lun.iqn, f"{address}:{PORT}", initiator)
     return log_in(dom0, lun)
 
 
 def log_out(dom0: Channel, lun: Lun) -> None:
     """End the session of a host that has joined: there the LUN is gone, until `log_in`."""
     logout = "iscsiadm -m node -T $1 --logout"
-    _step(dom0, f"logging out of LUN {lun.name}", logout, lun.iqn)
+    step(dom0, f"logging out of LUN {lun.name}", logout, lun.iqn)
 
 
 def log_in(dom0: Channel, lun: Lun) -> Lun:
     """Log in (again) to a LUN that was joined; the LUN as seen here."""
-    doing = f"logging in to LUN {lun.name}"
-    answer = _step(dom0, doing, _LOG_IN, lun.iqn, str(COMMAND_TIMEOUT))
-    device = re.search(r"^device=(sd[a-z]+)$", answer, re.M)
-    if not device:
-        raise RigError(f"{doing}: dom0 named no disk", lines=answer.splitlines()[-5:])
-    return Lun(lun.name, lun.size, lun.sector, f"/dev/{device.group(1)}")
-
-
-def _step(dom0: Channel, doing: str, script: str, *words: str) -> str:
-    answer = dom0.run(["sh", "-c", script, "sh", *words], timeout=60, check=False)
-    if answer.status != 0:
-        said = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()
-        raise RigError(f"{doing} failed with status {answer.status}", lines=said[-8:])
-    return answer.text
+    return replace(lun, device=luns.log_in(dom0, lun.name, _LOG_IN))
