@@ -6,7 +6,7 @@ the run fails with those that did not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from emu.errors import NotHeld
@@ -18,7 +18,7 @@ from emu.lab.report import RunReport, RunWish, Timing, checks
 from emu.lab.stack import Inputs, Stack, prepare, running
 from emu.machine.channel import Channel, CommandTimeout
 from emu.progress import Progress
-from emu.xen import drivers, lun
+from emu.xen import data, drivers, lun
 from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
@@ -27,15 +27,6 @@ DISK = "xvda"
 PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
 """What a driver's ring is limited by: the number is our series' own, stock ones know the order."""
 DEADLINE_DATA = 300.0
-
-_WRITE = """
-set -e
-dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null
-dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null
-sha256sum < /tmp/data
-rm /tmp/data
-"""
-_READ = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
 
 
 def perform(wish: RunWish, cache: Cache, progress: Progress) -> RunReport:
@@ -113,10 +104,10 @@ def _drive(
         ring = domain.wait_connected(DISK)
     attached = host.grants().of(domain.domid)
     with timing.stage("data_s", f"writing and reading back {wish.data_mib} MiB", progress):
-        written = _sum(domain.channel, _WRITE, DISK, wish.data_mib)
-        read_back = _sum(domain.channel, _READ, DISK, wish.data_mib)
+        written = _moved(data.write, domain.channel, DISK, wish.data_mib)
+        read_back = _moved(data.read, domain.channel, DISK, wish.data_mib)
         device = stack.lun.device.removeprefix("/dev/")
-        seen_by_dom0 = _sum(host.dom0, _READ, device, wish.data_mib)
+        seen_by_dom0 = _moved(data.read, host.dom0, device, wish.data_mib)
     views = domain.queues(DISK)
     session = lun.session_up(host.dom0, stack.lun)
     with timing.stage("detach_s", f"detaching {DISK}", progress):
@@ -183,12 +174,13 @@ def load_driver(
         return drivers.swap(channel, module, for_guest(driver, folder), parameters)
 
 
-def _sum(channel: Channel, script: str, disk: str, mib: int) -> str:
+def _moved(
+    move: Callable[[Channel, str, int, float], str], channel: Channel, disk: str, mib: int
+) -> str:
     try:
-        answer = channel.run(["sh", "-c", script, "sh", disk, str(mib)], timeout=DEADLINE_DATA)
+        return move(channel, disk, mib, DEADLINE_DATA)
     except CommandTimeout as late:
         raise NotHeld(
             f"{channel.name}: {mib} MiB did not pass {disk} within {DEADLINE_DATA:.0f} s",
             lines=late.lines,
         ) from None
-    return answer.text.split()[0]

@@ -11,9 +11,10 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
@@ -31,6 +32,8 @@ from emu.xen import lun as luns
 from emu.xen.domain import Domain, DomuConfig
 from emu.xen.host import AGENT_PORT, Host
 from emu.xen.lun import Lun
+
+T = TypeVar("T")
 
 DOM0_MEMORY = 1024
 """MiB of dom0; also on Xen's command line."""
@@ -183,7 +186,15 @@ def running(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]
             with progress.stage("booting Xen, dom0 and the domU"):
                 stack = opened.enter_context(_cold(inputs, rundir, progress, savable=False))
         else:
-            stack = opened.enter_context(_from_checkpoint(inputs, cache, progress))
+            stack = opened.enter_context(
+                from_checkpoint(
+                    inputs.checkpoint_key(),
+                    lambda into: _save(inputs, into, progress),
+                    lambda made, stack: _load(inputs, made, stack),
+                    cache,
+                    progress,
+                )
+            )
         yield stack
 
 
@@ -208,35 +219,44 @@ def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) 
 
 
 @contextlib.contextmanager
-def _from_checkpoint(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]:
-    key = inputs.checkpoint_key()
+def from_checkpoint(
+    key: dict[str, JSON],
+    save: Callable[[Path], None],
+    load: Callable[[Path, contextlib.ExitStack], T],
+    cache: Cache,
+    progress: Progress,
+) -> Iterator[T]:
+    """What `load` makes of the checkpoint `key`, for the life of the context.
+
+    `save` writes it into a directory if the cache has none. `load` puts what has to be ended
+    on its stack; a checkpoint that it finds broken is made again, once.
+    """
     for attempt in ("first", "second"):
-        made = cache.entry("checkpoint", key, lambda into: _save(inputs, into, progress), progress)
-        rundir = RunDir.create()
-        with rundir:
-            began = time.monotonic()
+        made = cache.entry("checkpoint", key, save, progress)
+        with contextlib.ExitStack() as opened:
             try:
-                machine = checkpoint.load(inputs.spec, made / "machine", rundir)
+                loaded = load(made, opened)
             except checkpoint.CheckpointBroken as broken:
                 if attempt == "second":
                     raise
                 progress.note(f"{broken.message}; making it again")
                 cache.discard("checkpoint", key)
                 continue
-            with machine:
-                host = Host(machine)
-                try:
-                    yield _resume(inputs, machine, host, made, began)
-                finally:
-                    host.close()
-            return
+            yield loaded
+        return
 
 
-def _resume(inputs: Inputs, machine: Machine, host: Host, made: Path, began: float) -> Stack:
+def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> Stack:
+    rundir = opened.enter_context(RunDir.create())
+    began = time.monotonic()
+    machine = checkpoint.load(inputs.spec, made / "machine", rundir)
+    opened.enter_context(machine)
+    host = Host(machine)
+    opened.callback(host.close)
     saved = json.loads((made / "stack.json").read_text())
     host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
-    domain = host.adopt(saved["domain"]["name"], saved["domain"]["domid"], saved["domain"]["tty"])
+    domain = host.adopt(**saved["domain"])
     domain.open_channel(30.0)
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began
@@ -251,11 +271,7 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
         _cold(inputs, rundir, progress, savable=True) as stack,
     ):
         saved = {
-            "domain": {
-                "name": stack.domain.name,
-                "domid": stack.domain.domid,
-                "tty": stack.domain.tty,
-            },
+            "domain": stack.domain.record(),
             "lun": vars(stack.lun),
             "cold_s": round(stack.start_s, 3),
         }

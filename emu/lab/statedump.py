@@ -9,6 +9,7 @@ from emu.errors import EmuError
 from emu.lab.stack import Stack
 from emu.machine.channel import Channel
 from emu.machine.rundir import RunDir
+from emu.xen import grants
 
 DEADLINE = 5.0
 """Seconds for each view, before scaling: a stack that hangs may answer none."""
@@ -17,7 +18,7 @@ _RINGS = "cd /sys/kernel/debug 2>/dev/null && grep -rs '' xen-blkback xen-blkfro
 _VIEWS = (
     ("domains", "dom0", "xl list -v"),
     ("xenstore", "dom0", "xenstore-ls -f"),
-    ("grants", "dom0", "xl dmesg -c > /dev/null; xl debug-keys g; xl dmesg"),
+    ("grants", "dom0", grants.DUMP),
     ("queues-dom0", "dom0", _RINGS),
     ("queues-domu", "domu", _RINGS),
     # Blocked tasks are printed into the kernel's log, behind all that stood there.

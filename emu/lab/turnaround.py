@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu.images import kbuild, modules
+from emu.images import modules
 from emu.images.cache import Cache
 from emu.images.kernels import spec
 from emu.images.packages import Lock
@@ -22,10 +22,8 @@ _CHANGED = ("drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/blkback.c
 def measure(inputs: Inputs, cache: Cache, progress: Progress) -> float:
     """Seconds to build both modules of a source that was never built before, and load them
     into guests started from the checkpoint. What they are patched with is the series."""
-    wanted = spec(inputs.kernel.name)
-    assert wanted.driver_patches is not None
-    source = modules.driver_source(wanted, Lock.load(), cache, progress)
-    series = kbuild.series(wanted.driver_patches, wanted.version)
+    source = modules.driver_source(spec(inputs.kernel.name), Lock.load(), cache, progress)
+    series = modules.patches_of(inputs.kernel)
     with cache.scratch("turnaround") as folder:
         change = folder / "0000-a-change.patch"
         change.write_text("".join(_change(source)))

@@ -6,11 +6,12 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from emu.errors import InputError, NotHeld, RigError
 from emu.machine.channel import Channel, CommandFailed
 from emu.machine.console import Console
+from emu.machine.deadline import Deadline
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
@@ -140,15 +141,40 @@ class Domain:
         """Take the disk away and wait until both ends have let go."""
         self.host.xl("block-detach", str(self.domid), disk, timeout=60)
 
+    def front_path(self, disk: str = "xvda") -> str:
+        """Where the front end's directory is in xenstore."""
+        return f"/local/domain/{self.domid}/device/vbd/{virtual_device(disk)}"
+
+    def back_path(self, disk: str = "xvda") -> str:
+        """Where the back end's directory is in xenstore."""
+        return f"/local/domain/0/backend/vbd/{self.domid}/{virtual_device(disk)}"
+
     def front_tree(self, disk: str = "xvda") -> xenstore.Tree:
         """The front end's directory in xenstore."""
-        number = virtual_device(disk)
-        return self.host.xenstore(f"/local/domain/{self.domid}/device/vbd/{number}")
+        return self.host.xenstore(self.front_path(disk))
 
     def back_tree(self, disk: str = "xvda") -> xenstore.Tree:
         """The back end's directory in xenstore."""
-        number = virtual_device(disk)
-        return self.host.xenstore(f"/local/domain/0/backend/vbd/{self.domid}/{number}")
+        return self.host.xenstore(self.back_path(disk))
+
+    def wait_state(
+        self, end: Literal["front", "back"], *states: str, disk: str = "xvda", timeout: float
+    ) -> str:
+        """Wait until an end of a disk stands at one of `states`; which.
+
+        `timeout` in seconds before scaling. Raises NotHeld with the state it stands at.
+        """
+        path = (self.front_path if end == "front" else self.back_path)(disk) + "/state"
+        deadline = Deadline(f"the {end} end of {disk}", timeout)
+        while (now := xenstore.state_of(path, self.host.read(path))) not in states:
+            if deadline.passed:
+                raise NotHeld(
+                    f"the {end} end stands at {now}, not at {' or '.join(states)}, "
+                    f"after {deadline.spent:.0f} s",
+                    lines=self.last_words(self.host.dom0),
+                )
+            time.sleep(0.05)
+        return now
 
     def ring(self, disk: str = "xvda") -> ring_view.Ring:
         """The ring that both ends have negotiated for `disk`."""
@@ -196,6 +222,10 @@ class Domain:
         tail = channel.run(["sh", "-c", f"dmesg | tail -n {count}"], timeout=20, check=False).text
         return [f"{channel.name}: {line}" for line in tail.splitlines()]
 
+    def record(self) -> dict[str, str | int]:
+        """What `Host.adopt` takes to find it again."""
+        return {"name": self.name, "domid": self.domid, "tty": self.tty}
+
     def close(self) -> None:
         """Let go of the channel and the console; the domU keeps running."""
         if self._channel is not None:
@@ -223,11 +253,6 @@ def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Do
     except CommandFailed as failed:
         said = failed.result.stderr.decode(errors="replace").splitlines()
         raise NotHeld(f"xl refused to create domU {config.name}", lines=said[-8:]) from None
-    domid = host.domain_info(config.name).domid
-    tty = host.read(f"/local/domain/{domid}/console/tty")
-    if tty is None:
-        raise RigError(f"xenconsoled serves no console of domU {config.name}")
-    domain = Domain(host, config.name, domid, tty)
-    domain.open_console()
+    domain = host.find(config.name)
     domain.open_channel(boot_timeout)
     return domain

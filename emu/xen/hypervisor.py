@@ -11,11 +11,12 @@ from emu.machine.channel import Channel
 from emu.xen import grants, memory
 from emu.xen.host import parse_list
 
-# Clearing the console ring keeps what is sent here small; the serial log has it all.
-_SCRIPT = """
-xl dmesg -c > /dev/null; xl debug-keys g; xl dmesg; echo @@
+_SCRIPT = f"""
+{grants.DUMP}; echo @@
 xl list; echo @@
-for domid in $(xl list | awk 'NR > 1 { print $2 }'); do echo "domain $domid"; lsevtchn $domid; done
+for domid in $(xl list | awk 'NR > 1 {{ print $2 }}'); do
+    echo "domain $domid"; lsevtchn $domid
+done
 """
 _ENDED = "(null)"
 """What xl calls a domain that has ended and is kept by what others map of it."""

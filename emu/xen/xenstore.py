@@ -27,6 +27,24 @@ XENBUS_STATES = {
 """The states of a device's two ends (Xen's public header io/xenbus.h)."""
 
 
+def state_of(path: str, value: str | None) -> str:
+    """The xenbus state that stands at `path`, as a word; "absent" where nothing does.
+
+    Raises RigError when something stands there that is no number.
+    """
+    if value is None:
+        return "absent"
+    number = _number(path, value)
+    return XENBUS_STATES.get(number, f"state {number}")
+
+
+def _number(path: str, value: str) -> int:
+    try:
+        return int(value, 10)
+    except ValueError:
+        raise RigError(f"xenstore {path} holds {value!r}, not a number") from None
+
+
 def _unescape(text: str) -> str:
     def one(match: re.Match[str]) -> str:
         code = match.group(1)
@@ -59,19 +77,11 @@ class Tree:
         Raises RigError when something stands there that is no number.
         """
         value = self.get(path)
-        if value is None:
-            return None
-        try:
-            return int(value, 10)
-        except ValueError:
-            raise RigError(
-                f"xenstore {self._absolute(path)} holds {value!r}, not a number"
-            ) from None
+        return None if value is None else _number(self._absolute(path), value)
 
     def state(self) -> str:
         """The xenbus state of the device directory this tree is, as a word."""
-        number = self.integer("state")
-        return "absent" if number is None else XENBUS_STATES.get(number, f"state {number}")
+        return state_of(self._absolute("state"), self.get("state"))
 
     def sub(self, path: str) -> Tree:
         """The tree below `path`."""

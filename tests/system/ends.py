@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +10,10 @@ import pytest
 from emu.images.cache import Cache
 from emu.images.modules import ENDS, End
 from emu.lab.rig import RigHost
+from emu.lab.rig.domu import DATA_WITHIN
 from emu.lab.stack import Stack
 from emu.machine.channel import Channel
+from emu.xen import data
 from emu.xen.domain import virtual_device
 from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
@@ -82,7 +83,7 @@ class Ends:
 
     def publish(self, keys: Mapping[str, str | int], state: str = INITIALISED) -> None:
         """Be the front end: write keys into its directory at once, then its state."""
-        root = self.stack.domain.front_tree(DISK).root
+        root = self.stack.domain.front_path(DISK)
         pairs = [str(word) for key, value in keys.items() for word in (f"{root}/{key}", value)]
         if pairs:
             self.stack.host.dom0.run(["xenstore-write", "--", *pairs], timeout=20)
@@ -92,15 +93,7 @@ class Ends:
 
     def wait_back(self, *states: str) -> str:
         """Wait until the back end stands at one of `states`; which."""
-        root = self.stack.domain.back_tree(DISK).root
-        until = time.monotonic() + SETTLES_WITHIN
-        while True:
-            number = self.stack.host.read(f"{root}/state")
-            state = XENBUS_STATES[int(number)] if number else "absent"
-            if state in states:
-                return state
-            assert time.monotonic() < until, f"the back end stands at {state}, not {states}"
-            time.sleep(0.05)
+        return self.stack.domain.wait_state("back", *states, disk=DISK, timeout=SETTLES_WITHIN)
 
     def refusal(self) -> str:
         """Wait until the back end has refused the connection; its error key."""
@@ -110,19 +103,11 @@ class Ends:
 
     def sum_of_disk(self, mib: int = 4) -> str:
         """SHA-256 of the disk's first MiB, read past the page cache in the domU."""
-        script = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
-        done = self.channel("front").run(["sh", "-c", script, "sh", DISK, str(mib)], timeout=120)
-        return done.text.split()[0]
+        return data.read(self.channel("front"), DISK, mib, DATA_WITHIN)
 
     def fill_disk(self, mib: int = 4) -> str:
         """Write random data to the disk's first MiB in the domU; its SHA-256."""
-        script = (
-            "dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null && "
-            "dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null && "
-            "sha256sum < /tmp/data; rm /tmp/data"
-        )
-        done = self.channel("front").run(["sh", "-c", script, "sh", DISK, str(mib)], timeout=120)
-        return done.text.split()[0]
+        return data.write(self.channel("front"), DISK, mib, DATA_WITHIN)
 
     def _lines(self, end: End) -> list[str]:
         return self.channel(end).run(["dmesg"], timeout=20).text.splitlines()

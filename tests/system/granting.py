@@ -65,16 +65,6 @@ def bind_front(domu: RigDomu) -> None:
     domu.domain.wait_connected(DISK)
 
 
-def wait_state(domu: RigDomu, end: str, *states: str) -> str:
-    """Wait until an end ("front", "back") of the disk stands at one of `states`; which."""
-    read = domu.domain.front_tree if end == "front" else domu.domain.back_tree
-    until = Deadline("the other end", GOES_WITHIN)
-    while (now := read(DISK).state()) not in states:
-        assert not until.passed, f"the {end} end stands at {now}, not {states}"
-        time.sleep(0.05)
-    return now
-
-
 @dataclass(frozen=True)
 class Kept:
     """A page of the domU that a program in dom0 maps."""

@@ -147,7 +147,7 @@ def test_set_up_that_fails_at_every_step(ends: Ends, ledger: Ledger) -> None:
     ends.load("back", max_queues=4)
     ends.attach()
     domain = ends.stack.domain
-    roots = [domain.front_tree(DISK).root, domain.back_tree(DISK).root]
+    roots = [domain.front_path(DISK), domain.back_path(DISK)]
     for _ in ledger.cycles(CYCLES):
         ends.listen()
         for keys in STEPS.values():

@@ -62,7 +62,7 @@ def test_again_and_again(ends: Ends) -> None:
         ends.wait_back("InitWait")
     assert len(ends.errors()) == 5, ends.errors()
     for key in GOOD:
-        root = ends.stack.domain.front_tree().root
+        root = ends.stack.domain.front_path()
         ends.channel("back").run(["xenstore-rm", f"{root}/{key}"], timeout=20)
     ends.load("front", max_ring_page_order=2)
     assert ends.stack.domain.wait_connected(DISK).pages == 4

@@ -41,7 +41,7 @@ def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
 
 def offer(ends: Ends, **keys: int | None) -> None:
     """Make the back end's directory offer what `keys` say: a value, or no such key."""
-    root = ends.stack.domain.back_tree().root
+    root = ends.stack.domain.back_path()
     for key, value in keys.items():
         path = f"{root}/{key.replace('_', '-')}"
         verb = ["xenstore-rm", path] if value is None else ["xenstore-write", path, str(value)]
@@ -81,7 +81,7 @@ def rebind_back(ends: Ends) -> None:
         'physical=$(xenstore-read "$2/physical-device") && echo $1 > bind && '
         'xenstore-write "$2/physical-device" "$physical"'
     )
-    root = ends.stack.domain.back_tree().root
+    root = ends.stack.domain.back_path()
     ends.channel("back").run(["sh", "-c", script, "sh", name, root], timeout=30)
 
 
@@ -90,7 +90,7 @@ def test_back_takes_either_key(ends: Ends, gone: str) -> None:
     ends.load("back")
     ends.connect(order=2)
     before = ends.fill_disk()
-    root = ends.stack.domain.front_tree().root
+    root = ends.stack.domain.front_path()
     ends.channel("back").run(["xenstore-rm", f"{root}/{gone}"], timeout=20)
     ends.listen()
     rebind_back(ends)

@@ -94,7 +94,7 @@ def read_as(lines: list[str]) -> str:
 @contextlib.contextmanager
 def flipping(ends: Ends) -> Iterator[None]:
     """The front end's keys change from one set to the other and back, as fast as dom0 can."""
-    front = ends.stack.domain.front_tree(DISK).root
+    front = ends.stack.domain.front_path(DISK)
     words = {
         name: " ".join(f"{front}/{key} {value}" for key, value in keys.items())
         for name, keys in SETS.items()
@@ -111,8 +111,8 @@ def flipping(ends: Ends) -> Iterator[None]:
 def connections(ends: Ends, count: int) -> Iterator[list[str]]:
     """What dom0's kernel says of each of so many connections, every one refused."""
     dom0 = ends.channel("back")
-    front = ends.stack.domain.front_tree(DISK).root
-    back = ends.stack.domain.back_tree(DISK).root
+    front = ends.stack.domain.front_path(DISK)
+    back = ends.stack.domain.back_path(DISK)
     for _ in range(0, count, BATCH):
         dom0.run("dmesg -c > /dev/null", timeout=20)
         dom0.run(["sh", "-c", CONNECT, "sh", front, back, str(BATCH)], timeout=120)

@@ -65,7 +65,7 @@ class PlayedBack:
 
     def tell(self, state: str, keys: Keys | None = None) -> None:
         """Write keys, which the front end may read, then the state."""
-        root = self.ends.stack.domain.back_tree(DISK).root
+        root = self.ends.stack.domain.back_path(DISK)
         dom0 = self.ends.channel("back")
         pairs = [
             str(word) for key, value in (keys or {}).items() for word in (f"{root}/{key}", value)

@@ -78,7 +78,7 @@ def refused(ends: Ends, keys: Keys, state: str = INITIALISED) -> tuple[str, list
     ends.publish({}, "Closed")
     ends.wait_back("Closed")
     if keys:
-        root = ends.stack.domain.front_tree(DISK).root
+        root = ends.stack.domain.front_path(DISK)
         ends.channel("back").run(["xenstore-rm", *(f"{root}/{key}" for key in keys)], timeout=20)
     ends.publish({}, "Initialising")
     ends.wait_back(INIT_WAIT)

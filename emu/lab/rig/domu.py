@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emu.errors import NotHeld, RigError
+from emu.errors import RigError
 from emu.lab.rig import moving, saved, verifying
 from emu.lab.rig.lun import RigLun
 from emu.lab.rig.saved import STOCK_MOVE
 from emu.lab.rig.verifying import Load, VerifyingIo
 from emu.machine.channel import Channel
+from emu.xen import data
 from emu.xen.domain import Domain
 from emu.xen.drivers import LoadedDriver
 from emu.xen.queues import Views
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FIRST_DISK = "xvda"
 OFFERED_WITHIN = 20.0
 """Seconds until a back end waits for its front end."""
+DATA_WITHIN = 120.0
 
 
 class RigDomu:
@@ -78,15 +79,7 @@ class RigDomu:
         disk = disk or self._free_name()
         self._domain.attach(lun.lun, disk)
         self._disks[disk] = lun
-        until = time.monotonic() + OFFERED_WITHIN
-        while (state := self._domain.back_tree(disk).state()) not in ("InitWait", "Connected"):
-            if time.monotonic() > until:
-                raise NotHeld(
-                    f"the back end of {disk} stands at {state} after {OFFERED_WITHIN:.0f} s, "
-                    "it was to wait for the front end (InitWait)",
-                    lines=self._domain.last_words(self.host.dom0),
-                )
-            time.sleep(0.05)
+        self._domain.wait_state("back", "InitWait", "Connected", disk=disk, timeout=OFFERED_WITHIN)
         return disk
 
     def wait_connected(self, disk: RigLun | str = FIRST_DISK) -> Ring:
@@ -152,15 +145,11 @@ class RigDomu:
 
     def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
         """Write random data to the first MiB of a disk, past the page cache; its SHA-256."""
-        return self._sum(_FILL, disk, mib)
+        return data.write(self.channel, self.disk(disk), mib, DATA_WITHIN)
 
     def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
         """SHA-256 of the first MiB of a disk, read past the page cache."""
-        return self._sum(_READ, disk, mib)
-
-    def _sum(self, script: str, disk: RigLun | str, mib: int) -> str:
-        words = ["sh", "-c", script, "sh", self.disk(disk), str(mib)]
-        return self.channel.run(words, timeout=120).text.split()[0]
+        return data.read(self.channel, self.disk(disk), mib, DATA_WITHIN)
 
     def _free_name(self) -> str:
         names = (f"xvd{letter}" for letter in "abcdefghijklmnop")
@@ -219,11 +208,3 @@ class RigDomu:
     ) -> contextlib.AbstractContextManager[moving.Migration]:
         """Migrate it while the body runs; see `moving.migrating`."""
         return moving.migrating(self, to, live=live)
-
-
-_READ = "dd if=/dev/$1 bs=1M count=$2 iflag=direct 2>/dev/null | sha256sum"
-_FILL = """
-dd if=/dev/urandom of=/tmp/data bs=1M count=$2 2>/dev/null &&
-dd if=/tmp/data of=/dev/$1 bs=1M oflag=direct conv=fsync 2>/dev/null &&
-sha256sum < /tmp/data; rm /tmp/data
-"""

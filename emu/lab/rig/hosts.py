@@ -24,7 +24,7 @@ from emu.errors import RigError
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
 from emu.lab.rig.host import RigHost
-from emu.lab.stack import BOOT_TIMEOUT, Inputs, Stack
+from emu.lab.stack import BOOT_TIMEOUT, Inputs, Stack, from_checkpoint
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
@@ -52,7 +52,14 @@ def two_hosts(
     Raises what `running` raises for one.
     """
     progress = progress or Progress()
-    with _from_checkpoint(inputs, cache, progress) as (first, second):
+    pair = from_checkpoint(
+        pair_key(inputs),
+        lambda into: _save(inputs, into, progress),
+        lambda made, opened: _load(inputs, made, opened),
+        cache,
+        progress,
+    )
+    with pair as (first, second):
         here, there = RigHost(first, cache, progress), RigHost(second, cache, progress)
         there.lun = replace(here.lun, lun=second.lun)
         yield here, there
@@ -71,26 +78,6 @@ def _specs(inputs: Inputs) -> tuple[MachineSpec, MachineSpec]:
     return replace(inputs.spec, mac=MACS[0]), replace(inputs.spec, mac=MACS[1])
 
 
-@contextlib.contextmanager
-def _from_checkpoint(
-    inputs: Inputs, cache: Cache, progress: Progress
-) -> Iterator[tuple[Stack, Stack]]:
-    key = pair_key(inputs)
-    for attempt in ("first", "second"):
-        made = cache.entry("checkpoint", key, lambda into: _save(inputs, into, progress), progress)
-        with contextlib.ExitStack() as opened:
-            try:
-                pair = _load(inputs, made, opened)
-            except checkpoint.CheckpointBroken as broken:
-                if attempt == "second":
-                    raise
-                progress.note(f"{broken.message}; making it again")
-                cache.discard("checkpoint", key)
-                continue
-            yield pair
-        return
-
-
 def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> tuple[Stack, Stack]:
     saved = json.loads((made / "stack.json").read_text())
     specs = _specs(inputs)
@@ -107,9 +94,7 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> tuple[Sta
     for host in hosts:
         host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
-    domain = hosts[0].adopt(
-        saved["domain"]["name"], saved["domain"]["domid"], saved["domain"]["tty"]
-    )
+    domain = hosts[0].adopt(**saved["domain"])
     domain.open_channel(30.0)
     times = ("checkpoint", time.monotonic() - began, dom0_s)
     first, second = (
@@ -145,7 +130,7 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
             raise RigError(f"the LUN is {lun.device} on one host and {seen.device} on the other")
         domain = here.create(inputs.wish.domu)
         saved = {
-            "domain": {"name": domain.name, "domid": domain.domid, "tty": domain.tty},
+            "domain": domain.record(),
             "luns": [vars(lun), vars(seen)],
         }
         for host in (here, there):

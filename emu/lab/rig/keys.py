@@ -16,7 +16,7 @@ def offer(domu: RigDomu, disk: RigLun | str, keys: Keys, pages: int) -> None:
     """Let the back end of a disk that is not connected offer rings of `pages` in `keys` alone."""
     number = {"max-ring-page-order": pages.bit_length() - 1, "max-ring-pages": pages}
     wanted = {"order": "max-ring-page-order", "pages": "max-ring-pages"}
-    root = domu.domain.back_tree(domu.disk(disk)).root
+    root = domu.domain.back_path(domu.disk(disk))
     for key, value in number.items():
         path = f"{root}/{key}"
         if keys == "both" or wanted.get(keys) == key:

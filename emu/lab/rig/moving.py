@@ -18,6 +18,7 @@ from emu.errors import EmuError, InputError, NotHeld, RigError
 from emu.lab.rig import saved
 from emu.lab.rig.saved import STOCK_MOVE
 from emu.machine.channel import CommandTimeout, Process
+from emu.machine.deadline import Deadline
 from emu.xen import sharing
 
 if TYPE_CHECKING:
@@ -107,10 +108,10 @@ class Migration:
         return words if failed else []
 
     def _until(self, ready: Callable[[], bool], what: str, timeout: float) -> None:
-        until = time.monotonic() + timeout
+        deadline = Deadline(what, timeout)
         while not self.ended and not ready():
-            if time.monotonic() > until:
-                raise CommandTimeout(f"waited {timeout:.0f} s for {what}")
+            if deadline.passed:
+                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {what}")
             time.sleep(0.05)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from emu.errors import NotHeld
 from emu.lab.stack import Stack
+from emu.machine.deadline import Deadline
 from emu.xen.domain import Domain
 from emu.xen.ring import Ring
 
@@ -58,11 +59,11 @@ def reconnected(domain: Domain, disk: str) -> Ring:
 
     Raises NotHeld with both states when they do not get there.
     """
-    until = time.monotonic() + RECONNECTED_WITHIN
+    deadline = Deadline(f"both ends of {disk}", RECONNECTED_WITHIN)
     while not (ring := domain.ring(disk)).connected:
-        if time.monotonic() > until:
+        if deadline.passed:
             raise NotHeld(
-                f"{disk} of domU {domain.name} did not connect within {RECONNECTED_WITHIN:.0f} s "
+                f"{disk} of domU {domain.name} did not connect within {deadline.spent:.0f} s "
                 f"after it was restored: front end {ring.front_state}, back end {ring.back_state}",
                 lines=[
                     *domain.last_words(domain.channel),
