@@ -31,8 +31,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Repeated:
-    """A write of the guest that reached the LUN `times` times; `outstanding_then`: it was
-    answered once only."""
+    """A write of the guest that reached the LUN `times` times."""
 
     asked: Asked
     times: int

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from emu.images import agent
+import programs
+
 from emu.lab.rig import RigDomu, RigHost
 from emu.machine.deadline import Deadline
 from emu.machine.guestprocess import Process
@@ -59,12 +58,6 @@ def unbind_front(domu: RigDomu) -> None:
     domu.run(f"echo vbd-{NUMBER} > /sys/bus/xen/drivers/vbd/unbind")
 
 
-def bind_front(domu: RigDomu) -> None:
-    """Give the domU's driver the disk again; returns when both ends are connected."""
-    domu.run(f"echo vbd-{NUMBER} > /sys/bus/xen/drivers/vbd/bind")
-    domu.domain.wait_connected(DISK)
-
-
 @dataclass(frozen=True)
 class Kept:
     """A page of the domU that a program in dom0 maps."""
@@ -88,12 +81,8 @@ class Kept:
 def kept_mapped(domu: RigDomu, ref: int) -> Iterator[Kept]:
     """Map a reference of the domU in dom0, beside the back end, for the life of the context."""
     dom0 = domu.host.dom0
-    with domu.host.cache.scratch("keep-mapped") as folder:
-        program = folder / "keep-mapped"
-        source = Path(__file__).parent / "guest/keep-mapped.c"
-        subprocess.run([agent.CC, *agent.FLAGS, "-o", str(program), str(source)], check=True)
-        dom0.put(program, "/tmp/keep-mapped", mode=0o755)
-    process = dom0.spawn(["/tmp/keep-mapped", str(domu.domain.domid), str(ref)])
+    program = programs.put("keep-mapped", dom0, domu.host.cache)
+    process = dom0.spawn([program, str(domu.domain.domid), str(ref)])
     kept = Kept(ref, process)
     kept.look()
     try:
@@ -118,18 +107,6 @@ def read_in_the_background(domu: RigDomu, requests: int) -> None:
         domu.channel.spawn(
             f"dd if=/dev/{DISK} of=/dev/null bs=4k count=1 skip={number * 64} iflag=direct"
         )
-
-
-def wait_outstanding(domu: RigDomu, number: int) -> None:
-    """Wait until so many requests are on the ring."""
-    until = Deadline("the other end", GOES_WITHIN)
-    while True:
-        queues = domu.queues().front
-        now = sum(queue.outstanding or 0 for queue in queues or ())
-        if now == number:
-            return
-        assert not until.passed, f"{now} requests are on the ring, not {number}"
-        time.sleep(0.1)
 
 
 def power_off(domu: RigDomu) -> None:

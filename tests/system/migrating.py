@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from emu.images import kbuild, modules
-from emu.images.kernels import spec
-from emu.lab.rig import RigDomu, RigHost, RigLun
+from emu.lab.rig import RigDomu, RigLun
 from emu.lab.rig.verifying import VerifyingIo
-from emu.paths import guest_images
-from emu.progress import Progress
 from emu.xen.ring import requests_in
 
-HERE = Path(__file__).parent
 DISK = "xvda"
 WITH_INDIRECT = {"max_segments": "32", "max_hw_sectors_kb": "128"}
 WITHOUT = {"max_segments": "11", "max_hw_sectors_kb": "44"}
@@ -25,15 +18,6 @@ n=0
 until [ $(ls /sys/block/$1/mq | wc -l) = $2 ] || [ $n = 100 ]; do n=$((n + 1)); usleep 50000; done
 ls /sys/block/$1/mq | wc -l
 """
-
-
-def no_indirect(host: RigHost) -> str:
-    """The module of a back end that knows no indirect requests."""
-    kernel = host.stack.inputs.kernel
-    patches = kbuild.series(guest_images() / "patches/xen-block", spec(kernel.name).version)
-    patches = [*patches, HERE / "back-ends/no-indirect.patch"]
-    made = modules.build_drivers(kernel, patches, host.cache, Progress())
-    return str(made / "xen-blkback.ko")
 
 
 def check_ring(domu: RigDomu, pages: int, queues: int = 1) -> None:

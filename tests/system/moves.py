@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from pathlib import Path
 
+import programs
 from ends import DISK, Ends
 
-from emu.images import agent, modules
-from emu.lab.rig import RigLun, saved
+from emu.images import modules
+from emu.lab.rig import RigHost, RigLun, saved
+from emu.machine.deadline import Deadline
 from emu.progress import Progress
-from emu.xen.domain import virtual_device
+from emu.xen.domain import Domain, virtual_device
 from emu.xen.ring import Ring
 
 BACK_ENDS = Path(__file__).parent / "back-ends"
@@ -20,38 +21,33 @@ HELD_WITHIN = 30.0
 """Seconds in which all requests of a test have reached the ring, or wait for it."""
 
 
-def back_end(ends: Ends, name: str) -> str:
+def back_end(host: RigHost, name: str) -> str:
     """The module of a back end of `back-ends/`: `patched` with one patch more."""
-    kernel = ends.stack.inputs.kernel
+    kernel = host.stack.inputs.kernel
     patches = [*modules.patches_of(kernel), BACK_ENDS / f"{name}.patch"]
-    made = modules.build_drivers(kernel, patches, ends.cache, Progress())
+    made = modules.build_drivers(kernel, patches, host.cache, Progress())
     return str(made / "xen-blkback.ko")
 
 
 def blocks(ends: Ends) -> None:
     """Put the program of `guest/blocks.c` into the domU."""
-    with ends.cache.scratch("blocks") as folder:
-        program = folder / "blocks"
-        source = Path(__file__).parent / "guest/blocks.c"
-        command = [agent.CC, *agent.FLAGS, "-o", str(program), str(source)]
-        subprocess.run(command, check=True)
-        ends.channel("front").put(program, "/tmp/blocks", mode=0o755)
+    programs.put("blocks", ends.channel("front"), ends.cache)
 
 
-def outstanding(ends: Ends, queue: int = 0) -> int:
-    """Requests of the front end that the back end has not answered."""
-    views = ends.stack.domain.queues(DISK)
+def outstanding(domain: Domain) -> int:
+    """Requests of the front end that the back end has not answered, on all rings of the disk."""
+    views = domain.queues(DISK)
     assert views.front, "the front end shows no queue"
-    number = views.front[queue].outstanding
-    assert number is not None
-    return number
+    numbers = [queue.outstanding for queue in views.front]
+    assert None not in numbers
+    return sum(number or 0 for number in numbers)
 
 
-def wait_outstanding(ends: Ends, number: int) -> None:
+def wait_outstanding(domain: Domain, number: int) -> None:
     """Wait until so many requests are on the ring."""
-    until = time.monotonic() + HELD_WITHIN
-    while (now := outstanding(ends)) != number:
-        assert time.monotonic() < until, f"{now} requests are on the ring, not {number}"
+    until = Deadline("requests on the ring", HELD_WITHIN)
+    while (now := outstanding(domain)) != number:
+        assert not until.passed, f"{now} requests are on the ring, not {number}"
         time.sleep(0.1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import granting
 import pytest
 from granting import DISK
+from moves import wait_outstanding
 
 from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
@@ -40,7 +41,7 @@ def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger
         before = ledger.take()
         with lun.held():
             granting.read_in_the_background(domu, 8)
-            granting.wait_outstanding(domu, 8)
+            wait_outstanding(domu.domain, 8)
             domu.domain.close()
             host.dom0.spawn(["xl", "destroy", domu.name])
             granting.wait_ended(host, domu.name)

@@ -21,8 +21,8 @@ from migrating import (
     check_limits,
     check_repeated,
     check_ring,
-    no_indirect,
 )
+from moves import back_end
 
 from emu.lab.rig import RigHost, RigLun
 from emu.lab.rig.verifying import Load
@@ -77,7 +77,7 @@ def test_disk_follows_the_back_end_there_and_back(two_hosts: TwoHosts, lun: RigL
     here, there = two_hosts
     two = {"max_queues": 2}
     domu = here.create(disk=lun, ring_pages=4, front_parameters=two, back_parameters=two)
-    there.load_back(no_indirect(there), max_queues=1, feature_persistent=0)
+    there.load_back(back_end(there, "no-indirect"), max_queues=1, feature_persistent=0)
     check_ring(domu, 4, queues=2)
     check_limits(domu, WITH_INDIRECT)
     check_kept(domu, persistent=True)

@@ -113,8 +113,8 @@ def test_writes_in_flight_are_done(ends: Ends, first: int, then: int) -> None:
             command = ["sh", "-c", WRITE, "sh", DISK, str(HELD_MIB)]
             written = ends.channel("front").run(command, timeout=60).text.split()[0]
             until = time.monotonic() + SETTLES_WITHIN
-            while outstanding(ends) <= min(64, 32 * first - 1):
-                assert time.monotonic() < until, f"{outstanding(ends)} requests in flight"
+            while (now := outstanding(ends.stack.domain)) <= min(64, 32 * first - 1):
+                assert time.monotonic() < until, f"{now} requests in flight"
             allow(ends, then)
             with saving(ends):
                 hold.close()
@@ -122,6 +122,6 @@ def test_writes_in_flight_are_done(ends: Ends, first: int, then: int) -> None:
         reconnected(ends)
         ends.channel("front").run(["sync"], timeout=60)
         assert ends.stack.domain.wait_connected(DISK).pages == then
-        assert outstanding(ends) == 0
+        assert outstanding(ends.stack.domain) == 0
         assert ends.sum_of_disk(HELD_MIB) == written
     assert ends.errors() == []

@@ -58,7 +58,7 @@ def write_held(ends: Ends, on_ring: int | None, flag: str = "") -> None:
     words = [DISK, str(REQUESTS), str(BLOCK), *([flag] if flag else [])]
     ends.channel("front").run(["sh", "-c", START, "sh", *words], timeout=60)
     if on_ring is not None:
-        wait_outstanding(ends, on_ring)
+        wait_outstanding(ends.stack.domain, on_ring)
 
 
 def check_written(ends: Ends) -> None:
@@ -107,7 +107,7 @@ def test_requests_under_way_are_done_once(
         if pieces == 1:
             set_limit(ends, then)
         else:
-            ends.load("back", back_end(ends, "no-indirect"), max_ring_pages=then)
+            ends.load("back", back_end(ends.host, "no-indirect"), max_ring_pages=then)
         restore(ends)
         reconnected(ends)
         check_written(ends)
@@ -164,7 +164,7 @@ def test_limits_follow_the_back_end(ends: Ends, less: str, known: dict[str, str]
     written = ends.fill_disk()
     with moved(ends):
         save(ends)
-        ends.load("back", back_end(ends, less))
+        ends.load("back", back_end(ends.host, less))
         restore(ends)
         reconnected(ends)
         now = limits(ends)
