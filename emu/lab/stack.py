@@ -97,7 +97,7 @@ class Inputs:
             **checkpoint.checkpoint_inputs(self.spec),
             "kernel": self.kernel.root.name,
             "guests": self.guests.root.name,
-            "domu": json.loads(json.dumps(self.wish.domu.as_dict())),
+            "domu": self.wish.domu.render(),
             "lun": [self.wish.lun_mib, self.wish.sector],
             "recipe": _RECIPE,
         }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from emu.errors import InputError, NotHeld, RigError
 from emu.machine.channel import Channel, CommandFailed
 from emu.machine.console import Console
 from emu.machine.deadline import Deadline
+from emu.machine.spec import LINUX_OPTIONS
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
@@ -59,7 +60,7 @@ class DomuConfig:
             "ramdisk": INITRD,
             "memory": self.memory,
             "vcpus": self.vcpus,
-            "cmdline": f"console=hvc0 {self.kernel_options}".strip(),
+            "cmdline": f"console=hvc0 {LINUX_OPTIONS} {self.kernel_options}".strip(),
             "on_poweroff": "destroy",
             "on_reboot": "destroy",
             "on_crash": "preserve",
@@ -72,10 +73,6 @@ class DomuConfig:
         if self.grant_frames is not None:
             values["max_grant_frames"] = self.grant_frames
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-
-    def as_dict(self) -> dict[str, object]:
-        """The values by name, for a cache key."""
-        return asdict(self)
 
 
 def virtual_device(disk: str) -> int:

@@ -6,7 +6,6 @@ rebuilt a second ago can be tried in a guest that has been up since the checkpoi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,24 @@ from emu.machine.channel import Channel, CommandFailed
 BACK = "xen_blkback"
 FRONT = "xen_blkfront"
 
-_LET_GO = 20
-"""Tries, 0.1 s apart, to unload a module that is in use."""
-
-_NOTE = "/sys/module/{}/notes/.note.gnu.build-id"
+_KEPT, _REFUSED, _NOT_THERE = 3, 4, 5
+"""Exit statuses of the scripts: each is one command, for a command costs as much as its work."""
+# A module in use is tried again, 20 times in 2 s.
+_UNLOAD = f"""
+n=0
+while [ -d /sys/module/$1 ] && ! said=$(rmmod $1 2>&1); do
+    n=$((n + 1)); [ $n -gt 20 ] && {{ echo "$said" >&2; exit {_KEPT}; }}
+    usleep 100000
+done
+"""
+_LOAD = f"""
+module=$1; shift
+insmod "$@" || exit {_REFUSED}
+cd /sys/module/$module 2> /dev/null || exit {_NOT_THERE}
+cat notes/.note.gnu.build-id; printf '\\nparameters\\n'
+cd parameters 2> /dev/null && grep -s '' *
+exit 0
+"""
 
 
 @dataclass(frozen=True)
@@ -48,22 +61,6 @@ def build_id_of_note(note: bytes) -> str:
     return note[start : start + size].hex()
 
 
-def loaded(channel: Channel, module: str) -> LoadedDriver | None:
-    """What `module` is in the guest behind `channel`; None when it is not loaded."""
-    script = (
-        f"cd /sys/module/{module} 2>/dev/null || exit 3; cat notes/.note.gnu.build-id; "
-        "printf '\\nparameters\\n'; cd parameters 2>/dev/null && grep -s '' * ; exit 0"
-    )
-    answer = channel.run(["sh", "-c", script], timeout=20, check=False)
-    if answer.status == 3:
-        return None
-    note, _, text = answer.stdout.partition(b"\nparameters\n")
-    parameters = dict(
-        line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
-    )
-    return LoadedDriver(module, build_id_of_note(note), parameters)
-
-
 def load(
     channel: Channel, module: str, file: Path, parameters: Mapping[str, str | int] | None = None
 ) -> LoadedDriver:
@@ -71,19 +68,7 @@ def load(
 
     Raises NotHeld with the guest's own words when the kernel refuses it.
     """
-    remote = f"/tmp/{file.name}"
-    channel.put(file, remote)
-    arguments = [f"{name}={value}" for name, value in (parameters or {}).items()]
-    try:
-        channel.run(["insmod", remote, *arguments], timeout=60)
-    except CommandFailed as failed:
-        tail = channel.run(["sh", "-c", "dmesg | tail -n 5"], timeout=20).text.splitlines()
-        said = failed.result.stderr.decode(errors="replace").strip()
-        raise NotHeld(f"{channel.name} refused {file.name}: {said}", lines=tail) from None
-    now = loaded(channel, module)
-    if now is None:
-        raise NotHeld(f"{channel.name}: insmod of {file.name} succeeded, but {module} is not there")
-    return now
+    return _load(channel, _LOAD, module, file, parameters)
 
 
 def unload(channel: Channel, module: str) -> None:
@@ -92,18 +77,45 @@ def unload(channel: Channel, module: str) -> None:
     A disk that was just detached holds its driver until its last reader has closed it, a
     moment after both ends are through: hence the patience.
     """
-    for _ in range(_LET_GO):
-        answer = channel.run(["rmmod", module], timeout=60, check=False)
-        if answer.status == 0 or loaded(channel, module) is None:
-            return
-        time.sleep(0.1)
-    said = answer.stderr.decode(errors="replace").strip()
-    raise NotHeld(f"{channel.name} did not let go of {module}: {said}")
+    _run(channel, _UNLOAD, module)
 
 
 def swap(
     channel: Channel, module: str, file: Path, parameters: Mapping[str, str | int] | None = None
 ) -> LoadedDriver:
     """Unload `module` if it is there, then load `file` in its place."""
-    unload(channel, module)
-    return load(channel, module, file, parameters)
+    return _load(channel, _UNLOAD + _LOAD, module, file, parameters)
+
+
+def _load(
+    channel: Channel,
+    script: str,
+    module: str,
+    file: Path,
+    parameters: Mapping[str, str | int] | None,
+) -> LoadedDriver:
+    remote = f"/tmp/{file.name}"
+    channel.put(file, remote)
+    arguments = [f"{name}={value}" for name, value in (parameters or {}).items()]
+    note, _, text = _run(channel, script, module, remote, *arguments).partition(b"\nparameters\n")
+    now = dict(
+        line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
+    )
+    return LoadedDriver(module, build_id_of_note(note), now)
+
+
+def _run(channel: Channel, script: str, module: str, *arguments: str) -> bytes:
+    words = ["sh", "-c", script, "sh", module, *arguments]
+    try:
+        return channel.run(words, timeout=60).stdout
+    except CommandFailed as failed:
+        said = failed.result.stderr.decode(errors="replace").strip()
+        if failed.status == _KEPT:
+            raise NotHeld(f"{channel.name} did not let go of {module}: {said}") from None
+        if failed.status == _REFUSED:
+            tail = channel.run(["sh", "-c", "dmesg | tail -n 5"], timeout=20).text.splitlines()
+            name = Path(arguments[0]).name
+            raise NotHeld(f"{channel.name} refused {name}: {said}", lines=tail) from None
+        if failed.status == _NOT_THERE:
+            raise NotHeld(f"{channel.name}: insmod succeeded, but {module} is not there") from None
+        raise

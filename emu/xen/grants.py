@@ -16,9 +16,9 @@ from emu.errors import RigError
 BEGIN = "gnttab_usage_print_all [ key 'g' pressed"
 END = "gnttab_usage_print_all ] done"
 
-# Clearing the console ring keeps what is sent here small; the serial log has it all.
-DUMP = "xl dmesg -c > /dev/null && xl debug-keys g && xl dmesg"
-"""What makes Xen print all of it, in dom0."""
+DUMP = "emu-grants mapped"
+"""What makes Xen print all of it, in dom0. Xen's console ring is empty before and has only that
+afterwards; the serial log has it all."""
 
 _TABLE = re.compile(r"grant-table for remote d(\d+) \(v([12])\)")
 _FRAMES = re.compile(r"(\d+) frames \((\d+) max\), (\d+) maptrack frames \((\d+) max\)")

@@ -13,8 +13,8 @@ from emu.xen.host import parse_list
 
 _SCRIPT = f"""
 {grants.DUMP}; echo @@
-xl list; echo @@
-for domid in $(xl list | awk 'NR > 1 {{ print $2 }}'); do
+domains=$(xl list); echo "$domains"; echo @@
+for domid in $(echo "$domains" | awk 'NR > 1 {{ print $2 }}'); do
     echo "domain $domid"; lsevtchn $domid
 done
 """
