@@ -9,7 +9,9 @@ STAMP := .venv/.installed
 # How many tests run side by side: an emulated host is one busy core.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: help setup run test test-quick test-long test-debug test-unit shell series mutants doctor bench-rig images lint clean
+N ?= 20
+
+.PHONY: help setup run test test-quick test-long test-repeat test-debug test-unit shell series mutants doctor bench-rig images lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -41,6 +43,12 @@ test-quick: setup ## the unit tests, and a test of each subject: rings, migratio
 
 test-long: setup ## what the tests have a short form of by default, in full: hours
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
+
+test-repeat: setup ## the whole suite N=20 times in a row; ends with the first that fails
+	@for n in $$(seq $(N)); do \
+		echo "== $$n of $(N)"; \
+		$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS) || exit; \
+	done
 
 test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
 	@$(BIN)/python -m pytest -m debug $(ARGS)
