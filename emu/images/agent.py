@@ -2,7 +2,7 @@
 
 emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
 LUN server's remote control, emu-io does verified I/O in a domU, emu-grants shows what a guest
-grants, emu-stream carries a domU from dom0 to dom0.
+grants, emu-memory what its kernel holds, emu-stream carries a domU from dom0 to dom0.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -38,8 +38,9 @@ SOURCES = {
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
     "emu-lun": ("emu-lun.c",),
     "emu-io": ("emu-io.c", "io-work.c"),
-    "emu-grants": ("emu-grants.c", "keys.c", "table.c", "account.c"),
+    "emu-grants": ("emu-grants.c", "keys.c", "table.c", "account.c", "kcore.c"),
     "emu-stream": ("emu-stream.c",),
+    "emu-memory": ("emu-memory.c", "kcore.c"),
 }
 
 
@@ -53,6 +54,7 @@ class GuestPrograms:
     io: Path
     grants: Path
     stream: Path
+    memory: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:

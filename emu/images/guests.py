@@ -161,12 +161,12 @@ def build_images(
 
 
 def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
-    """The domU's user space: busybox, the agent, emu-grants, our init."""
+    """The domU's user space: busybox, programs of ours, our init."""
     tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root"):
         tree.add_dir(name)
-    for program in (tools.agent, tools.io, tools.grants):
+    for program in (tools.agent, tools.io, tools.grants, tools.memory):
         tree.add_host(program, f"usr/lib/emu/{program.name}")
     tree.add_file("init", _script("domu/init"), 0o755)
     # The kernel opens it for init before init can mount devtmpfs.
@@ -190,6 +190,7 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
         own.tools.channeld,
         own.tools.lun,
         own.tools.grants,
+        own.tools.memory,
         own.tools.stream,
     )
     for program in own_programs:
