@@ -1,20 +1,22 @@
 """The memory ledger: what a kernel holds, in numbers that stand still when nothing leaks.
 
 Taken after each of several equal cycles, they tell a leak from noise: a leak grows by as much
-in every cycle, noise goes up and down. What makes the numbers steady, on Linux 6.1:
+in every cycle, noise goes up and down. emu-memory (guest-images/agent/emu-memory.c) takes them
+from a kernel that it has settled first, and adds nothing to what it counts: so measured, most
+numbers of an idle guest are the same after every cycle, and one page or object shows.
 
-- caches of files are dropped, and every slab cache is shrunk first: SLUB counts all objects
-  of a CPU's own slabs as active until then (count_partial() in mm/slub.c);
-- pages are those that no counter of the kernel explains: neither free (in a CPU's list
+- Slab objects are those in use, by cache; small ones are in caches that half the kernel uses.
+- Pages are those that no counter of the kernel explains: neither free (in a CPU's list
   either), nor a process's or a file's, a slab's, a page table's, or vmalloc's; all from one
-  reading of /proc/zoneinfo, by a process that has just had the CPUs' deltas folded in: ten
-  pages or so otherwise (vm.stat_refresh does it when it is read, too), and before anything is
-  in the pipe to the agent, whose pages no counter explains. The least of five readings;
-- areas of vmalloc are counted without those that only wait to be unmapped for good.
+  reading of /proc/zoneinfo with the CPUs' deltas folded in. The least of several readings.
+- Areas of vmalloc are counted without those that only wait to be unmapped for good.
+- Where dom0 maps grants it has addresses without memory behind (drivers/xen/unpopulated-alloc.c,
+  Linux 5.9 and later): no counter shows those, and a driver that loses one loses it for good.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections import Counter
@@ -24,23 +26,10 @@ from dataclasses import dataclass
 from emu.errors import RigError
 from emu.machine.channel import Channel
 
-_STANDING = """
-grep xen-dyn /proc/interrupts; echo @@
-cat /proc/[0-9]*/stat 2> /dev/null
-"""
-_SCRIPT = (
-    """
-echo 3 > /proc/sys/vm/drop_caches
-for cache in /sys/kernel/slab/*/shrink; do echo 1 > $cache; done
-for n in 1 2 3 4 5; do
-    cat /proc/sys/vm/stat_refresh /proc/zoneinfo /proc/meminfo > /tmp/zones.$n
-done
-cat /proc/slabinfo; echo @@
-grep -vc unpurged /proc/vmallocinfo; echo @@
-for n in 1 2 3 4 5; do cat /tmp/zones.$n; echo @; done; rm /tmp/zones.?; echo @@
-"""
-    + _STANDING
-)
+PROGRAM = "/usr/lib/emu/emu-memory"
+"""Prints all but the standing numbers: guest-images/agent/emu-memory.c."""
+_STANDING = "grep xen-dyn /proc/interrupts; echo @@; cat /proc/[0-9]*/stat 2> /dev/null || true"
+_SCRIPT = f"set -e; {PROGRAM}; echo @@; {_STANDING}"
 _KTHREAD = 0x00200000
 """PF_KTHREAD of a task's flags, the ninth field of /proc/<pid>/stat (include/linux/sched.h)."""
 _PAGE_KIB = 4
@@ -55,19 +44,19 @@ _UNSTEADY = frozenset({"vmap_area", "dentry", "filp", "inode_cache", "lsm_inode_
 """Caches that follow names, open files and lazy unmapping, and not what a driver holds."""
 
 PAGES, AREAS, PERCPU = "pages of the kernel's own", "vmalloc areas", "KiB of per-CPU memory"
+PLACES = "pages that grants are mapped at"
 SLAB, THREAD, INTERRUPT, PORTS = "objects of ", "kernel thread ", "interrupt ", "event channels"
 
 NOBODY = "that has no handler"
 """An interrupt of the kernel's list after which nothing stands but its chip's name."""
 MEASURABLE = 5
 """Cycles from which growth shows."""
-LEAK_SLOPE = 0.75
-"""Units a cycle from which growth is a leak: the smallest leak is one, less noise."""
-LEAK_TREND = 0.8
-"""Kendall's tau of values against cycles, from which growth is no accident."""
+LEAK_RISES = 0.8
+"""The part of the cycles after which a number must be larger than before to be a leak: in five,
+one dip or one cycle that hides it may be among them."""
 LEAK_EVEN = 0.5
-"""The part of the steps that must be about as large as the slope: a cache that fills grows by
-leaps, a leak by as much each time."""
+"""The part of the steps that must be about as large as their median: a cache that fills grows
+by leaps, a leak by as much each time."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Growth:
-    """A number that grew, by `slope` from one value to the next (the median of all pairs)."""
+    """A number that grew, by `slope` from one value to the next (the median)."""
 
     owner: str
     what: str
@@ -114,36 +103,23 @@ def growth(cycles: Sequence[Sequence[Memory]]) -> tuple[Growth, ...]:
         taken = [memory.numbers for each in cycles for memory in each if memory.owner == owner]
         for name in dict.fromkeys(name for numbers in taken for name in numbers):
             values = tuple(numbers.get(name, 0) for numbers in taken)
-            slope, trend, even = _slope(values)
-            if slope >= LEAK_SLOPE and trend >= LEAK_TREND and even >= LEAK_EVEN:
+            steps = [now - then for then, now in itertools.pairwise(values)]
+            # The median: a leap of something else, or a dip and what makes up for it, is not
+            # what each cycle did.
+            slope = statistics.median(steps)
+            rises = sum(step > 0 for step in steps)
+            even = sum(abs(step - slope) <= max(1.0, slope / 4) for step in steps)
+            if rises >= LEAK_RISES * len(steps) and even >= LEAK_EVEN * len(steps):
                 found.append(Growth(owner, name, slope, values))
     return tuple(found)
-
-
-def _slope(values: Sequence[int]) -> tuple[float, float, float]:
-    """Theil's and Sen's slope, Kendall's tau (neither minds a few values far off), and the part
-    of the steps that are as large as the slope, give or take one or a quarter of it.
-    """
-    pairs = [
-        (values[j] - values[i], j - i)
-        for i in range(len(values))
-        for j in range(i + 1, len(values))
-    ]
-    if not pairs:
-        return 0.0, 0.0, 0.0
-    slope = statistics.median(rise / run for rise, run in pairs)
-    signs = sum((rise > 0) - (rise < 0) for rise, _ in pairs)
-    steps = [rise for rise, run in pairs if run == 1]
-    even = sum(abs(step - slope) <= max(1.0, abs(slope) / 4) for step in steps)
-    return slope, signs / len(pairs), even / len(steps)
 
 
 def parse(text: str, owner: str) -> Memory:
     """Read what the sampling script printed. Raises RigError for anything of another form."""
     parts = text.split("@@\n")
-    if len(parts) != 5:
-        raise RigError(f"{owner}: the memory ledger's script printed {len(parts)} parts, not 5")
-    slabs, areas, zones, interrupts, tasks = parts
+    if len(parts) != 6:
+        raise RigError(f"{owner}: the memory ledger's script printed {len(parts)} parts, not 6")
+    slabs, areas, unpopulated, zones, interrupts, tasks = parts
     numbers: dict[str, int] = {}
     for name, active in re.findall(r"^([^\s#]\S*)\s+(\d+)\s+\d+\s+\d+\s+\d+", slabs, re.M):
         if name not in _UNSTEADY and not name.endswith("_inode_cache"):
@@ -152,6 +128,8 @@ def parse(text: str, owner: str) -> Memory:
     try:
         numbers[AREAS] = int(areas)
         numbers[PAGES] = min(_own_pages(reading) for reading in zones.split("@\n") if reading)
+        if unpopulated:
+            numbers[PLACES] = _device_pages(zones.split("@\n")[0]) - int(unpopulated)
     except (KeyError, ValueError) as error:
         raise RigError(f"{owner}: /proc shows no {error}") from None
     if percpu := re.search(r"^Percpu:\s+(\d+) kB", zones, re.M):
@@ -183,6 +161,12 @@ def _own_pages(zones: str) -> int:
     # "count:" is a CPU's list of free pages, one for each zone.
     explained = sum(counted[name] for name in (*_EXPLAINED, "count:"))
     return counted["managed"] - free - explained - int(vmalloc[1]) // _PAGE_KIB
+
+
+def _device_pages(zones: str) -> int:
+    """Pages of zones for devices: Linux makes them for addresses that grants are mapped at."""
+    spans = re.findall(r"^Node \d+, zone +Device$.*?^ +spanned +(\d+)$", zones, re.M | re.S)
+    return sum(int(span) for span in spans)
 
 
 def parse_ports(text: str, names: Mapping[int, str]) -> Memory:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -165,23 +165,29 @@ class Ledger:
 
         The first round, number 0, is for what a first time allocates for good. Raises NotHeld
         when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
-        on, when memory has grown in every one (see `emu.xen.memory`).
+        on, when memory has grown in every one (see `emu.xen.memory`). Growth is not believed
+        at once: five rounds more have to show it, too.
         """
         before = self._start()
         taken: list[tuple[Memory, ...]] = []
-        for cycle in range(number + 1):
+        for cycle in range(number + memory.MEASURABLE + 1):
+            if cycle > number and not self._grown(taken):
+                break
             yield cycle
             self._wait_for_grants(before, within)
             if number >= memory.MEASURABLE:
                 taken.append(tuple(memory.read(guest) for guest in self._guests()))
         self.settled(before, within)
-        growth = memory.growth(taken) if taken else ()
-        if grown := [each for each in growth if each.what not in self.ignored]:
+        if grown := self._grown(taken):
             named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
             raise NotHeld(
-                f"memory leaks with each of {number} cycles: {named}",
+                f"memory leaks with each of {len(taken) - 1} cycles: {named}",
                 lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
             )
+
+    def _grown(self, taken: Sequence[Sequence[Memory]]) -> list[Growth]:
+        found = memory.growth(taken) if taken else ()
+        return [each for each in found if each.what not in self.ignored]
 
     @staticmethod
     def _not_held(changes: Changes, until: Deadline) -> NotHeld:
