@@ -31,6 +31,8 @@ SETTLES_WITHIN = 8.0
 """Seconds, before scaling, until all is given back after the last verb returned. A guest looks
 once a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
 _PAUSE = 0.2
+CONFIRMING = 3
+"""Rounds more, where memory seems to grow: what is no leak does not last so long."""
 _NAMED, _SHOWN = 4, 40
 """References that a message's first line names, and lines of its table."""
 _AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || true"
@@ -166,11 +168,11 @@ class Ledger:
         The first round, number 0, is for what a first time allocates for good. Raises NotHeld
         when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
         on, when memory has grown in every one (see `emu.xen.memory`). Growth is not believed
-        at once: five rounds more have to show it, too.
+        at once: `CONFIRMING` rounds more have to show it, too.
         """
         before = self._start()
         taken: list[tuple[Memory, ...]] = []
-        for cycle in range(number + memory.MEASURABLE + 1):
+        for cycle in range(number + CONFIRMING + 1):
             if cycle > number and not self._grown(taken):
                 break
             yield cycle
