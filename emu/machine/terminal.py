@@ -26,27 +26,27 @@ class Cleaner:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._returns = ""
+        """Carriage returns at the end so far: a newline after them makes no second line, whatever
+        escape sequences stand between."""
 
     def feed(self, data: bytes, final: bool = False) -> str:
         """The text of one more chunk; what can't be decided yet is held back."""
         text = self._held + self._decoder.decode(data, final)
-        self._held = ""
-        if not final:
-            keep = _undecided(text)
-            text, self._held = text[:keep], text[keep:]
-        if "\x1b" in text:
-            text = _ESCAPE.sub("", text)
+        keep = len(text) if final else _undecided(text)
+        text, self._held = text[:keep], text[keep:]
+        text = self._returns + _ESCAPE.sub("", text)
+        keep = len(text) if final else len(text.rstrip("\r"))
+        text, self._returns = text[:keep], text[keep:]
         return _CONTROL.sub("", _LINE_END.sub("\n", text))
 
 
 def _undecided(text: str) -> int:
-    """Where the part of `text` begins that needs more text to be understood."""
+    """Where the escape sequence begins that may not be whole yet."""
     at = text.find("\x1b")
     while at >= 0:
         match = _ESCAPE.match(text, at)
         if match is None and len(text) - at < _LONGEST_ESCAPE:
             return at
         at = text.find("\x1b", match.end() if match else at + 1)
-    if text.endswith("\r"):
-        return len(text.rstrip("\r"))
     return len(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emu.errors import RigError
@@ -67,6 +67,8 @@ def test_bytes_become_text(raw: bytes, clean: str) -> None:
     assert Cleaner().feed(raw, final=True) == clean
 
 
+@example([b"\r", b"\x1b[1m", b"\n"])
+@example([b"\r", b"\x1b", b"a", b"\n"])
 @given(
     st.lists(
         st.sampled_from(
