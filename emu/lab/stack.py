@@ -121,6 +121,8 @@ class Stack:
     """Seconds on the host's clock from QEMU's start until the domU answered."""
     dom0_s: float
     """The same until dom0 answered (cold: until all its services were up)."""
+    resumes: int = 0
+    """How often the domU was resumed as another domain: restored, or migrated."""
 
     @property
     def domain(self) -> Domain:

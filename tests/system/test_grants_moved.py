@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.lab.rig import Ledger, RigHost, RigLun
-from emu.xen import memory
 
-CONSOLES = memory.INTERRUPT + memory.NOBODY
-"""Linux' console driver (6.1) leaves one behind in a guest with two consoles that is restored:
-what its WARNING then is about. It is none of a disk's."""
 PVH = pytest.mark.stack(domu="pvh")
 
 
@@ -18,7 +14,6 @@ def test_restored_with_a_smaller_ring(
     host: RigHost, lun: RigLun, ledger: Ledger, kind: str
 ) -> None:
     """The domain is another, its references too; what it grants is what it granted before."""
-    ledger.ignored.add(CONSOLES)
     domu = host.create(ring_pages=16)
     with ledger.unchanged():
         domu.attach(lun)
@@ -35,7 +30,6 @@ def test_restored_with_a_smaller_ring(
 @pytest.mark.timeout(1500)
 def test_restored_again_and_again(host: RigHost, lun: RigLun, ledger: Ledger) -> None:
     """Neither kernel keeps anything of a ring that was left behind."""
-    ledger.ignored.add(CONSOLES)
     domu = host.create(disk=lun, ring_pages=16, back_parameters={"feature_persistent": 0})
     for cycle in ledger.cycles(6):
         domu.save_and_restore(max_ring_pages=2 if cycle % 2 else 16)

@@ -17,9 +17,6 @@ from emu.lab.rig.verifying import Load
 pytestmark = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
 TwoHosts = tuple[RigHost, RigHost]
 LOAD = Load(rate=50)
-STOCK = {"interrupt that has no handler"}
-"""In a guest with two consoles Linux' console driver
-leaves an interrupt behind whenever it is resumed (and prints the WARNING that comes of it)."""
 
 
 def migrate(domu: RigDomu, to: RigHost, pages: int) -> None:
@@ -28,13 +25,6 @@ def migrate(domu: RigDomu, to: RigHost, pages: int) -> None:
         domu.migrate(to)
         check_ring(domu, pages)
         io.await_answers(30)
-
-
-def ledgers(*hosts: RigHost) -> list[Ledger]:
-    made = [Ledger(host) for host in hosts]
-    for each in made:
-        each.ignored |= STOCK
-    return made
 
 
 def round_trip(domu: RigDomu, lun: RigLun, one: RigHost, other: RigHost) -> None:
@@ -52,7 +42,7 @@ def test_three_migrations_leave_nothing(two_hosts: TwoHosts, lun: RigLun) -> Non
     there.load_back(max_ring_pages=64)
     migrate(domu, there, 64)
     domu.detach(lun)
-    one, other = ledgers(here, there)
+    one, other = Ledger(here), Ledger(there)
     with one.unchanged(), other.unchanged():
         round_trip(domu, lun, here, there)
 
@@ -63,6 +53,6 @@ def test_twenty_migrations_leave_nothing(two_hosts: TwoHosts, lun: RigLun) -> No
     here, there = two_hosts
     domu = here.create(ring_pages=64, max_ring_pages=64)
     there.load_back(max_ring_pages=2)
-    one, other = ledgers(here, there)
+    one, other = Ledger(here), Ledger(there)
     for _ in itertools.zip_longest(one.cycles(9), other.cycles(9)):
         round_trip(domu, lun, there, here)

@@ -183,6 +183,7 @@ def _arrive(domu: RigDomu, source: RigHost, target: RigHost) -> None:
         target.loaded["front"] = source.loaded["front"]
     domu.host = target
     domu.domain = target.xen.find(domu.name)
+    target.stack.resumes = source.stack.resumes + 1
     domu.domain.open_channel(ANSWERS_WITHIN)
     for disk in domu.disks:
         saved.reconnected(domu.domain, disk)

@@ -14,7 +14,8 @@ from emu.xen.ring import Ring
 
 FILE = "/run/domu.save"
 STOCK_MOVE = "kernel WARNING"
-"""What the console driver of Linux 6.1 says when a guest with two consoles is restored."""
+"""What the console driver of Linux 6.1 says when a guest with two consoles is restored: see
+`emu.lab.rig.ledger.LEFT_BY_CONSOLE`."""
 SAVED_WITHIN = 120.0
 SUSPENDED_WITHIN = 60.0
 RECONNECTED_WITHIN = 20.0
@@ -51,6 +52,7 @@ def restore(stack: Stack) -> None:
     name = stack.domain.name
     stack.host.xl("restore", FILE, timeout=120)
     stack.domain = stack.host.find(name)
+    stack.resumes += 1
     stack.domain.open_channel(60)
 
 
