@@ -1,6 +1,7 @@
 """A private apt: packages of Debian's archive on any host with apt, without root.
 
-An archive of source packages is asked for upstream's tarballs; nothing of their packaging.
+An archive of source packages is asked for upstream's tarballs, or for Debian's packaging: its
+patches.
 
 Its lists, cache, sources and configuration lie in one directory of ours, the list of
 installed packages is empty, and of the host's configuration only what says how to reach
@@ -29,6 +30,10 @@ _HOST_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
 _SECURITY = "-security"
 SOURCE = "source"
 """What stands for the architecture of a source package."""
+PACKAGING = "packaging"
+"""The same, where Debian's part of it is meant."""
+_TARBALLS = {SOURCE: "orig", PACKAGING: "debian"}
+"""What their files are called: `name_version.orig.tar.xz`."""
 
 Depends: TypeAlias = "tuple[tuple[str, ...], ...]"
 """For each dependency the names that satisfy it."""
@@ -38,13 +43,20 @@ Depends: TypeAlias = "tuple[tuple[str, ...], ...]"
 class Archive:
     """Suites that are looked at together; of `target` (a suite, or empty) even backports win.
 
-    `source`: it is their source packages that are wanted.
+    `source`: it is their source packages that are wanted, upstream's tarball of each;
+    `packaging`: of those Debian's part instead.
     """
 
     name: str
     suites: tuple[str, ...]
     target: str = ""
     source: bool = False
+    packaging: bool = False
+
+    @property
+    def part(self) -> str:
+        """What stands for the architecture of its source packages."""
+        return PACKAGING if self.packaging else SOURCE
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Mirrors:
 class Record:
     """A package as the archive's index has it; `size` is that of the .deb in bytes.
 
-    Of a source package (`arch` is "source") hash and size are those of upstream's tarball.
+    Of a source package (`arch` is "source" or "packaging") hash and size are those of a tarball.
     """
 
     name: str
@@ -153,13 +165,13 @@ def parse_records(text: str) -> list[Record]:
     return records
 
 
-def parse_sources_index(text: str) -> list[Record]:
-    """The paragraphs of `apt-cache showsrc`; those without a tarball of upstream's are left out."""
+def parse_sources_index(text: str, part: str = SOURCE) -> list[Record]:
+    """The paragraphs of `apt-cache showsrc`; those without a tarball of that part are left out."""
     records = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         fields = dict(re.findall(r"^([A-Za-z0-9-]+): *(.*(?:\n .*)*)$", paragraph, re.MULTILINE))
         tarball = re.search(
-            r"^ (\w{64}) (\d+) \S+\.orig\.tar\.\w+$",
+            rf"^ (\w{{64}}) (\d+) \S+\.{_TARBALLS[part]}\.tar\.\w+$",
             fields.get("Checksums-Sha256", ""),
             re.MULTILINE,
         )
@@ -168,7 +180,7 @@ def parse_sources_index(text: str) -> list[Record]:
                 Record(
                     name=fields["Package"],
                     version=fields["Version"],
-                    arch=SOURCE,
+                    arch=part,
                     sha256=tarball[1],
                     size=int(tarball[2]),
                     depends=(),
@@ -234,7 +246,7 @@ class Apt:
         if self.archive.source:
             names = {name for name in names if self.versions(name)}
             text = self._ask(["apt-cache", "showsrc", *sorted(names)]) if names else ""
-            known = parse_sources_index(text)
+            known = parse_sources_index(text, self.archive.part)
         else:
             names &= set(self._ask(["apt-cache", "pkgnames"]).split())
             text = self._ask(["apt-cache", "show", *sorted(names)]) if names else ""
@@ -260,10 +272,11 @@ class Apt:
     ) -> None:
         """Download name=version into a directory; `tick` is told the bytes there.
 
-        Files are called as apt calls them: .deb, or the upstream tarball of a source package.
+        Files are called as apt calls them: .deb, or the tarball of a source package.
         """
         names = [f"{name}={version}" for name, version in packages]
-        what = ["source", "--download-only", "--tar-only"] if self.archive.source else ["download"]
+        part = "--diff-only" if self.archive.packaging else "--tar-only"
+        what = ["source", "--download-only", part] if self.archive.source else ["download"]
         self._watch(
             ["apt-get", *what, *names],
             lambda: tick(_size_of(into.iterdir())),

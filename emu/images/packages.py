@@ -18,7 +18,7 @@ from typing import Any
 
 from emu import paths
 from emu.errors import InputError
-from emu.images.apt import SOURCE, Apt, Archive, Mirrors, Record, find_mirrors
+from emu.images.apt import PACKAGING, SOURCE, Apt, Archive, Mirrors, Record, find_mirrors
 from emu.images.cache import Cache
 from emu.images.manifest import sha256_of
 from emu.progress import Progress
@@ -51,7 +51,7 @@ class Wanted:
 class Package:
     """One line of the lock; `size` is that of the file in bytes, `sets` those it is in.
 
-    The file is a .deb or, where `arch` is "source", upstream's tarball.
+    The file is a .deb or, where `arch` is "source", upstream's tarball ("packaging": Debian's).
     """
 
     archive: str
@@ -65,14 +65,17 @@ class Package:
     @property
     def file_name(self) -> str:
         """As the cache has it (a .deb as apt names it: an epoch's colon is written %3a)."""
-        kind = "tar" if self.arch == SOURCE else "deb"
+        kind = "tar" if self.arch in (SOURCE, PACKAGING) else "deb"
         return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.{kind}"
 
     def downloaded(self, folder: Path) -> Path | None:
         """The file in a directory that apt downloaded packages into."""
-        # Upstream's tarball has the name of its own compression, and no Debian revision.
-        version = self.version.rpartition(":")[2].rpartition("-")[0]
-        mine = f"{self.name}_{version}.orig.tar.*" if self.arch == SOURCE else self.file_name
+        # A tarball has the name of its own compression, upstream's no Debian revision.
+        version = self.version.rpartition(":")[2]
+        mine = {
+            SOURCE: f"{self.name}_{version.rpartition('-')[0]}.orig.tar.*",
+            PACKAGING: f"{self.name}_{version}.debian.tar.*",
+        }.get(self.arch, self.file_name)
         return next(iter(folder.glob(mine)), None)
 
 
@@ -139,7 +142,11 @@ def load_wanted(path: Path | None = None) -> tuple[Wanted, ...]:
         document = tomllib.loads(path.read_text())
         archives = {
             name: Archive(
-                name, tuple(entry["suites"]), entry.get("target", ""), entry.get("source", False)
+                name,
+                tuple(entry["suites"]),
+                entry.get("target", ""),
+                source=entry.get("source", False),
+                packaging=entry.get("packaging", False),
             )
             for name, entry in document["archives"].items()
         }
