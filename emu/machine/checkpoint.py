@@ -20,15 +20,18 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emu.errors import InputError, RigError
 from emu.machine import ram
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir, disk_errors
 from emu.machine.spec import Descriptors, MachineSpec, build_argv
+
+T = TypeVar("T")
 
 FORMAT = 1
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
@@ -52,7 +55,7 @@ def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "qemu": qemu_version(path),
-        "qemu_sha256": _hash_of_binary(Path(path).resolve()),
+        "qemu_sha256": hash_of_program(Path(path).resolve()),
         "argv": symbolic_argv(spec),
         "host_cpu": host_cpu() if spec.accel == "kvm" else "any",
     }
@@ -88,7 +91,7 @@ def host_cpu() -> str:
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
-def _hash_of_binary(path: Path) -> str:
+def hash_of_program(path: Path) -> str:
     stat = path.stat()
     key = (str(path), stat.st_mtime_ns, stat.st_size)
     if key not in _hashes:
@@ -114,10 +117,13 @@ def save(machine: Machine, directory: Path) -> None:
     machine.pause()
     machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
     with disk_errors(directory, "a checkpoint"):
-        with (directory / "state").open("xb") as state:
-            machine.qmp_fd("getfd", state.fileno(), 30.0, fdname="state")
+        with _peer(_all_from) as (theirs, received):
+            machine.qmp_fd("getfd", theirs.fileno(), 30.0, fdname="state")
+            theirs.close()
             machine.qmp("migrate", uri="fd:state")
             _await_migration(machine)
+            state = received.result(30.0)
+        (directory / "state").write_bytes(state)
         ram.write_sparse(machine.ram, directory / "ram")
         for index, fd in machine.overlays.items():
             ram.copy_file(fd, directory / f"disk{index}")
@@ -147,11 +153,15 @@ def load(
     machine = Machine(spec, rundir)
     with contextlib.ExitStack() as opened:
         opened_ram = _open(directory / "ram", opened)
-        state = machine.give(_open(directory / "state", opened))
+        with os.fdopen(os.dup(_open(directory / "state", opened)), "rb") as file:
+            state = file.read()
+        theirs, _ = opened.enter_context(_peer(lambda ours: _all_to(ours, state)))
+        incoming = machine.give(theirs.fileno())
         try:
             machine.launch(ram=opened_ram, frozen=frozen, incoming=True, wire=wire)
+            theirs.close()
             machine.qmp("migrate-set-capabilities", capabilities=_CAPABILITIES)
-            machine.qmp("migrate-incoming", uri=f"fd:{state}")
+            machine.qmp("migrate-incoming", uri=f"fd:{incoming}")
             _await_migration(machine)
             if not paused:
                 machine.resume()
@@ -191,6 +201,34 @@ def _open(path: Path, opened: contextlib.ExitStack) -> int:
         raise CheckpointBroken(f"can't open {path}: {error.strerror}") from error
     opened.callback(os.close, fd)
     return fd
+
+
+@contextlib.contextmanager
+def _peer(talk: Callable[[socket.socket], T]) -> Iterator[tuple[socket.socket, Future[T]]]:
+    """A socket for QEMU, and what `talk` comes to, which runs meanwhile with its other end.
+
+    (A file would do for 7.2, but newer ones refuse it: `migration to a file is not supported`,
+    seen with 11.1. The way they have for files is not in 7.2.)
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1, "checkpoint") as pool:
+        try:
+            yield theirs, pool.submit(talk, ours)
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)  # or an error of ours would leave it waiting
+
+
+def _all_from(ours: socket.socket) -> bytes:
+    parts = []
+    while part := ours.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _all_to(ours: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # QEMU says itself what it did not like
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
 
 
 def _await_migration(machine: Machine) -> None:
