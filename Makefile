@@ -11,7 +11,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$
 
 N ?= 20
 
-.PHONY: help setup run test test-quick test-long test-repeat test-debug test-unit shell series mutants doctor bench-rig images lint clean
+.PHONY: help setup setup-qemu run test test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -25,6 +25,9 @@ setup: ## install what the host lacks (says what first; sudo where not root) and
 $(STAMP)-now:
 	@sh emu/host-setup.sh emu/host-packages.txt
 	@$(MAKE) --no-print-directory --silent $(STAMP)
+
+setup-qemu: setup
+	@sh emu/host-setup.sh emu/host-packages.txt qemu
 
 $(STAMP): pyproject.toml
 	@echo "making .venv"
@@ -53,6 +56,9 @@ test-repeat: setup ## the whole suite N=20 times in a row; ends with the first t
 test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
 	@$(BIN)/python -m pytest -m debug $(ARGS)
 
+test-qemu: setup-qemu ## what our QEMU patches mend: boots on stock and patched QEMU, built at first
+	@$(BIN)/python -m pytest -m qemu $(ARGS)
+
 test-unit: setup ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
@@ -73,6 +79,9 @@ bench-rig: setup ## measure the rig against its targets
 
 images: setup ## build the kernel, the guest images and the drivers; run nothing
 	@$(BIN)/emu images build $(ARGS)
+
+qemu: setup-qemu ## build QEMU with our patches (ARGS=patched-10.2: a newer one): 5 min on 2 cores
+	@$(BIN)/emu qemu build $(ARGS)
 
 lint: setup ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff check .

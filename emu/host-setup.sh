@@ -1,12 +1,13 @@
 #!/bin/sh
-# Install the host packages that are missing: `host-setup.sh LIST`, where each line of LIST
-# begins with a Debian package; the rest says what it is for. Says what it will install
-# before it does, and touches nothing when all are there.
+# Install the host packages that are missing: `host-setup.sh LIST [qemu]`, where each line of
+# LIST begins with a Debian package and what it is for; those for qemu only if it is named.
+# Says what it will install before it does, and touches nothing when all are there.
 set -eu
 
 missing=
-while read -r package rest; do
+while read -r package need rest; do
 	case $package in '' | '#'*) continue ;; esac
+	[ "$need" != qemu ] || [ "${2-}" = qemu ] || continue
 	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
 	[ "$status" = "install ok installed" ] || missing="$missing $package"
 done < "$1"

@@ -16,6 +16,11 @@ def guest_images() -> Path:
     return checkout() / "guest-images"
 
 
+def qemu_patches() -> Path:
+    """The folder of our patches for QEMU, and of the small guests that show its faults."""
+    return checkout() / "qemu-patches"
+
+
 def cache_root() -> Path:
     """`$XDG_CACHE_HOME/emu-xen-block`, or `~/.cache/emu-xen-block` (XDG base directories)."""
     base = os.environ.get("XDG_CACHE_HOME", "")

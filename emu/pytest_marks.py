@@ -31,7 +31,10 @@ def asked_by(node: pytest.Item) -> dict[str, object]:
 
 
 def wish_for(node: pytest.Item) -> Wish:
-    """The stack that a test asks for, under the options `--kernel` and `--clock`."""
+    """The stack that a test asks for, under the options `--kernel` and `--clock`.
+
+    (`--qemu` is in the environment, where every `Wish` finds it.)
+    """
     asked = asked_by(node)
     kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("--kernel"))
     clock = node.config.getoption("--clock")

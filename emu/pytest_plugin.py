@@ -9,6 +9,7 @@
     @pytest.mark.trouble("kernel panic")                            what a test provokes
     pytest --kernel debian-6.12                                     the same on another kernel
     pytest --driver-patches mine.patch                              the same on other drivers
+    pytest --qemu patched                                           the same on another QEMU
 
 Each test starts from a checkpoint and leaves nothing behind. One that leaves trouble on a
 console which it did not declare has failed. A failure shows the assertion first, then what
@@ -19,7 +20,9 @@ stack. What breaks in the rig itself is an error of the rig, and never a failed 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,7 @@ from emu.lab import provenance
 from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.lab.rig import hosts as rig_hosts
 from emu.lab.stack import Inputs, Stack, Wish, prepare, running
+from emu.machine import emulator
 from emu.machine.watch import Finding
 from emu.pytest_marks import MARKERS, declared_by, wish_for
 from emu.pytest_reports import RIG, Told, add_sections, hide_our_frames, is_of_the_rig, is_timeout
@@ -51,11 +55,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("wall", "icount"),
         help="the clock of tests that name none: the machine's, or instructions counted",
     )
+    group.addoption(
+        "--qemu",
+        metavar="QEMU",
+        help=f"the QEMU of tests that name none: {', '.join(emulator.NAMES)}, or a path",
+    )
     pytest_drivers.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     pytest_drivers.configure(config)
+    if qemu := config.getoption("--qemu"):
+        # As with the drivers: the workers of `pytest -n`, and the `emu` that tests start.
+        os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
 

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "doctor",
         help="what this machine has, what it lacks, and what mends it",
-        description="Look at this machine without building or starting anything.",
+        description="Look at this machine, and try what its QEMU gets wrong.",
         epilog="exit status: 0 a run can work here; 3 something is missing",
     )
     add_qemu_option(parser)

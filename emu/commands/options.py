@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emu.lab.stack import LARGE_RING, Wish, memory_for
+from emu.machine import emulator
 from emu.xen.domain import KINDS, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -64,7 +65,13 @@ def add_kernel_option(parser: argparse.ArgumentParser) -> None:
 
 def add_qemu_option(parser: argparse.ArgumentParser) -> None:
     """Which QEMU runs it all."""
-    parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PATH", help="QEMU to run")
+    parser.add_argument(
+        "--qemu",
+        default=emulator.default(),
+        metavar="QEMU",
+        help=f"{', '.join(emulator.NAMES)} or the path of one (default: ${emulator.GIVEN}, or "
+        f"{emulator.SYSTEM}); the patched are built when they are missing",
+    )
 
 
 def add_driver_options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def series(directory: Path, version: str = "") -> tuple[Path, ...]:
     """The patches of a directory in the order they are applied: by name.
 
     Where `directory/<version>/` has a patch of the same name it takes the other's place: a
-    change that reads differently in one kernel ("6.12").
+    change that reads differently in one version ("6.12").
     """
     if not directory.is_dir():
         raise InputError(f"there is no directory of patches {directory}")
@@ -119,7 +119,7 @@ def apply_patch(patch: Path, tree: Path) -> None:
         f"{patch.name} does not apply: hunk {hunk} of {name} does not fit at line {line}, "
         "which reads",
         lines=_around(tree / name, line),
-        hint="rebase the patch onto this kernel's source",
+        hint="rebase the patch onto this source",
     )
 
 
@@ -165,30 +165,55 @@ def make(
         f"HOSTCC={toolchain.cc}", f"KCFLAGS=-ffile-prefix-map={hide}=.",
         f"KAFLAGS=-ffile-prefix-map={hide}=.", *arguments,
     ]  # fmt: skip
-    done, said = 0, list[str]()
+    done = 0
+
+    def each(line: str) -> None:
+        nonlocal done
+        if _STEP.match(line):
+            done += 1
+            progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
+
+    status, said = follow(command, tree, each)
+    said = [line.replace(f"{hide}/", "") for line in said]
+    if status:
+        raise InputError(f"{what} cannot be built", lines=blame(said))
+    return said
+
+
+def follow(
+    command: Sequence[str],
+    folder: Path,
+    each: Callable[[str], None],
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[int, list[str]]:
+    """Run a build tool in `folder` and hand on every line it prints; its status, all it said.
+
+    `environ` is added to an environment of ours. The tool does not outlive this process.
+    Raises InputError where it is not installed.
+    """
+    _need_tools({command[0]: command[0]})
+    said = list[str]()
     with subprocess.Popen(
-        command, cwd=tree, env=_environ(), text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, cwd=folder, env={**_environ(), **(environ or {})}, text=True, errors="replace",
+        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
             # If we are killed the pipe breaks, and with it the next step of make that prints.
             for line in process.stdout:
-                said.append(line.rstrip().replace(f"{hide}/", ""))
-                if _STEP.match(line):
-                    done += 1
-                    progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
+                said.append(line.rstrip())
+                each(line)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             raise
-    if process.returncode:
-        raise InputError(f"{what} cannot be built", lines=_blame(said))
-    return said
+    return process.returncode, said
 
 
-def _blame(lines: list[str]) -> list[str]:
-    """The lines that say why make failed: from the first error on, a few."""
+def blame(lines: list[str]) -> list[str]:
+    """The lines that say why a build failed: from the first error on, a few."""
     first = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR)\b", line)), None)
     return lines[-8:] if first is None else lines[first : first + 8]
 

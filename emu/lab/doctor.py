@@ -1,27 +1,33 @@
-"""`emu doctor`: what this machine has, what it lacks, and what mends it. Builds nothing."""
+"""`emu doctor`: what this machine has, what it lacks, and what mends it.
+
+It builds nothing that a run needs. It tries what QEMU gets wrong, with guests of a page each.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from emu import paths
-from emu.errors import EmuError
+from emu.errors import EmuError, InputError
+from emu.hosttools import HOST_PACKAGES, HostPackage, install_command, load_packages
 from emu.images import kbuild
 from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.lab import hostkernel, store
-from emu.lab.hosttools import HOST_PACKAGES, HostPackage, install_command, load_packages
-from emu.machine import accel
+from emu.machine import accel, emulator, faults, qemubuild
 from emu.machine.checkpoint import host_cpu, qemu_version
+from emu.progress import Progress
 
 State = Literal["ok", "note", "missing"]
 """missing: `emu run` can't work; note: it can, but something is worth knowing."""
@@ -57,11 +63,15 @@ class Diagnosis:
 
 
 def examine(qemu: str, packages: Path = HOST_PACKAGES) -> Diagnosis:
-    """Look at everything. Starts no guest, builds nothing, asks nothing of the network."""
+    """Look at everything. Asks nothing of the network; takes seconds with a new `qemu`.
+
+    `qemu` is a name or a path, as `emulator` takes them.
+    """
     root = paths.cache_root()
     cache = Cache(root) if root.is_dir() and os.access(root, os.W_OK) else None
-    findings = [_system(), _qemu(qemu)]
-    findings += [_accelerator(qemu, cache), _processor(), _memory()]
+    program, there = _qemu(qemu, cache)
+    findings = [_system(), there, *_faults(program, cache)]
+    findings += [_accelerator(program, cache), _processor(), _memory()]
     findings += [_disk(root), *_contents(cache), _python(), _compiler()]
     findings += [*_locked(cache), *_host_packages(load_packages(packages)), *_kernel_services()]
     return Diagnosis(tuple(findings))
@@ -88,24 +98,47 @@ def _system() -> Finding:
     return Finding("system", "ok", text)
 
 
-def _qemu(qemu: str) -> Finding:
-    path = shutil.which(qemu)
-    if path is None:
-        return Finding(
-            "QEMU", "missing", f"{qemu} is not there", install_command(["qemu-system-x86"])
-        )
+def _qemu(qemu: str, cache: Cache | None) -> tuple[str | None, Finding]:
+    """The program that `qemu` names, if it is one that runs."""
+    try:
+        path = emulator.found(qemu, cache)
+    except InputError as error:
+        installs = install_command(["qemu-system-x86"])
+        mend = error.hint if qemu in qemubuild.PATCHED else installs
+        return None, Finding("QEMU", "missing", error.message, mend)
     try:
         version = qemu_version(path)
     except (EmuError, OSError, subprocess.SubprocessError, IndexError) as error:
-        return Finding("QEMU", "missing", f"{path} does not run: {error}", "--qemu PATH")
-    return Finding("QEMU", "ok", f"{path}, {version.removeprefix('QEMU emulator ')}")
+        return None, Finding("QEMU", "missing", f"{path} does not run: {error}", "--qemu PATH")
+    return path, Finding("QEMU", "ok", f"{path}, {version.removeprefix('QEMU emulator ')}")
 
 
-def _accelerator(qemu: str, cache: Cache | None) -> Finding:
+def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Finding]:
+    """What it gets wrong, tried now if it was not before. A cache keeps the answer."""
+    if qemu is None:
+        return
+    try:
+        with contextlib.ExitStack() as opened:
+            if cache is None:
+                cache = Cache(Path(opened.enter_context(tempfile.TemporaryDirectory())))
+            found = faults.find(qemu, cache, Progress())
+    except EmuError as error:
+        yield Finding("TCG", "note", f"can't be tried: {error.message}", error.hint)
+        return
+    if not found:
+        yield Finding("TCG", "ok", f"gets right what Xen needs; guests get -cpu {faults.CPU}")
+        return
+    for fault in found:
+        yield Finding("TCG", "note", fault.what)
+    mended = "make qemu; --qemu patched"
+    yield Finding("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", mended)
+
+
+def _accelerator(qemu: str | None, cache: Cache | None) -> Finding:
     if not accel.DEVICE.exists():
         return Finding("accelerator", "ok", f"TCG (no {accel.DEVICE})")
     entries = [] if cache is None else cache.entries()
-    if cache is not None and shutil.which(qemu) is not None:
+    if cache is not None and qemu is not None:
         for entry in entries:
             if entry.kind != "guests" or not (entry.path / "xen").exists():
                 continue
@@ -226,7 +259,8 @@ def _locked(cache: Cache | None) -> Iterator[Finding]:
 
 def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Finding]:
     packages = tuple(packages)
-    lacking = [package for package in packages if package.lacks]
+    every = [package for package in packages if package.lacks]
+    lacking = [package for package in every if package.needed_for != "qemu"]
     for package in lacking:
         what = f"{', '.join(package.lacks)} ({package.purpose})"
         need = package.needed_for
@@ -234,11 +268,15 @@ def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Finding]:
         where = "" if need == "run" else f", for {'the lab kernel' if need == 'lab' else 'tests'}"
         yield Finding("host tools", state, f"no {what}{where}", install_command([package.name]))
     if lacking:
-        every = install_command(package.name for package in lacking)
+        all_of_them = install_command(package.name for package in lacking)
         state = "missing" if any(package.needed_for == "run" for package in lacking) else "note"
-        yield Finding("host tools", state, "all of these at once", f"{every} (or: make setup)")
+        mend = f"{all_of_them} (or: make setup)"
+        yield Finding("host tools", state, "all of these at once", mend)
     else:
-        yield Finding("host tools", "ok", f"all there, of {len(packages)} packages")
+        yield Finding("host tools", "ok", f"all there, of {len(packages) - len(every)} packages")
+    if builds := [package.name for package in every if package.needed_for == "qemu"]:
+        what = f"no {', '.join(builds)}: only to build a patched QEMU"
+        yield Finding("host tools", "ok", what, "make qemu installs them")
 
 
 def _kernel_services() -> Iterator[Finding]:

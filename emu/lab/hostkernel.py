@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from emu.lab.hosttools import find_tool
+from emu.hosttools import find_tool
 
 RAM_NEED = 2 << 30
 """Bytes of the largest file of a run with 16 ring pages: a guest's RAM, sparse."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +20,7 @@ from emu.images.cache import Cache
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
-from emu.machine import accel, checkpoint
+from emu.machine import accel, checkpoint, emulator, faults
 from emu.machine.accel import AccelChoice, Requested
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
@@ -56,7 +55,8 @@ def full_name(kernel: str) -> str:
 class Wish:
     """What a person asked for. A kernel is a name of kernels.toml, perhaps without its release.
 
-    `domu_kernel` is the domU's where it is not dom0's.
+    `domu_kernel` is the domU's where it is not dom0's. `qemu` is a name of `emulator` or a
+    path; `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
     """
 
     kernel: str = "debian"
@@ -64,7 +64,8 @@ class Wish:
     domu: DomuConfig = field(default_factory=DomuConfig)
     accel: Requested = "auto"
     clock: Clock = "wall"
-    qemu: str = "qemu-system-x86_64"
+    qemu: str = field(default_factory=emulator.default)
+    cpu: str = ""
     cold: bool = False
     lun_mib: int = 256
     sector: int = 512
@@ -141,12 +142,11 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
 
     Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
     """
-    if shutil.which(wish.qemu) is None:
-        raise InputError(f"{wish.qemu} is not installed", hint="make setup")
     if wish.lun_mib < 1:
         raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
     if wish.clock == "icount" and wish.accel == "kvm":
         raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
+    qemu = emulator.program(wish.qemu, cache, progress)
     kernel = get_kernel(wish.kernel_name, cache, progress)
     domu_kernel = kernel
     if wish.domu_kernel_name != wish.kernel_name:
@@ -155,15 +155,18 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
-        chosen = accel.choose(wish.accel, wish.qemu, guests.xen, cache, progress)
-    spec = machine_spec(wish, kernel, guests, chosen)
+        chosen = accel.choose(wish.accel, qemu, guests.xen, cache, progress)
+    cpu = ""
+    if chosen.name == "tcg":
+        cpu = wish.cpu or faults.cpu_model(faults.find(qemu, cache, progress))
+    spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
     return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
 
 
 def machine_spec(
     wish: Wish, kernel: Kernel, guests: GuestImages, chosen: AccelChoice
 ) -> MachineSpec:
-    """The PC for a wish: RAM for dom0, the domU and Xen, rounded up."""
+    """The PC for a wish, QEMU and CPU left open: RAM for dom0, the domU and Xen, rounded up."""
     need = DOM0_MEMORY + wish.domu.memory + _BESIDE_GUESTS
     return MachineSpec(
         xen=guests.xen,
@@ -172,7 +175,6 @@ def machine_spec(
         xen_cmdline=XEN_CMDLINE,
         disks=(Disk(guests.dom0, readonly=True), Disk(guests.scratch, format="qcow2")),
         ports=(AGENT_PORT,),
-        qemu=wish.qemu,
         accel=chosen.name,
         clock=wish.clock,
         memory_mib=max(2048, (need + _STEP - 1) // _STEP * _STEP),

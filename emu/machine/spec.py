@@ -17,10 +17,7 @@ Accel = Literal["tcg", "kvm"]
 Clock = Literal["wall", "icount"]
 
 TCG_CPU = "max,-smap,-smep,-rdtscp,-xsave"
-"""QEMU 7.2's TCG faults a PV dom0 under SMAP (far returns to ring 3 read the stack with
-supervisor rights) and raises the wrong exit for a PVH guest's rdtscp; it raises none for
-its xsetbv, so Xen believes in another XCR0 than the guest's and Linux warns of an "XSAVE
-consistency problem"."""
+"""Without whatever a QEMU is known to get wrong: for whoever has not asked `faults`."""
 KVM_CPU = "host"
 
 XEN_CMDLINE = (

@@ -107,7 +107,7 @@ def test_a_ring_that_can_not_be_is_refused_before_anything_starts(
 
 def test_a_qemu_that_is_not_there(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shell", "--qemu", "/nowhere/qemu", "-c", "true"]) == EXIT_INPUT
-    assert "/nowhere/qemu is not installed" in capsys.readouterr().err
+    assert "/nowhere/qemu is not there" in capsys.readouterr().err
 
 
 # -- emu cache

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_PACKAGES = Path(__file__).resolve().parent.parent / "host-packages.txt"
+HOST_PACKAGES = Path(__file__).resolve().parent / "host-packages.txt"
 _ADMIN_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 

@@ -1,0 +1,66 @@
+"""`emu qemu`: the QEMUs that can run the stack, what each gets wrong, building ours."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from emu.commands.options import Commands, show, table
+from emu.errors import EXIT_HELD
+from emu.images.cache import Cache
+from emu.lab import qemus
+from emu.machine.qemubuild import PATCHED
+from emu.screen import Screen
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser, with its own commands."""
+    parser = commands.add_parser(
+        "qemu",
+        help="the QEMUs that --qemu names, what each gets wrong; build ours",
+        description="Without a further command: the QEMU of the host and ours, as far as they "
+        "are there, and what each gets wrong, found out by trying it (seconds, once).",
+    )
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.set_defaults(command=_list)
+    further = parser.add_subparsers(metavar="COMMAND")
+    build = further.add_parser(
+        "build",
+        help="build QEMU with our patches",
+        description="Build QEMU from Debian's source package with the patches of qemu-patches/ "
+        "(minutes), unless that was done before.",
+    )
+    build.add_argument(
+        "name",
+        nargs="?",
+        choices=tuple(PATCHED),
+        default=next(iter(PATCHED)),
+        help="which (default %(default)s)",
+    )
+    build.set_defaults(command=_build)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    with Screen() as screen:
+        found = qemus.examine(Cache(), screen)
+    if arguments.json:
+        print(json.dumps([qemus.as_json(one) for one in found], indent=2))
+        return EXIT_HELD
+    rows = table("name", "version", "guests get", "wrong", "program")
+    for one in found:
+        wrong = ", ".join(fault.name for fault in one.faults) or "–"
+        cells = (one.version, one.cpu, wrong, one.program) if one.program else one.lacks
+        rows.add_row(one.name, *cells)
+    show(rows)
+    return EXIT_HELD
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    with Screen() as screen:
+        built = qemus.build(arguments.name, Cache(), screen)
+    wrong = "; ".join(fault.what for fault in built.faults) or "nothing that is looked for"
+    print(f"{built.name}  {built.version}")
+    print(f"program  {built.program}")
+    print(f"wrong    {wrong}")
+    print(f"cpu      {built.cpu}")
+    return EXIT_HELD

@@ -1,0 +1,66 @@
+"""The QEMUs at hand: the host's and ours, what each gets wrong, and the CPU its guests get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from emu.errors import InputError
+from emu.images.cache import Cache
+from emu.machine import emulator, faults
+from emu.machine.checkpoint import qemu_version
+from emu.machine.faults import Fault
+from emu.progress import Progress
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """One QEMU by the name that `--qemu` takes.
+
+    Where it is not there, `program` is empty and `lacks` says what would bring it.
+    """
+
+    name: str
+    program: str = ""
+    version: str = ""
+    faults: tuple[Fault, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def cpu(self) -> str:
+        """The CPU model that TCG's guests get."""
+        return faults.cpu_model(self.faults)
+
+
+def examine(cache: Cache, progress: Progress) -> list[Qemu]:
+    """Every QEMU that has a name, tried if it was not before; builds none."""
+    found = []
+    for name in emulator.NAMES:
+        try:
+            program = emulator.found(name, cache)
+        except InputError as error:
+            found.append(Qemu(name, lacks=(error.message, error.hint or "")))
+            continue
+        found.append(_examined(name, program, cache, progress))
+    return found
+
+
+def build(name: str, cache: Cache, progress: Progress) -> Qemu:
+    """Build one of ours, if need be, and try it. Raises InputError as `qemubuild.build`."""
+    return _examined(name, emulator.program(name, cache, progress), cache, progress)
+
+
+def as_json(qemu: Qemu) -> dict[str, Any]:
+    """For scripts."""
+    return {
+        "name": qemu.name,
+        "program": qemu.program or None,
+        "version": qemu.version or None,
+        "faults": [fault.name for fault in qemu.faults] if qemu.program else None,
+        "cpu": qemu.cpu if qemu.program else None,
+    }
+
+
+def _examined(name: str, program: str, cache: Cache, progress: Progress) -> Qemu:
+    version = qemu_version(program).removeprefix("QEMU emulator version ")
+    return Qemu(name, program, version, faults.find(program, cache, progress))

@@ -1,0 +1,195 @@
+"""What a QEMU gets wrong under TCG that matters to Xen: found out by trying it.
+
+The guests that try are in qemu-patches/tests/, one a fault: a hundred lines that boot in a
+blink and print "right" or "wrong" on COM1. The answers are kept for each QEMU, by the hash
+of its program, and decide what is left out of the CPU that the guests get.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu import paths
+from emu.errors import InputError
+from emu.images import kbuild
+from emu.images.cache import Cache
+from emu.images.manifest import JSON
+from emu.machine import checkpoint
+from emu.machine.checkpoint import CheckpointBroken, hash_of_program, qemu_version
+from emu.machine.qemu import Machine, MachineEnded
+from emu.machine.rundir import RunDir
+from emu.machine.spec import MachineSpec
+from emu.progress import Progress
+
+CPU = "max"
+"""The model that a QEMU without a fault gets, and that all are tried with."""
+TIMEOUT = 10.0
+"""Seconds for a guest's answer: it comes in half a second."""
+_GUEST_MODE = "guest-mode"
+_FLAGS = (
+    *("-m64", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffreestanding"),
+    *("-fno-pie", "-no-pie", "-fno-stack-protector", "-fcf-protection=none"),
+    *("-fno-asynchronous-unwind-tables", "-mno-red-zone", "-mgeneral-regs-only"),
+    *("-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-T,link.ld"),
+)
+_RECIPE = 1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`name` is that of its guest (qemu-patches/tests/<name>.c) and `patch` mends it.
+
+    `without` are the features of the CPU model that a guest must not see because of it.
+    """
+
+    name: str
+    what: str
+    without: tuple[str, ...]
+    patch: str
+
+
+FAULTS = (
+    Fault(
+        "smap",
+        "with SMAP a far return in ring 3 faults: a PV dom0 dies",
+        ("smap", "smep"),
+        "0001",
+    ),
+    Fault(
+        "rdtscp",
+        "RDTSCP raises no SVM exit of its own: a PVH domU dies",
+        ("rdtscp",),
+        "0002",
+    ),
+    Fault(
+        "xsetbv",
+        "XSETBV raises no SVM exit: Linux in a PVH domU warns of its XSAVE state",
+        ("xsave",),
+        "0003",
+    ),
+    Fault(
+        _GUEST_MODE,
+        "a checkpoint that is taken while a PVH domU runs does not load",
+        (),
+        "0004",
+    ),
+)
+
+
+def cpu_model(faults: Iterable[Fault]) -> str:
+    """QEMU's `-cpu` for a QEMU that has these faults."""
+    return ",".join([CPU, *(f"-{feature}" for fault in faults for feature in fault.without)])
+
+
+def find(qemu: str, cache: Cache, progress: Progress) -> tuple[Fault, ...]:
+    """The faults of a QEMU, in FAULTS' order; tried once (3 s) and then known.
+
+    Raises InputError without QEMU or without a compiler, RigError when a guest has no answer.
+    """
+    guests = build(cache, progress)
+
+    def fill(made: Path) -> None:
+        # The runs lie apart: nobody looks for the logs of these among his own.
+        with (
+            progress.stage(f"trying what {qemu} gets wrong"),
+            cache.scratch("qemu-faults") as runs,
+        ):
+            wrong = [fault.name for fault in FAULTS if not right(fault, qemu, guests, runs)]
+        (made / "answer.json").write_text(json.dumps({"wrong": wrong}))
+
+    return _answer(cache.entry("qemu-faults", _inputs(qemu), fill, progress))
+
+
+def known(qemu: str, cache: Cache) -> tuple[Fault, ...] | None:
+    """The faults of a QEMU if they were tried before; starts nothing."""
+    entry = cache.find("qemu-faults", _inputs(qemu))
+    return None if entry is None else _answer(entry)
+
+
+def _answer(entry: Path) -> tuple[Fault, ...]:
+    wrong = json.loads((entry / "answer.json").read_text())["wrong"]
+    return tuple(fault for fault in FAULTS if fault.name in wrong)
+
+
+def _inputs(qemu: str) -> dict[str, JSON]:
+    path = shutil.which(qemu)
+    if path is None:
+        raise InputError(f"{qemu} is not installed", hint="`make setup` installs it")
+    return {
+        "version": qemu_version(path),
+        "program": hash_of_program(Path(path).resolve()),
+        "guests": _sources(),
+        "recipe": _RECIPE,
+    }
+
+
+def _sources() -> dict[str, JSON]:
+    folder = paths.qemu_patches() / "tests"
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".S", ".c", ".h", ".ld"))
+    return dict(zip((path.name for path in files), kbuild.digest(files), strict=True))
+
+
+def build(cache: Cache, progress: Progress) -> Path:
+    """The directory of the guests, compiled (a second) unless the cache has them."""
+    toolchain = kbuild.find_toolchain()
+    inputs: dict[str, JSON] = {
+        "sources": _sources(),
+        "flags": list(_FLAGS),
+        "toolchain": toolchain.version,
+        "recipe": _RECIPE,
+    }
+
+    def fill(made: Path) -> None:
+        for fault in FAULTS:
+            with cache.scratch("qemu-guest") as scratch:
+                linked = scratch / "guest"
+                command = [toolchain.cc, *_FLAGS, "-o", str(linked), "start.S", f"{fault.name}.c"]
+                _run(command)
+                # QEMU boots a multiboot kernel only if its ELF header says 32 bits.
+                _run(["objcopy", "-O", "elf32-i386", str(linked), str(made / fault.name)])
+
+    return cache.entry("qemu-guests", inputs, fill, progress)
+
+
+def _run(command: list[str]) -> None:
+    folder = paths.qemu_patches() / "tests"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr).splitlines()
+        raise InputError("the guests that try QEMU can't be built", lines=said[-8:])
+
+
+def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:
+    """Whether QEMU does it right: start the fault's guest, and see.
+
+    `runs` is where the runs' directories are made.
+    """
+    spec = MachineSpec(xen=guests / fault.name, qemu=qemu, cpu=CPU, memory_mib=64)
+    try:
+        with RunDir.create(runs) as rundir:
+            if fault.name == _GUEST_MODE:
+                return _goes_on(spec, rundir, runs)
+            with Machine.start(spec, rundir) as machine:
+                return machine.xen.expect(["right", "wrong"], TIMEOUT, "the guest's answer") == 0
+    except MachineEnded:  # a triple fault
+        return False
+
+
+def _goes_on(spec: MachineSpec, rundir: RunDir, runs: Path) -> bool:
+    """Save the machine while a guest's guest runs, load it, and see that guest go on."""
+    told = "in guest mode"
+    saved = rundir.state / "saved"
+    with Machine.start(spec, rundir, savable=True) as machine:
+        machine.xen.expect(told, TIMEOUT, "the guest's guest")
+        checkpoint.save(machine, saved)
+    try:
+        with RunDir.create(runs) as other, checkpoint.load(spec, saved, other) as machine:
+            machine.xen.expect(told, TIMEOUT, "the guest's guest to go on")
+    except CheckpointBroken:
+        return False
+    return True

@@ -1,0 +1,232 @@
+"""QEMU with our patches, built from Debian's source package: x86_64 alone, TCG with plugins.
+
+Sources: upstream's tarball with all patches that Debian has for it, both locked, and then
+qemu-patches/. KVM is compiled in, as Debian has it: one of the faults is in what that adds
+to TCG. The PC's firmware is the host's own, copied from where its packages put it.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu import paths
+from emu.errors import InputError
+from emu.hosttools import install_command, load_packages
+from emu.images import kbuild
+from emu.images.cache import Cache
+from emu.images.manifest import JSON
+from emu.images.packages import Lock, fetch, lock_digest
+from emu.progress import Progress
+
+KIND = "qemu"
+PROGRAM = "qemu-system-x86_64"
+OPTIONS = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    *("--enable-system", "--enable-tcg", "--enable-kvm", "--enable-plugins"),
+    *("--enable-seccomp", "--enable-fdt"),
+    *("--disable-docs", "--disable-werror"),
+    "--disable-debug-info",  # half the time, and ccache need not mind where we build
+)
+FIRMWARE = (
+    "bios-256k.bin",
+    "kvmvapic.bin",
+    "linuxboot.bin",
+    "linuxboot_dma.bin",
+    "multiboot.bin",
+    "multiboot_dma.bin",
+    "pvh.bin",
+)
+_FIRMWARE_PLACES = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
+FIXED = "fixed-upstream"
+"""The file beside a version's variants that names the patches which that version needs no more."""
+_CCACHE = "ccache"
+_ROOM = 1 << 30
+"""Bytes that a build needs for a while (measured: 0.6 GiB)."""
+_RECIPE = 1
+"""Raised when the way it is built changes the outcome; a part of the cache key."""
+_STEP = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+
+
+@dataclass(frozen=True)
+class Patched:
+    """A QEMU of ours: `name` is what --qemu takes, `version` whose source it is.
+
+    Where the folder `version` of qemu-patches/ has a patch of the same name, that one is
+    applied; those that its `fixed-upstream` names are not.
+    """
+
+    name: str
+    version: str
+
+    @property
+    def sets(self) -> tuple[str, str]:
+        """Sets of packages.toml: upstream's tarball and Debian's patches."""
+        return f"source-qemu-{self.version}", f"packaging-qemu-{self.version}"
+
+    @property
+    def series(self) -> tuple[Path, ...]:
+        """Our patches, in the order they are applied."""
+        folder = paths.qemu_patches()
+        fixed = fixed_upstream(folder / self.version / FIXED)
+        every = kbuild.series(folder, self.version)
+        if strangers := sorted(fixed.keys() - {patch.name for patch in every}):
+            raise InputError(f"{folder / self.version / FIXED} names {', '.join(strangers)}, "
+                             "which is no patch of ours")  # fmt: skip
+        return tuple(patch for patch in every if patch.name not in fixed)
+
+
+PATCHED = {one.name: one for one in (Patched("patched", "7.2"), Patched("patched-10.2", "10.2"))}
+
+
+def fixed_upstream(path: Path) -> dict[str, str]:
+    """Patches that a version needs no more, with the first version seen to be right."""
+    if not path.exists():
+        return {}
+    rows = [line.partition("#")[0].split() for line in path.read_text().splitlines()]
+    return {row[0]: row[1] for row in rows if row}
+
+
+def build(wanted: Patched, cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path:
+    """The program, built (5 minutes on 2 cores) unless the cache has it.
+
+    Raises InputError: a tool, a library or the firmware is missing, a patch does not apply,
+    the source does not compile.
+    """
+    lock = lock or Lock.load()
+
+    def fill(made: Path) -> None:
+        _need_tools()
+        with (
+            progress.stage(f"building QEMU {wanted.version} with our patches"),
+            kbuild.workplace(cache, KIND) as scratch,
+        ):
+            version = unpack(wanted, scratch, cache, progress, lock)
+            for patch in wanted.series:
+                progress.tick(f"applying {patch.name}")
+                kbuild.apply_patch(patch, scratch)
+            _compile(scratch, version, cache, progress)
+            _collect(scratch / "build" / PROGRAM, made)
+
+    return cache.entry(KIND, _inputs(wanted, lock), fill, progress, room=_ROOM) / "bin" / PROGRAM
+
+
+def built(wanted: Patched, cache: Cache) -> Path | None:
+    """The program if it is built already; builds nothing."""
+    entry = cache.find(KIND, _inputs(wanted, Lock.load()))
+    return None if entry is None else entry / "bin" / PROGRAM
+
+
+def _inputs(wanted: Patched, lock: Lock) -> dict[str, JSON]:
+    return {
+        "name": wanted.name,
+        "packages": lock_digest(lock, wanted.sets),
+        "patches": list(kbuild.digest(wanted.series)),
+        "options": list(OPTIONS),
+        "toolchain": kbuild.find_toolchain().version,
+        "firmware": dict(zip(FIRMWARE, kbuild.digest(tuple(_firmware())), strict=True)),
+        "host": _host(),
+        "recipe": _RECIPE,
+    }
+
+
+def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: Lock) -> str:
+    """Debian's source, its patches applied, into `into`; its Debian version."""
+    files = fetch(lock, wanted.sets, cache, progress)
+    versions = {package.version for package in files}
+    version, *others = sorted(versions)
+    if others or not re.match(rf"(\d+:)?{re.escape(wanted.version)}\b", version):
+        raise InputError(
+            f"packages.lock has QEMU {', '.join([version, *others])} for {wanted.name}, "
+            f"our patches are for {wanted.version}",
+            hint="qemu-patches/README.md says how a series is brought to another version",
+        )
+    source, packaging = (
+        path for name in wanted.sets for package, path in files.items() if name in package.sets
+    )
+    progress.tick("unpacking the source")
+    _run(["tar", "-x", "--strip-components=1", "-f", str(source)], into)
+    _run(["tar", "-x", "-f", str(packaging)], into)
+    for name in (into / "debian/patches/series").read_text().splitlines():
+        if name := name.partition("#")[0].strip():
+            progress.tick(f"applying Debian's {name}")
+            patch = into / "debian/patches" / name
+            # As dpkg-source does.
+            _run(["patch", "-t", "-F0", "-N", "-p1", "-s", "-V", "never", "-i", str(patch)], into)
+    return version
+
+
+def _need_tools() -> None:
+    missing = [
+        package.name
+        for package in load_packages()
+        if package.needed_for == "qemu" and package.lacks
+    ]
+    if missing:
+        raise InputError(
+            f"to build QEMU this host lacks {', '.join(missing)}",
+            hint=f"make qemu, or {install_command(missing)}",
+        )
+
+
+def _compile(tree: Path, version: str, cache: Cache, progress: Progress) -> None:
+    toolchain = kbuild.find_toolchain()
+    compiler = f"ccache {toolchain.cc}" if shutil.which("ccache") else toolchain.cc
+    environ = {"CCACHE_DIR": str(cache.store(_CCACHE)), "CCACHE_MAXSIZE": "1G"}
+    place = tree / "build"
+    place.mkdir()
+    own = [f"--cc={compiler}", f"--with-pkgversion=Debian {version}, patched by emu-xen-block"]
+    status, said = kbuild.follow(
+        [str(tree / "configure"), *own, *OPTIONS],
+        place,
+        lambda line: progress.tick(f"configure: {line.strip()}"),
+        environ=environ,
+    )
+    if status:
+        raise InputError("QEMU can't be configured", lines=kbuild.blame(said))
+
+    def each(line: str) -> None:
+        if step := _STEP.match(line):
+            progress.tick(step[3], int(step[1]), int(step[2]))
+
+    status, said = kbuild.follow(["ninja", PROGRAM], place, each, environ=environ)
+    if status:
+        raise InputError("QEMU can't be built", lines=kbuild.blame(said))
+
+
+def _collect(program: Path, made: Path) -> None:
+    """The program and its firmware, where it looks: ../share/qemu, seen from the program."""
+    binaries, firmware = made / "bin", made / "share/qemu"
+    for folder in (binaries, firmware):
+        folder.mkdir(parents=True)
+    _run(["strip", "-s", "-o", str(binaries / PROGRAM), str(program)], made)
+    for path in _firmware():
+        shutil.copyfile(path, firmware / path.name)
+
+
+def _firmware() -> Iterator[Path]:
+    """The PC's firmware on this host, as in FIRMWARE. Raises InputError for what is missing."""
+    for name in FIRMWARE:
+        found = next((place / name for place in _FIRMWARE_PLACES if (place / name).exists()), None)
+        if found is None:
+            raise InputError(f"the firmware {name} is not on this host", hint="make setup")
+        yield found
+
+
+def _host() -> str:
+    """The host's system, whose libraries the program is linked with."""
+    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
+    return f"{release.get('ID', 'unknown')} {release.get('VERSION_ID', '')}".strip()
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr).splitlines()
+        raise InputError(f"{command[0]} failed on QEMU's source", lines=said[-8:])
