@@ -114,16 +114,17 @@ def build(wanted: Patched, cache: Cache, progress: Progress, *, lock: Lock | Non
             _compile(scratch, version, cache, progress)
             _collect(scratch / "build" / PROGRAM, made)
 
-    return cache.entry(KIND, _inputs(wanted, lock), fill, progress, room=_ROOM) / "bin" / PROGRAM
+    return cache.entry(KIND, inputs(wanted, lock), fill, progress, room=_ROOM) / "bin" / PROGRAM
 
 
 def built(wanted: Patched, cache: Cache) -> Path | None:
     """The program if it is built already; builds nothing."""
-    entry = cache.find(KIND, _inputs(wanted, Lock.load()))
+    entry = cache.find(KIND, inputs(wanted, Lock.load()))
     return None if entry is None else entry / "bin" / PROGRAM
 
 
-def _inputs(wanted: Patched, lock: Lock) -> dict[str, JSON]:
+def inputs(wanted: Patched, lock: Lock) -> dict[str, JSON]:
+    """Everything that a build depends on: what the cache knows it by."""
     return {
         "name": wanted.name,
         "packages": lock_digest(lock, wanted.sets),

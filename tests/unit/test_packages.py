@@ -433,6 +433,31 @@ def test_of_a_source_package_upstreams_tarball_is_locked_and_fetched(
     ]
 
 
+def test_debians_part_of_a_source_package_is_locked_and_fetched_by_itself(
+    mirror: Mirror, cache: Cache
+) -> None:
+    packaging = Archive("packaging", ("test",), source=True, packaging=True)
+    wanted = (MADE, Wanted("packaged", packaging, ("program",), {}, ()))
+    mirror.add_source("program", "1:3.1-2", "all of it")
+    mirror.publish()
+    lock = locked(mirror, cache, wanted)
+    (package,) = lock.packages("packaged")
+    assert (package.version, package.arch, package.size) == ("1:3.1-2", "packaging", 9)
+    assert lock_digest(lock, ["packaged"]) != lock_digest(lock, ["made"])
+    mirror.asked.clear()
+    found = fetch(
+        lock, ["made", "packaged"], cache, Progress(), wanted=wanted, mirrors=mirror.mirrors
+    )
+    assert {one.arch: path.read_text() for one, path in found.items()} == {
+        "source": "all of it",
+        "packaging": "packaging",
+    }
+    assert sorted(asked for asked in mirror.asked if "/source/program/" in asked) == [
+        "/source/program/program_3.1-2.debian.tar.xz",
+        "/source/program/program_3.1.orig.tar.gz",
+    ]
+
+
 def test_another_tarball_or_version_of_a_source_package_is_refused(
     mirror: Mirror, cache: Cache
 ) -> None:

@@ -1,0 +1,299 @@
+"""Which QEMU runs, what it is tried for, and how one of ours is built: with small stand-ins."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emu import cli, paths
+from emu.errors import EXIT_INPUT, InputError, RigError
+from emu.hosttools import HostPackage
+from emu.images.cache import Cache
+from emu.images.packages import Lock
+from emu.lab import qemus
+from emu.lab.stack import Wish
+from emu.machine import emulator, faults, qemubuild
+from emu.machine.faults import FAULTS, Fault, cpu_model
+from emu.machine.qemubuild import PATCHED, PROGRAM, Patched
+from emu.machine.spec import TCG_CPU
+from emu.progress import Progress
+
+needs_qemu = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is missing")
+OURS = PATCHED["patched"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+class Told(Progress):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.ticks: list[tuple[str, float | None, float | None]] = []
+        self.notes: list[str] = []
+
+    def tick(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        self.ticks.append((what, done, total))
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+# Names and paths.
+
+
+def test_a_program_is_taken_by_its_path(cache: Cache, tmp_path: Path) -> None:
+    program = tmp_path / "my qemu"
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(InputError, match="is no program"):
+        emulator.program(str(program), cache, Progress())
+    program.chmod(0o755)
+    assert emulator.program(str(program), cache, Progress()) == str(program)
+    with pytest.raises(InputError, match="/nowhere is not there") as missing:
+        emulator.program("/nowhere", cache, Progress())
+    assert missing.value.hint == "make setup, or one of system, patched, patched-10.2"
+
+
+def test_ours_is_built_when_it_is_run_but_not_when_it_is_looked_for(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[Patched] = []
+
+    def build(one: Patched, cache: Cache, progress: Progress) -> Path:
+        wanted.append(one)
+        return Path("/made/qemu")
+
+    monkeypatch.setattr(qemubuild, "build", build)
+    with pytest.raises(InputError, match=r"patched-10\.2 is not built yet") as missing:
+        emulator.found("patched-10.2", cache)
+    assert missing.value.hint == "make qemu ARGS=patched-10.2"
+    assert not wanted
+    assert emulator.program("patched-10.2", cache, Progress()) == "/made/qemu"
+    assert wanted == [PATCHED["patched-10.2"]]
+
+
+def test_the_environment_names_the_qemu_of_those_who_name_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(emulator.GIVEN, raising=False)
+    assert Wish().qemu == "system"
+    monkeypatch.setenv(emulator.GIVEN, "patched")
+    assert Wish().qemu == "patched"
+    assert Wish(qemu="system").qemu == "system"
+
+
+def test_a_run_with_a_qemu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(emulator.GIVEN, "/nowhere/else")
+    assert cli.main(["run"]) == EXIT_INPUT
+    assert "/nowhere/else is not there" in capsys.readouterr().err
+
+
+def test_pytests_option_is_handed_to_workers_and_commands(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(
+        "from emu.lab.stack import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-n1", "-p", "no:cacheprovider", "--qemu=patched"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+# Faults, and what they leave of the CPU.
+
+
+def test_what_is_left_out_of_the_cpu() -> None:
+    assert cpu_model(()) == "max"
+    assert cpu_model(FAULTS) == TCG_CPU
+    assert cpu_model(one for one in FAULTS if one.name == "rdtscp") == "max,-rdtscp"
+    assert cpu_model(one for one in FAULTS if one.name == "guest-mode") == "max"
+
+
+def test_each_fault_has_a_guest_that_shows_it_and_a_patch_that_mends_it() -> None:
+    guests = paths.qemu_patches() / "tests"
+    patches = [path.name for path in qemubuild.PATCHED["patched"].series]
+    assert [name[:4] for name in patches] == [fault.patch for fault in FAULTS]
+    for fault in FAULTS:
+        text = (guests / f"{fault.name}.c").read_text()
+        assert len(text.splitlines()) < 100
+        assert re.search(r"(APM[ *\n]+volume 2|SDM volume 3),[ *\n]+section", text)
+
+
+@needs_qemu
+def test_a_qemu_is_tried_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:
+        assert (guests / fault.name).read_bytes()[4] == 1  # 32 bits: QEMU takes no other kernel
+        assert runs.is_relative_to(cache.root)
+        asked.append(fault.name)
+        return fault.name != "xsetbv"
+
+    monkeypatch.setattr(faults, "right", right)
+    assert faults.known(PROGRAM, cache) is None
+    found = faults.find(PROGRAM, cache, Progress())
+    assert [fault.name for fault in found] == ["xsetbv"]
+    assert asked == [fault.name for fault in FAULTS]
+    assert faults.find(PROGRAM, cache, Progress()) == found == faults.known(PROGRAM, cache)
+    assert len(asked) == len(FAULTS)
+
+
+@needs_qemu
+def test_another_program_is_tried_again(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "right", lambda *_: True)
+    faults.find(PROGRAM, cache, Progress())
+    other = tmp_path / "qemu"
+    shutil.copyfile(str(shutil.which(PROGRAM)), other)
+    other.chmod(0o755)
+    assert faults.known(str(other), cache) == ()  # the same program, elsewhere
+    with other.open("ab") as program:
+        program.write(b"\0")
+    assert faults.known(str(other), cache) is None
+
+
+@needs_qemu
+def test_a_guest_without_an_answer_is_an_error_that_is_not_kept(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    guests = tmp_path / "guests"
+    guests.mkdir()
+    shutil.copyfile(faults.build(cache, Progress()) / "guest-mode", guests / "smap")
+    monkeypatch.setattr(faults, "TIMEOUT", 0.5)
+    monkeypatch.setattr(faults, "build", lambda *_: guests)
+    with pytest.raises(RigError, match="the guest's answer"):
+        faults.find(PROGRAM, cache, Progress())
+    assert faults.known(PROGRAM, cache) is None
+
+
+@needs_qemu
+def test_the_hosts_qemu_is_tried_for_real(cache: Cache) -> None:
+    found = qemus.examine(cache, Progress())[0]
+    assert found.name == "system"
+    assert found.cpu.startswith("max")
+    if "7.2" in found.version:
+        assert found.faults == FAULTS
+        assert found.cpu == TCG_CPU
+
+
+# Building.
+
+
+def test_the_series_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "qemu_patches", lambda: tmp_path)
+    (tmp_path / "9.9").mkdir()
+    for name in ("0001-a.patch", "0002-b.patch", "0003-c.patch", "9.9/0002-b.patch"):
+        (tmp_path / name).touch()
+    (tmp_path / "9.9/fixed-upstream").write_text("# why\n0001-a.patch  8.0\n")
+    assert Patched("x", "9.9").series == (tmp_path / "9.9/0002-b.patch", tmp_path / "0003-c.patch")
+    assert len(Patched("x", "7.2").series) == 3
+    (tmp_path / "9.9/fixed-upstream").write_text("0009-z.patch  8.0\n")
+    with pytest.raises(InputError, match=r"names 0009-z\.patch, which is no patch of ours"):
+        _ = Patched("x", "9.9").series
+
+
+def test_a_lock_of_another_version_is_refused(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = Lock.load()
+    files = dict.fromkeys(lock.packages(*OURS.sets), tmp_path)
+    monkeypatch.setattr(qemubuild, "fetch", lambda *_: files)
+    with pytest.raises(InputError, match=r"has QEMU 1:7\.2\S+ for other, our patches are for 7\.1"):
+        qemubuild.unpack(Patched("other", "7.1"), tmp_path, cache, Progress(), lock)
+
+
+NINJA = f"""#!/bin/sh
+echo '[1/2] Compiling C object one.c.o'
+test -e ../broken && {{ echo "one.c:3:1: error: no such thing"; exit 1; }}
+cp /bin/true {PROGRAM}
+echo '[2/2] Linking target {PROGRAM}'
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of stand-ins, first on the path; a source that has nothing but `configure`."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    (folder / "ninja").write_text(NINJA)
+    (folder / "ninja").chmod(0o755)
+
+    def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: Lock) -> str:
+        (into / "configure").write_text("#!/bin/sh\necho configured with $* >&2\n")
+        (into / "configure").chmod(0o755)
+        if (folder / "broken").exists():
+            (into / "broken").touch()
+        return "1:7.2-1"
+
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(qemubuild, "unpack", unpack)
+    monkeypatch.setattr(qemubuild, "load_packages", tuple)
+    monkeypatch.setattr(Patched, "series", ())
+    return folder
+
+
+@needs_qemu
+@pytest.mark.usefixtures("tools")
+def test_a_build_is_told_step_by_step_and_kept(cache: Cache) -> None:
+    progress = Told()
+    assert qemubuild.built(OURS, cache) is None
+    program = qemubuild.build(OURS, cache, progress)
+    assert ("Linking target qemu-system-x86_64", 2, 2) in progress.ticks
+    (configured,) = [what for what, *_ in progress.ticks if "configured with" in what]
+    assert "--target-list=x86_64-softmmu" in configured
+    assert "--with-pkgversion=Debian 1:7.2-1, patched by emu-xen-block" in configured
+    assert (program.parent.parent / "share/qemu/multiboot_dma.bin").exists()
+    again = Told()
+    assert qemubuild.build(OURS, cache, again) == program == qemubuild.built(OURS, cache)
+    assert not again.ticks
+
+
+@needs_qemu
+@pytest.mark.usefixtures("tools")
+def test_a_broken_entry_is_built_again(cache: Cache) -> None:
+    program = qemubuild.build(OURS, cache, Progress())
+    program.chmod(0o755)
+    program.write_bytes(b"not a program")
+    assert qemubuild.built(OURS, cache) is None
+    progress = Told()
+    assert qemubuild.build(OURS, cache, progress).read_bytes()[:4] == b"\x7fELF"
+    assert "thrown away, building again" in progress.notes[0]
+
+
+@needs_qemu
+def test_a_source_that_does_not_compile(cache: Cache, tools: Path) -> None:
+    (tools / "broken").touch()
+    with pytest.raises(InputError, match="QEMU can't be built") as failed:
+        qemubuild.build(OURS, cache, Progress())
+    assert failed.value.lines[0] == "one.c:3:1: error: no such thing"
+    assert qemubuild.built(OURS, cache) is None
+
+
+@needs_qemu
+def test_what_the_host_lacks_is_named(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = (HostPackage("libnothing-dev", "qemu", ("/nowhere/nothing.h",), "x"),)
+    monkeypatch.setattr(qemubuild, "load_packages", lambda: packages)
+    with pytest.raises(InputError, match="to build QEMU this host lacks libnothing-dev") as lacks:
+        qemubuild.build(OURS, cache, Progress())
+    assert lacks.value.hint is not None
+    assert lacks.value.hint.startswith("make qemu, or ")
+
+
+def test_other_inputs_are_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = qemubuild.inputs(OURS, Lock.load())
+    assert qemubuild.inputs(OURS, Lock.load()) == before
+    monkeypatch.setattr(qemubuild, "OPTIONS", (*qemubuild.OPTIONS, "--enable-debug"))
+    assert qemubuild.inputs(OURS, Lock.load()) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(Patched, "series", ())
+    assert qemubuild.inputs(OURS, Lock.load()) != before
