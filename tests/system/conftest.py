@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.system)
     # Deselected, not skipped: pytest's last line counts them.
-    hidden = {name for name in ("debug", "long") if not _asked_for(config, name)}
+    hidden = {name for name in ("debug", "long", "qemu") if not _asked_for(config, name)}
     left = [item for item in items if any(map(item.get_closest_marker, hidden))]
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=left)
@@ -38,12 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _asked_for(config: pytest.Config, marker: str) -> bool:
     """What takes long runs only for somebody who names its marker, or a test.
 
-    For "debug" two more kernels are built: naming a file of such tests will do, too.
+    For "debug" two more kernels are built, for "qemu" a QEMU: naming a file of such tests will
+    do, too.
     """
     named = [Path(argument).name for argument in config.args]
     words = [
         config.option.markexpr,
-        *([config.option.keyword, *named] if marker == "debug" else []),
+        *([config.option.keyword, *named] if marker in ("debug", "qemu") else []),
     ]
     return any(marker in word for word in words) or any("::" in name for name in named)
 
