@@ -28,6 +28,7 @@ $(STAMP)-now:
 
 setup-qemu: setup
 	@sh emu/host-setup.sh emu/host-packages.txt qemu
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'meson>=1.5'
 
 $(STAMP): pyproject.toml
 	@echo "making .venv"

@@ -7,10 +7,12 @@ to TCG. The PC's firmware is the host's own, copied from where its packages put 
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +61,13 @@ class Patched:
     """A QEMU of ours: `name` is what --qemu takes, `version` whose source it is.
 
     Where the folder `version` of qemu-patches/ has a patch of the same name, that one is
-    applied; those that its `fixed-upstream` names are not.
+    applied; those that its `fixed-upstream` names are not. `own_meson`: it wants a newer meson
+    than Debian 12 has, the Python package beside us.
     """
 
     name: str
     version: str
+    own_meson: bool = False
 
     @property
     def sets(self) -> tuple[str, str]:
@@ -82,7 +86,10 @@ class Patched:
         return tuple(patch for patch in every if patch.name not in fixed)
 
 
-PATCHED = {one.name: one for one in (Patched("patched", "7.2"), Patched("patched-10.2", "10.2"))}
+PATCHED = {
+    one.name: one
+    for one in (Patched("patched", "7.2"), Patched("patched-10.2", "10.2", own_meson=True))
+}
 
 
 def fixed_upstream(path: Path) -> dict[str, str]:
@@ -102,7 +109,7 @@ def build(wanted: Patched, cache: Cache, progress: Progress, *, lock: Lock | Non
     lock = lock or Lock.load()
 
     def fill(made: Path) -> None:
-        _need_tools()
+        _need_tools(wanted)
         with (
             progress.stage(f"building QEMU {wanted.version} with our patches"),
             kbuild.workplace(cache, KIND) as scratch,
@@ -111,7 +118,7 @@ def build(wanted: Patched, cache: Cache, progress: Progress, *, lock: Lock | Non
             for patch in wanted.series:
                 progress.tick(f"applying {patch.name}")
                 kbuild.apply_patch(patch, scratch)
-            _compile(scratch, version, cache, progress)
+            _compile(wanted, scratch, version, cache, progress)
             _collect(scratch / "build" / PROGRAM, made)
 
     return cache.entry(KIND, inputs(wanted, lock), fill, progress, room=_ROOM) / "bin" / PROGRAM
@@ -163,12 +170,17 @@ def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: 
     return version
 
 
-def _need_tools() -> None:
+def _need_tools(wanted: Patched) -> None:
     missing = [
         package.name
         for package in load_packages()
         if package.needed_for == "qemu" and package.lacks
     ]
+    if wanted.own_meson and importlib.util.find_spec("mesonbuild") is None:
+        raise InputError(
+            f"QEMU {wanted.version} needs the Python package meson, 1.5 or newer",
+            hint=f"make qemu ARGS={wanted.name}, or pip install meson",
+        )
     if missing:
         raise InputError(
             f"to build QEMU this host lacks {', '.join(missing)}",
@@ -176,13 +188,15 @@ def _need_tools() -> None:
         )
 
 
-def _compile(tree: Path, version: str, cache: Cache, progress: Progress) -> None:
+def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: Progress) -> None:
     toolchain = kbuild.find_toolchain()
     compiler = f"ccache {toolchain.cc}" if shutil.which("ccache") else toolchain.cc
     environ = {"CCACHE_DIR": str(cache.store(_CCACHE)), "CCACHE_MAXSIZE": "1G"}
     place = tree / "build"
     place.mkdir()
     own = [f"--cc={compiler}", f"--with-pkgversion=Debian {version}, patched by emu-xen-block"]
+    if wanted.own_meson:
+        own.append(f"--python={sys.executable}")
     status, said = kbuild.follow(
         [str(tree / "configure"), *own, *OPTIONS],
         place,
