@@ -62,7 +62,7 @@ FAULTS = (
     ),
     Fault(
         "rdtscp",
-        "RDTSCP raises no SVM exit of its own: a PVH domU dies",
+        "RDTSCP raises no SVM exit of its own: a PVH domU hangs",
         ("rdtscp",),
         "0002",
     ),

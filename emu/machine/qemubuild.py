@@ -7,6 +7,7 @@ to TCG. The PC's firmware is the host's own, copied from where its packages put 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import platform
 import re
@@ -62,12 +63,13 @@ class Patched:
 
     Where the folder `version` of qemu-patches/ has a patch of the same name, that one is
     applied; those that its `fixed-upstream` names are not. `own_meson`: it wants a newer meson
-    than Debian 12 has, the Python package beside us.
+    than Debian 12 has, the Python package beside us. `options` are configure's, besides OPTIONS.
     """
 
     name: str
     version: str
     own_meson: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def sets(self) -> tuple[str, str]:
@@ -88,7 +90,11 @@ class Patched:
 
 PATCHED = {
     one.name: one
-    for one in (Patched("patched", "7.2"), Patched("patched-10.2", "10.2", own_meson=True))
+    for one in (
+        Patched("patched", "7.2"),
+        # Debian's source lacks the firmware that its configure looks for.
+        Patched("patched-10.2", "10.2", True, ("--disable-install-blobs",)),
+    )
 }
 
 
@@ -135,13 +141,19 @@ def inputs(wanted: Patched, lock: Lock) -> dict[str, JSON]:
     return {
         "name": wanted.name,
         "packages": lock_digest(lock, wanted.sets),
-        "patches": list(kbuild.digest(wanted.series)),
-        "options": list(OPTIONS),
+        "patches": [_changes(patch) for patch in wanted.series],
+        "options": [*OPTIONS, *wanted.options],
         "toolchain": kbuild.find_toolchain().version,
         "firmware": dict(zip(FIRMWARE, kbuild.digest(tuple(_firmware())), strict=True)),
         "host": _host(),
         "recipe": _RECIPE,
     }
+
+
+def _changes(patch: Path) -> str:
+    """The hash of what a patch changes: another message is no other QEMU."""
+    head, _, changes = patch.read_text().partition("\ndiff --git ")
+    return hashlib.sha256((changes or head).encode()).hexdigest()
 
 
 def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: Lock) -> str:
@@ -198,7 +210,7 @@ def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: 
     if wanted.own_meson:
         own.append(f"--python={sys.executable}")
     status, said = kbuild.follow(
-        [str(tree / "configure"), *own, *OPTIONS],
+        [str(tree / "configure"), *own, *OPTIONS, *wanted.options],
         place,
         lambda line: progress.tick(f"configure: {line.strip()}"),
         environ=environ,

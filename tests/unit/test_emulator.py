@@ -297,3 +297,18 @@ def test_other_inputs_are_another_entry(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     monkeypatch.setattr(Patched, "series", ())
     assert qemubuild.inputs(OURS, Lock.load()) != before
+
+
+def test_another_message_of_a_patch_is_no_other_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = tmp_path / "0001-a.patch"
+    monkeypatch.setattr(Patched, "series", (patch,))
+
+    def key(text: str) -> object:
+        patch.write_text(text)
+        return qemubuild.inputs(OURS, Lock.load())
+
+    before = key("Subject: a\n---\ndiff --git a/x b/x\n+one\n")
+    assert key("Subject: better\n---\ndiff --git a/x b/x\n+one\n") == before
+    assert key("Subject: a\n---\ndiff --git a/x b/x\n+two\n") != before
