@@ -119,7 +119,12 @@ class EmuCommand:
         size = 0
         while size < len(ours):
             size = len(ours)
-            ours |= {pid for pid, one in now.items() if {one.parent, one.session} & ours}
+            # A session outlives the process that began it.
+            ours |= {
+                pid
+                for pid, one in now.items()
+                if {one.parent, one.session} & ours or one.session in self._known
+            }
         self._known |= {pid: now[pid] for pid in ours if pid in now}
         return {pid: now[pid].line for pid in ours if pid in now}
 

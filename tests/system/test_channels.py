@@ -51,6 +51,7 @@ def test_time_limit_ends_the_whole_tree(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_files_of_100_mib_through_dom0(stack: Stack) -> None:
     data = os.urandom(MIB) * 100
     dom0 = stack.host.dom0

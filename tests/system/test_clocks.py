@@ -28,6 +28,7 @@ def guest_seconds(inputs: Inputs, cache: Cache) -> float:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_load_on_the_host_does_not_change_guest_time(cache: Cache) -> None:
     inputs = prepare(Wish(clock="icount"), cache, Progress())
     alone = guest_seconds(inputs, cache)

@@ -64,6 +64,7 @@ def test_a_truncated_ram_is_not_loaded(warm: Warm, entries: dict[str, Path]) -> 
     assert Cache(home / "emu-xen-block").find("checkpoint", wanted) is None
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_does_not_load_is_made_again(
     warm: Warm, entries: dict[str, Path]
 ) -> None:

@@ -99,6 +99,7 @@ def test_while_the_guests_are_built(small: SmallDisk) -> None:
     assert not remains(left)
 
 
+@pytest.mark.long
 def test_while_the_checkpoint_is_saved(small: SmallDisk) -> None:
     said, left = small.run(100, "--data", "1", without=("checkpoint",))
     assert "no room" in said

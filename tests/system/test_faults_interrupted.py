@@ -84,6 +84,7 @@ def test_while_the_checkpoint_boots(warm: Warm, number: signal.Signals) -> None:
     interrupted(command, number)
 
 
+@pytest.mark.long
 def test_while_the_checkpoint_is_saved(warm: Warm) -> None:
     home = warm.home(without=("checkpoint",))
     command = warm.run(home)

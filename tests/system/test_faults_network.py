@@ -31,6 +31,7 @@ def test_a_full_cache_is_enough(warm: Warm, cut_off: dict[str, object]) -> None:
     warm.run(warm.home(), **cut_off).succeed()
 
 
+@pytest.mark.long
 def test_full_package_store_is_enough_to_build(warm: Warm) -> None:
     """The packages are there, nothing is built of them yet but the kernel."""
     home = warm.home(without=("guests", "guest-programs", "drivers", "driver-source"))

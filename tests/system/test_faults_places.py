@@ -28,6 +28,7 @@ def checkout_at(place: Path) -> Path:
     return place
 
 
+@pytest.mark.long
 def test_spaces_in_the_paths_of_cache_and_checkout(warm: Warm, tmp_path: Path) -> None:
     """Everything is built and saved there, but for the packages and the kernel."""
     checkout = checkout_at(tmp_path / "a check out, ours")

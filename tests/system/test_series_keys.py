@@ -9,7 +9,10 @@ from emu.xen.domain import virtual_device
 
 PAGES = (1, 16)
 """The sizes between are in test_negotiation.py."""
-PAGES_LATER = [pytest.param(pages, marks=LATER, id=f"{pages}, 6.12") for pages in (1, 16)]
+PAGES_LATER = [
+    pytest.param(1, marks=[LATER, pytest.mark.long], id="1, 6.12"),
+    pytest.param(16, marks=LATER, id="16, 6.12"),
+]
 FAMILY = ("ring-page-order", "num-ring-pages")
 
 

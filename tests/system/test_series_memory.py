@@ -24,7 +24,9 @@ def available(ends: Ends, end: End = "front") -> int:
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=128)
-@pytest.mark.parametrize("order", [ORDER, 4, pytest.param(4, marks=LATER, id="4, 6.12")])
+@pytest.mark.parametrize(
+    "order", [ORDER, 4, pytest.param(4, marks=[LATER, pytest.mark.long], id="4, 6.12")]
+)
 def test_idle_disk_takes_little(ends: Ends, order: int) -> None:
     """64 pages work in 128 MiB; a stock front end takes 4 MiB a page, before any request."""
     ends.load("back")

@@ -10,7 +10,12 @@ from ends import DISK, LATER, SETTLES_WITHIN, Ends
 from moves import held, outstanding, reconnected, restore, save, saving
 
 RINGS = pytest.mark.parametrize(
-    ("first", "then"), [(64, 2), (1, 16), pytest.param(16, 2, marks=LATER, id="16-2, 6.12")]
+    ("first", "then"),
+    [
+        (64, 2),
+        pytest.param(1, 16, marks=pytest.mark.long),
+        pytest.param(16, 2, marks=[LATER, pytest.mark.long], id="16-2, 6.12"),
+    ],
 )
 READERS = 40
 """One request each: more than a ring of one page holds."""

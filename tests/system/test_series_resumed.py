@@ -84,10 +84,12 @@ def check_written(ends: Ends) -> None:
     ("first", "then", "flag", "pieces"),
     [
         pytest.param(2, 1, "", 1, id="shrinks", marks=pytest.mark.quick),
-        pytest.param(1, 2, "", 1, id="grows"),
+        pytest.param(1, 2, "", 1, id="grows", marks=pytest.mark.long),
         pytest.param(16, 1, "sync", 1, id="shrinks, synchronous"),
         pytest.param(1, 1, "", 2, id="no indirect requests"),
-        pytest.param(2, 1, "sync", 2, id="no indirect requests, synchronous"),
+        pytest.param(
+            2, 1, "sync", 2, id="no indirect requests, synchronous", marks=pytest.mark.long
+        ),
     ],
 )
 def test_requests_under_way_are_done_once(
@@ -217,7 +219,11 @@ def hardware_queues(ends: Ends) -> int:
 
 @pytest.mark.stack(domu_memory=128, domu_vcpus=2)
 @pytest.mark.parametrize(
-    ("first", "then"), [pytest.param(2, 1, id="fewer"), pytest.param(1, 2, id="more")]
+    ("first", "then"),
+    [
+        pytest.param(2, 1, id="fewer"),
+        pytest.param(1, 2, id="more", marks=pytest.mark.long),
+    ],
 )
 def test_queues_follow_the_back_end(ends: Ends, first: int, then: int) -> None:
     ends.load("back", max_queues=first)
