@@ -130,7 +130,11 @@ class EmuCommand:
 
     def qemus(self) -> list[int]:
         """The QEMUs among them."""
-        return [pid for pid, line in self.family().items() if line.startswith("qemu-system")]
+        return [
+            pid
+            for pid, line in self.family().items()
+            if Path(line.partition(" ")[0]).name.startswith("qemu-system")
+        ]
 
     def assert_nothing_runs(self) -> None:
         """All that the command started ends within a moment."""
