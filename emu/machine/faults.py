@@ -78,12 +78,19 @@ FAULTS = (
         (),
         "0004",
     ),
+    Fault(
+        "task-switched",
+        "XSAVE and XRSTOR pass over CR0.TS: guests get each other's FPU registers",
+        ("xsave",),
+        "0005",
+    ),
 )
 
 
 def cpu_model(faults: Iterable[Fault]) -> str:
     """QEMU's `-cpu` for a QEMU that has these faults."""
-    return ",".join([CPU, *(f"-{feature}" for fault in faults for feature in fault.without)])
+    left_out = dict.fromkeys(feature for fault in faults for feature in fault.without)
+    return ",".join([CPU, *(f"-{feature}" for feature in left_out)])
 
 
 def find(qemu: str, cache: Cache, progress: Progress) -> tuple[Fault, ...]:
