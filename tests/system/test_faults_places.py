@@ -22,7 +22,7 @@ NOBODY = 65534
 
 def checkout_at(place: Path) -> Path:
     """A copy of what `emu` runs from."""
-    for name in ("emu", "guest-images"):
+    for name in ("emu", "guest-images", "qemu-patches"):
         source, leave = paths.checkout() / name, shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, place / name, ignore=leave, symlinks=True)
     return place
