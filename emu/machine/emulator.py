@@ -53,6 +53,7 @@ def _installed(name: str) -> str:
     wanted = PROGRAM if name == SYSTEM else name
     path = shutil.which(wanted)
     if path is None:
-        wrong = "is no program" if Path(wanted).exists() else "is not there"
+        missing = "is not there" if os.sep in wanted else "is not installed"
+        wrong = "is no program" if Path(wanted).exists() else missing
         raise InputError(f"{wanted} {wrong}", hint=f"make setup, or one of {', '.join(NAMES)}")
     return str(Path(path).absolute())
