@@ -38,7 +38,7 @@ SOURCES = {
     "emu-channeld": ("emu-channeld.c", "xenstore.c", "ring.c", "qmp.c"),
     "emu-lun": ("emu-lun.c",),
     "emu-io": ("emu-io.c", "io-work.c"),
-    "emu-grants": ("emu-grants.c", "keys.c", "table.c", "account.c", "kcore.c"),
+    "emu-grants": ("emu-grants.c", "keys.c", "table.c", "privcmd.c", "account.c", "kcore.c"),
     "emu-stream": ("emu-stream.c",),
     "emu-memory": ("emu-memory.c", "kcore.c"),
 }

@@ -8,6 +8,7 @@
  * updates; a kernel without one of them has its line left out.
  */
 #include "account.h"
+#include "die.h"
 #include "kcore.h"
 
 #include <errno.h>
@@ -36,12 +37,6 @@ static const char *const names[SYMBOLS] = {
 	"gnttab_free_bitmap", "deferred_list", "leaked_count",
 };
 static uint64_t address[SYMBOLS];
-
-static int die(const char *what)
-{
-	fprintf(stderr, "emu-grants: %s: %s\n", what, strerror(errno));
-	return 1;
-}
 
 static int find_symbols(void)
 {

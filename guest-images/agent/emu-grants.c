@@ -9,12 +9,20 @@
  * All work on any kernel, with any driver. emu/xen/grants.py reads what Xen prints; lines of the
  * others are "word value…", for emu/xen/granted.py.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "account.h"
+#include "die.h"
 #include "keys.h"
 #include "table.h"
+
+int die(const char *what)
+{
+	fprintf(stderr, "emu-grants: %s: %s\n", what, strerror(errno));
+	return 1;
+}
 
 int main(int argc, char **argv)
 {

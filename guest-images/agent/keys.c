@@ -5,15 +5,11 @@
  * public/sysctl.h. Xen prints before the call that presses the key returns.
  */
 #include "keys.h"
+#include "die.h"
+#include "privcmd.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define HYPERVISOR_SYSCTL 35
 #define SYSCTL_READCONSOLE 1
@@ -45,13 +41,7 @@ struct sysctl {
 	};
 };
 
-struct hypercall {
-	uint64_t op, arg[5];
-};
-
-#define IOCTL_HYPERCALL _IOC(_IOC_NONE, 'P', 0, sizeof(struct hypercall))
-
-/* What Xen reads and writes, in memory that stays: it takes no page fault there. */
+/* What Xen reads and writes. */
 static struct shared {
 	struct sysctl call;
 	char key;
@@ -60,22 +50,15 @@ static struct shared {
 
 static int privcmd;
 
-static int die(const char *what)
-{
-	fprintf(stderr, "emu-grants: %s: %s\n", what, strerror(errno));
-	return 1;
-}
-
 static int ask(uint32_t command)
 {
 	static uint32_t interface = OLDEST_INTERFACE;
-	struct hypercall call = { HYPERVISOR_SYSCTL, { (uintptr_t)&shared->call } };
 	int result;
 
 	shared->call.command = command;
 	do {
 		shared->call.interface = interface;
-		result = ioctl(privcmd, IOCTL_HYPERCALL, &call);
+		result = hypercall(privcmd, HYPERVISOR_SYSCTL, (uintptr_t)&shared->call, 0, 0);
 	} while (result < 0 && errno == EACCES && interface++ < NEWEST_INTERFACE);
 	return result;
 }
@@ -97,12 +80,11 @@ int print_mapped(void)
 {
 	int got;
 
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	privcmd = open_privcmd();
 	if (privcmd < 0)
 		return die("/dev/xen/privcmd");
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED || mlock(shared, sizeof(*shared)))
+	shared = locked_memory(sizeof(*shared));
+	if (!shared)
 		return die("memory for a hypercall");
 	while ((got = read_console(1, NULL)) > 0)
 		;

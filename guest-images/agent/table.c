@@ -6,16 +6,14 @@
  * public/grant_table.h and public/memory.h.
  */
 #include "table.h"
+#include "die.h"
+#include "privcmd.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define PAGE 4096UL
 
@@ -51,36 +49,20 @@ struct entry_v2 {
 	uint64_t frame;
 };
 
-struct hypercall {
-	uint64_t op, arg[5];
-};
-
 struct map_resource {
 	uint16_t dom;
 	uint32_t type, id, idx;
 	uint64_t num, addr;
 };
 
-#define IOCTL_HYPERCALL _IOC(_IOC_NONE, 'P', 0, sizeof(struct hypercall))
 #define IOCTL_MAP_RESOURCE _IOC(_IOC_NONE, 'P', 7, sizeof(struct map_resource))
 
 _Static_assert(sizeof(struct entry_v1) == 8, "an entry of version 1");
 _Static_assert(sizeof(struct entry_v2) == 16, "an entry of version 2");
 
-static int die(const char *what)
-{
-	fprintf(stderr, "emu-grants: %s: %s\n", what, strerror(errno));
-	return 1;
-}
-
-/* Xen reads the argument by its address and takes no page fault there: locked memory. */
 static int grant_op(int privcmd, unsigned op, void *argument)
 {
-	struct hypercall call = {
-		HYPERVISOR_GRANT_TABLE_OP, { op, (uintptr_t)argument, 1 }
-	};
-
-	return ioctl(privcmd, IOCTL_HYPERCALL, &call);
+	return hypercall(privcmd, HYPERVISOR_GRANT_TABLE_OP, op, (uintptr_t)argument, 1);
 }
 
 static volatile void *map(int privcmd, uint16_t domid, uint32_t id, uint64_t frames)
@@ -127,7 +109,7 @@ int print_table(const char *name)
 {
 	char *end;
 	unsigned long domid = strtoul(name, &end, 10);
-	int privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	int privcmd = open_privcmd();
 	struct {
 		struct query_size size;
 		struct get_version version;
@@ -139,8 +121,8 @@ int print_table(const char *name)
 	}
 	if (privcmd < 0)
 		return die("/dev/xen/privcmd");
-	ask = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (ask == MAP_FAILED || mlock(ask, PAGE))
+	ask = locked_memory(sizeof(*ask));
+	if (!ask)
 		return die("memory for a hypercall");
 	ask->size.dom = domid;
 	ask->version.dom = domid;
