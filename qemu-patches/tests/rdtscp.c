@@ -7,17 +7,6 @@
  */
 #include "test.h"
 
-void page_fault(uint64_t error)
-{
-	(void)error;
-	end(0);
-}
-
-void from_user(void)
-{
-	end(0);
-}
-
 static void guest(void)
 {
 	asm volatile("rdtscp; vmmcall" : : : "rax", "rcx", "rdx");

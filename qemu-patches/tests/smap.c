@@ -6,6 +6,7 @@
  * section 4.6): nothing may fault. Made with supervisor rights they do, with an error
  * code that says so (1 or 3: no U/S).
  */
+#define EXPECTS_FAULTS
 #include "test.h"
 
 void page_fault(uint64_t error)

@@ -14,17 +14,6 @@
 
 static uint8_t area[1024] __attribute__((aligned(64)));
 
-void page_fault(uint64_t error)
-{
-	(void)error;
-	end(0);
-}
-
-void from_user(void)
-{
-	end(0);
-}
-
 #define GUEST(instruction)							\
 static void instruction(void)							\
 {										\

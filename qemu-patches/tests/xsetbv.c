@@ -9,17 +9,6 @@
 
 #define OSXSAVE (1 << 18)
 
-void page_fault(uint64_t error)
-{
-	(void)error;
-	end(0);
-}
-
-void from_user(void)
-{
-	end(0);
-}
-
 static void guest(void)
 {
 	asm volatile("xsetbv; vmmcall" : : "a"(1), "c"(0), "d"(0));
