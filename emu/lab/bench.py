@@ -21,7 +21,7 @@ from emu.images.manifest import usage
 from emu.images.packages import Lock
 from emu.lab import store, turnaround
 from emu.lab.stack import Inputs, Wish, prepare, running
-from emu.machine.checkpoint import host_cpu
+from emu.machine.identity import host_cpu
 from emu.progress import Progress
 
 MB = 1_000_000

@@ -26,7 +26,7 @@ from emu.images.cache import Cache
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.lab import hostkernel, store
 from emu.machine import accel, emulator, faults, qemubuild
-from emu.machine.checkpoint import host_cpu, qemu_version
+from emu.machine.identity import host_cpu, qemu_version
 from emu.progress import Progress
 
 State = Literal["ok", "note", "missing"]

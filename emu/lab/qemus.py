@@ -8,8 +8,8 @@ from typing import Any
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.machine import emulator, faults
-from emu.machine.checkpoint import qemu_version
 from emu.machine.faults import Fault
+from emu.machine.identity import qemu_version
 from emu.progress import Progress
 
 

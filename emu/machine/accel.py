@@ -17,7 +17,7 @@ from typing import Literal
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
-from emu.machine.checkpoint import host_cpu, qemu_version
+from emu.machine.identity import host_cpu, qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Accel, MachineSpec

@@ -18,15 +18,15 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from emu.errors import InputError, RigError
 from emu.machine import ram
+from emu.machine.identity import hash_of_program, host_cpu, qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir, disk_errors
 from emu.machine.spec import Descriptors, MachineSpec, build_argv
@@ -70,37 +70,6 @@ def symbolic_argv(spec: MachineSpec) -> list[str]:
     fds = {name: 2000 + number for number, name in enumerate(links)}
     argv = build_argv(spec, Descriptors(files, fds), ram_shared=True)
     return argv[1:] + [f"overlaid={disk.overlaid}" for disk in spec.disks]
-
-
-def qemu_version(qemu: str) -> str:
-    """The first line of `qemu --version`."""
-    made = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=30)
-    if made.returncode:
-        raise RigError(f"{qemu} --version failed", lines=made.stderr.splitlines())
-    return made.stdout.splitlines()[0]
-
-
-def host_cpu() -> str:
-    """The processor's name, from /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def hash_of_program(path: Path) -> str:
-    stat = path.stat()
-    key = (str(path), stat.st_mtime_ns, stat.st_size)
-    if key not in _hashes:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        _hashes[key] = digest.hexdigest()
-    return _hashes[key]
 
 
 def save(machine: Machine, directory: Path) -> None:
@@ -245,14 +214,3 @@ def _await_migration(machine: Machine) -> None:
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
     raise RigError(f"QEMU's migration took more than {_MIGRATE_TIMEOUT:.0f} s")
-
-
-__all__: Sequence[str] = (
-    "CheckpointBroken",
-    "checkpoint_inputs",
-    "host_cpu",
-    "load",
-    "qemu_version",
-    "save",
-    "symbolic_argv",
-)

@@ -20,7 +20,8 @@ from emu.images import kbuild
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
 from emu.machine import checkpoint
-from emu.machine.checkpoint import CheckpointBroken, hash_of_program, qemu_version
+from emu.machine.checkpoint import CheckpointBroken
+from emu.machine.identity import hash_of_program, qemu_version
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec
