@@ -101,11 +101,11 @@ class Ends:
         path = f"error/backend/vbd/{self.stack.domain.domid}/{virtual_device(DISK)}/error"
         return self.stack.host.read(f"/local/domain/0/{path}") or ""
 
-    def sum_of_disk(self, mib: int = 4) -> str:
+    def sum_of_disk(self, mib: int = 1) -> str:
         """SHA-256 of the disk's first MiB, read past the page cache in the domU."""
         return data.read(self.channel("front"), DISK, mib, DATA_WITHIN)
 
-    def fill_disk(self, mib: int = 4) -> str:
+    def fill_disk(self, mib: int = 1) -> str:
         """Write random data to the disk's first MiB in the domU; its SHA-256."""
         return data.write(self.channel("front"), DISK, mib, DATA_WITHIN)
 

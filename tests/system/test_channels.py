@@ -63,7 +63,7 @@ def test_files_of_100_mib_through_dom0(stack: Stack) -> None:
 
 @pytest.mark.timeout(300)
 def test_files_through_the_domu(stack: Stack) -> None:
-    data = os.urandom(4 * MIB)
+    data = os.urandom(MIB)
     domu = stack.domain.channel
     domu.put(data, "/tmp/file", mode=0o640)
     assert domu.run("stat -c %a /tmp/file; sha256sum < /tmp/file", timeout=60).text.split()[:2] == [

@@ -56,7 +56,7 @@ def stays(domu: RigDomu, there: RigHost, words: str | None = None) -> Iterator[N
 @pytest.mark.parametrize(
     ("live", "when"),
     [
-        pytest.param(True, "half-way", marks=PVH, id="pvh, half-way"),
+        pytest.param(True, "half-way", marks=[PVH, LONG], id="pvh, half-way"),
         pytest.param(True, "at the end", marks=PVH, id="pvh, at the end"),
         pytest.param(False, "half-way", marks=PV, id="pv, half-way"),
         pytest.param(False, "at the end", marks=[PV, LONG], id="pv, at the end"),
@@ -89,6 +89,7 @@ def test_target_is_out_of_memory(two_hosts: TwoHosts, lun: RigLun) -> None:
         domu.migrate(there)
 
 
+@pytest.mark.long
 @PVH
 def test_target_lacks_the_lun(two_hosts: TwoHosts, lun: RigLun) -> None:
     """Its back end can't be made. With the LUN there again, the guest migrates."""

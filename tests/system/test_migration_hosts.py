@@ -70,6 +70,7 @@ def test_ring_is_the_new_hosts(
     assert not left, f"the first host's dom0 still maps pages of domain {domid}"
 
 
+@pytest.mark.long
 @PVH
 @pytest.mark.stack(domu_vcpus=2)
 def test_disk_follows_the_back_end_there_and_back(two_hosts: TwoHosts, lun: RigLun) -> None:

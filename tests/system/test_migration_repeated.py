@@ -35,6 +35,7 @@ def round_trip(domu: RigDomu, lun: RigLun, one: RigHost, other: RigHost) -> None
     domu.detach(lun)
 
 
+@pytest.mark.long
 def test_three_migrations_leave_nothing(two_hosts: TwoHosts, lun: RigLun) -> None:
     """The first is for what either host allocates for good."""
     here, there = two_hosts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -15,13 +17,28 @@ from emu.images.cache import Cache
 TESTS = Path(__file__).parent / "plugin/written_by_others.py"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(everything: Cache, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """pytest's output for those tests, in a project of their own, and its report."""
-    place = tmp_path_factory.mktemp("others")
+    """pytest's output for those tests, in a project of their own, and its report.
+
+    Made once for all processes of a run (a minute), by the first that asks.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # Beside one another, workers have directories of their own in the run's.
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "others"
+    place.mkdir(exist_ok=True)
+    output, report = place / "output", place / "report.xml"
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            said = _run(place, report)
+            output.write_text(said)
+    return output.read_text(), report
+
+
+def _run(place: Path, report: Path) -> str:
     (place / "test_others.py").write_text(TESTS.read_text())
     (place / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
-    report = place / "report.xml"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"],
         cwd=place,
@@ -31,7 +48,7 @@ def run(everything: Cache, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     )
     print(done.stdout)
     assert done.returncode == 1, done.stderr
-    return done.stdout, report
+    return done.stdout
 
 
 def case(report: Path, name: str) -> ElementTree.Element:

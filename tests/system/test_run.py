@@ -75,45 +75,48 @@ def test_default_for_scripts() -> None:
     assert report["drivers"]["front"]["parameters"]["max_ring_pages"] == "16"
 
 
-@pytest.mark.parametrize("pages", [1, 2, 8])
+@pytest.mark.parametrize(
+    "pages", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(8, marks=pytest.mark.long)]
+)
 def test_other_rings(pages: int) -> None:
-    assert_whole(emu_json("--ring-pages", str(pages), "--data", "4"), pages)
+    assert_whole(emu_json("--ring-pages", str(pages), "--data", "1"), pages)
 
 
 def test_stock_drivers() -> None:
-    report = emu_json("--front", "stock", "--back", "stock", "--data", "4")
+    report = emu_json("--front", "stock", "--back", "stock", "--data", "1")
     assert_whole(report, pages=16)
     assert report["ring"]["source"] == "xenstore"
     assert report["ring"]["shown"] == {"front": None, "back": None}
-    patched = emu_json("--data", "4")
+    patched = emu_json("--data", "1")
     for end in ("front", "back"):
         assert report["drivers"][end]["build_id"] != patched["drivers"][end]["build_id"]
 
 
 def test_stock_front_end_for_people() -> None:
-    done = emu_run("--front", "stock", "--data", "4")
+    done = emu_run("--front", "stock", "--data", "1")
     assert done.returncode == EXIT_HELD, done.stderr
     assert "queue 0 16 pages, 512 requests · blkback 0 outstanding, " in done.stdout
     assert "persistent grants · no view of blkfront in debugfs\n" in done.stdout
-    done = emu_run("--front", "stock", "--back", "stock", "--ring-pages", "2", "--data", "4")
+    done = emu_run("--front", "stock", "--back", "stock", "--ring-pages", "2", "--data", "1")
     told = "no view of blkfront and blkback in debugfs: the figures are from the keys in xenstore"
     assert f"queue 0 2 pages, 64 requests · {told}\n" in done.stdout
 
 
 def test_pvh() -> None:
-    report = emu_json("--domu", "pvh", "--data", "4")
+    report = emu_json("--domu", "pvh", "--data", "1")
     assert_whole(report, pages=16)
     assert report["domu"]["kind"] == "pvh"
 
 
 def test_instruction_time() -> None:
-    report = emu_json("--clock", "icount", "--data", "4")
+    report = emu_json("--clock", "icount", "--data", "1")
     assert_whole(report, pages=16)
     assert (report["clock"], report["accel"]) == ("icount", "tcg")
 
 
+@pytest.mark.long
 def test_cold() -> None:
-    report = emu_json("--cold", "--data", "4")
+    report = emu_json("--cold", "--data", "1")
     assert_whole(report, pages=16)
     assert report["origin"] == "cold"
 

@@ -20,7 +20,7 @@ STALE_QUEUES = {
 }
 
 
-@pytest.mark.parametrize("pages", [1, 2, 16])
+@pytest.mark.parametrize("pages", [1, pytest.param(2, marks=pytest.mark.long), 16])
 @pytest.mark.parametrize(
     "stale", [pytest.param(STALE, id="pages"), pytest.param(STALE_QUEUES, id="queues")]
 )
@@ -52,6 +52,7 @@ def test_loaded_again_with_another_ring(ends: Ends) -> None:
     assert ends.errors() == []
 
 
+@pytest.mark.long
 @pytest.mark.stack(domu_vcpus=2)
 def test_loaded_again_with_fewer_queues(ends: Ends) -> None:
     ends.load("back", max_queues=2)

@@ -235,6 +235,7 @@ def test_a_patch_that_is_no_mail(author: Author, check: Callable[[], SeriesRepor
     assert second.held
 
 
+@pytest.mark.long
 def test_only_what_a_change_reaches_is_built_again(
     author: Author, check: Callable[[], SeriesReport], cache: Cache
 ) -> None:

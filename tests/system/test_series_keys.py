@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import pytest
 from ends import CLOSING, CONNECTED, DISK, LATER, Ends
 
 from emu.xen.domain import virtual_device
 
-PAGES = (1, 16)
-"""The sizes between are in test_negotiation.py."""
-PAGES_LATER = [
-    pytest.param(1, marks=[LATER, pytest.mark.long], id="1, 6.12"),
-    pytest.param(16, marks=LATER, id="16, 6.12"),
-]
+KINDS = ("stock", "patched")
 FAMILY = ("ring-page-order", "num-ring-pages")
 
 
-@pytest.mark.parametrize("pages", [*PAGES, *PAGES_LATER])
-@pytest.mark.parametrize("back", ["stock", "patched"])
-@pytest.mark.parametrize("front", ["stock", "patched"])
+def pairings() -> Iterator[object]:
+    """All kinds of ends; the sizes between are in test_negotiation.py."""
+    for front, back, pages, later in itertools.product(KINDS, KINDS, (1, 16), (False, True)):
+        marks = [LATER] if later else []
+        if pages == 1 or (later and (front, back) != ("patched", "patched")):
+            marks.append(pytest.mark.long)
+        name = f"{front}-{back}-{pages}" + (", 6.12" if later else "")
+        yield pytest.param(front, back, pages, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("front", "back", "pages"), pairings())
 def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
     order = pages.bit_length() - 1
     ends.load("back", back)

@@ -13,6 +13,7 @@ MIB = 1 << 20
 ORDER = 6
 IDLE_MIB = 16
 """What a connected disk may take of the domU's memory before any request."""
+MIB_READ = 8
 
 
 def available(ends: Ends, end: End = "front") -> int:
@@ -25,7 +26,12 @@ def available(ends: Ends, end: End = "front") -> int:
 
 @pytest.mark.stack(kernel="lab", domu_memory=128)
 @pytest.mark.parametrize(
-    "order", [ORDER, 4, pytest.param(4, marks=[LATER, pytest.mark.long], id="4, 6.12")]
+    "order",
+    [
+        ORDER,
+        pytest.param(4, marks=pytest.mark.long),
+        pytest.param(4, marks=[LATER, pytest.mark.long], id="4, 6.12"),
+    ],
 )
 def test_idle_disk_takes_little(ends: Ends, order: int) -> None:
     """64 pages work in 128 MiB; a stock front end takes 4 MiB a page, before any request."""
@@ -39,7 +45,7 @@ def test_idle_disk_takes_little(ends: Ends, order: int) -> None:
     told = f"{ring.pages} pages, idle: {taken / MIB:.1f} MiB"
     print(told)
     assert taken < IDLE_MIB * MIB, f"the front end takes memory for what nobody asked: {told}"
-    assert ends.fill_disk(32) == ends.sum_of_disk(32)
+    assert ends.fill_disk(MIB_READ) == ends.sum_of_disk(MIB_READ)
 
 
 MANY = """
@@ -58,13 +64,13 @@ def test_large_requests_wait_for_grants(ends: Ends) -> None:
     """More is asked for at once than an eighth of the memory: nothing fails, nothing hangs."""
     ends.load("back")
     ends.connect(order=ORDER)
-    written = ends.fill_disk(32)
-    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, "32"], timeout=120)
+    written = ends.fill_disk(MIB_READ)
+    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, str(MIB_READ)], timeout=120)
     assert done.text.split()[0] == written
     ends.stack.domain.detach(DISK)
     ends.attach()
     ends.stack.domain.wait_connected(DISK)
-    assert ends.sum_of_disk(32) == written
+    assert ends.sum_of_disk(MIB_READ) == written
 
 
 @pytest.mark.stack(kernel="lab")
@@ -78,6 +84,6 @@ def test_back_end_keeps_room_for_what_is_asked(ends: Ends) -> None:
     taken = before - available(ends, "back")
     print(f"64 pages, idle: {taken / MIB:.1f} MiB of dom0")
     assert taken < IDLE_MIB * MIB
-    written = ends.fill_disk(32)
-    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, "32"], timeout=120)
+    written = ends.fill_disk(MIB_READ)
+    done = ends.channel("front").run(["sh", "-c", MANY, "sh", DISK, str(MIB_READ)], timeout=120)
     assert done.text.split()[0] == written

@@ -21,7 +21,7 @@ def connect(ends: Ends, queues: int, pages: int, front: str = "patched") -> None
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=256, domu_vcpus=4)
-@pytest.mark.parametrize("queues", [2, 4])
+@pytest.mark.parametrize("queues", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_64_pages_in_each(ends: Ends, queues: int) -> None:
     host, domain = ends.stack.host, ends.stack.domain
     ends.load("back", max_queues=4)

@@ -143,11 +143,11 @@ class RigDomu:
         """What both drivers show of the disk's queues."""
         return self._domain.queues(self.disk(disk))
 
-    def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
+    def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
         """Write random data to the first MiB of a disk, past the page cache; its SHA-256."""
         return data.write(self.channel, self.disk(disk), mib, DATA_WITHIN)
 
-    def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 4) -> str:
+    def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
         """SHA-256 of the first MiB of a disk, read past the page cache."""
         return data.read(self.channel, self.disk(disk), mib, DATA_WITHIN)
 
