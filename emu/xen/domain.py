@@ -207,12 +207,22 @@ class Domain:
         front, back = self.front_tree(disk), self.back_tree(disk)
         waited = time.monotonic() - started
         words = [*self.last_words(self.channel), *self.last_words(self.host.dom0)]
-        error = back.get("error") or front.get("error") or "no error key"
         raise NotHeld(
             f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
-            f"{front.state()}, back end {back.state()}, {error}",
+            f"{front.state()}, back end {back.state()}, {self.reported(disk)}",
             lines=words,
         )
+
+    def reported(self, disk: str = "xvda") -> str:
+        """What the drivers reported to xenbus of a disk as its last errors, for a message."""
+        device = virtual_device(disk)
+        places = {
+            "front end": f"/local/domain/{self.domid}/error/device/vbd/{device}/error",
+            "back end": f"/local/domain/0/error/backend/vbd/{self.domid}/{device}/error",
+        }
+        said = {end: self.host.read(path) for end, path in places.items()}
+        told = [f"the {end} reported {words!r}" for end, words in said.items() if words]
+        return ", ".join(told) or "neither reported an error"
 
     def last_words(self, channel: Channel, count: int = 5) -> list[str]:
         """The last lines of a kernel's log, named by its guest."""

@@ -66,7 +66,8 @@ def reconnected(domain: Domain, disk: str) -> Ring:
         if deadline.passed:
             raise NotHeld(
                 f"{disk} of domU {domain.name} did not connect within {deadline.spent:.0f} s "
-                f"after it was restored: front end {ring.front_state}, back end {ring.back_state}",
+                f"after it was restored: front end {ring.front_state}, back end "
+                f"{ring.back_state}, {domain.reported(disk)}",
                 lines=[
                     *domain.last_words(domain.channel),
                     *domain.last_words(domain.host.dom0),
