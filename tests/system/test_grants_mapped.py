@@ -12,10 +12,17 @@ from granting import DISK
 from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
 
-# What was freed a moment ago is given out first.
+# What was freed a moment ago is given out first, to who asks for the same kind: a pipe's pages are
+# such as cannot be moved, like those of a ring, and those of files can.
 EAT = """
 mib=$(awk '/MemAvailable/ { print int($2 / 1024) - 24 }' /proc/meminfo)
 dd if=/dev/urandom of=/tmp/one bs=64k count=16 2> /dev/null
+for n in 3 4 5 6 7 8 9; do
+    mkfifo /tmp/fifo$n
+    eval "exec $n<>/tmp/fifo$n"
+    head -c 65536 /tmp/one >&$n
+    rm /tmp/fifo$n
+done
 for i in 1 2 3 4 5 6 7 8; do cat /tmp/one; done > /tmp/eight
 for i in $(seq $((mib / 8 - 1))); do cat /tmp/eight; done > /tmp/many
 rm /tmp/one /tmp/eight /tmp/many

@@ -29,8 +29,10 @@ REQUESTS = 40
 BLOCK = 64 * 1024
 """Bytes: 16 segments, which takes an indirect request."""
 START = """
+cpu=$1; shift
 cd /sys/block/$1/queue && grep -q mq-deadline scheduler && echo mq-deadline > scheduler
-setsid sh -c '/tmp/blocks write /dev/$1 $2 $3 $4 > /tmp/written 2>&1; echo $? > /tmp/status' \
+setsid taskset -c "$cpu" \
+    sh -c '/tmp/blocks write /dev/$1 $2 $3 $4 > /tmp/written 2>&1; echo $? > /tmp/status' \
     sh "$@" > /dev/null 2>&1 &
 """
 ENDED = "touch /tmp/written; wc -l < /tmp/written; grep -c wrong /tmp/written; cat /tmp/status"
@@ -50,12 +52,13 @@ def set_limit(ends: Ends, pages: int) -> None:
     ends.channel("back").run(f"echo {pages} > {limit}", timeout=20)
 
 
-def write_held(ends: Ends, on_ring: int | None, flag: str = "") -> None:
+def write_held(ends: Ends, on_ring: int | None, flag: str = "", cpu: int = 0) -> None:
     """Ask for all blocks to be written, which go no further than the LUN.
 
     `on_ring` is the number of requests that reach the first ring; None where it is unknown.
+    They are asked for on one CPU, whose queue they go to where each has its own.
     """
-    words = [DISK, str(REQUESTS), str(BLOCK), *([flag] if flag else [])]
+    words = [str(cpu), DISK, str(REQUESTS), str(BLOCK), *([flag] if flag else [])]
     ends.channel("front").run(["sh", "-c", START, "sh", *words], timeout=60)
     if on_ring is not None:
         wait_outstanding(ends.stack.domain, on_ring)
@@ -234,7 +237,7 @@ def test_queues_follow_the_back_end(ends: Ends, first: int, then: int) -> None:
     with moved(ends):
         with contextlib.ExitStack() as hold:
             hold.enter_context(held(ends))
-            write_held(ends, None)
+            write_held(ends, None, cpu=1)  # its queue is the one that goes, or comes
             with saving(ends):
                 hold.close()
         ends.load("back", max_queues=then)
