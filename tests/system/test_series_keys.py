@@ -24,7 +24,7 @@ def pairings() -> Iterator[object]:
         yield pytest.param(front, back, pages, id=name, marks=marks)
 
 
-@pytest.mark.parametrize(("front", "back", "pages"), pairings())
+@pytest.mark.parametrize(("front", "back", "pages"), list(pairings()))
 def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
     order = pages.bit_length() - 1
     ends.load("back", back)

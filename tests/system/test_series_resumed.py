@@ -197,14 +197,16 @@ def test_persistent_grants_follow_the_back_end(ends: Ends) -> None:
         assert ends.fill_disk() == ends.sum_of_disk()
         return len(ends.stack.host.grants().of(ends.stack.domain.domid).grants)
 
-    many = kept()
+    # How many differs with how the requests fell: hundreds with persistent grants, few without.
+    many = kept() // 2
+    assert many > 64
     with moved(ends):
         for persistent in (0, 1):
             save(ends)
             ends.load("back", feature_persistent=persistent)
             restore(ends)
             reconnected(ends)
-            assert (kept() >= many) == bool(persistent)
+            assert (kept() > many) == bool(persistent)
         off = "echo 0 > /sys/module/xen_blkfront/parameters/feature_persistent"
         ends.channel("front").run(off, timeout=20)
         save(ends)
