@@ -56,6 +56,17 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """QEMU's log of all that reaches a machine from outside: written to `path`, or read from it.
+
+    The log is whole when QEMU was told to quit; one that was killed left none.
+    """
+
+    path: Path
+    mode: Literal["record", "replay"]
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """One emulated PC: what it boots, what it has, how it runs.
 
@@ -63,7 +74,8 @@ class MachineSpec:
     `dom0_kernel` Xen starts, says its banner and panics; without `xen` nothing boots.
     `ports` are the names of virtio-serial ports. `mac` is the address of a network card that
     hangs on the link `wire`, a socket pair to another machine (none without an address).
-    `tb_size` (MiB) and `thread` are TCG's.
+    `tb_size` (MiB) and `thread` are TCG's. `recording` needs instruction time, and a QEMU with
+    our patches; what it can't do is in qemu-patches/REPLAY.md.
     """
 
     xen: Path | None
@@ -83,6 +95,7 @@ class MachineSpec:
     machine: Literal["pc", "q35"] = "pc"
     tb_size: int | None = None
     thread: Literal["single", "multi", ""] = ""
+    recording: Recording | None = None
     extra: tuple[str, ...] = field(default=())
 
     @property
@@ -95,6 +108,8 @@ class MachineSpec:
             raise ValueError("instruction time needs TCG")
         if self.clock == "icount" and self.thread == "multi":
             raise ValueError("instruction time runs all CPUs in one thread")
+        if self.recording and self.clock != "icount":
+            raise ValueError("a recording needs instruction time")
         if (self.initrd and not self.dom0_kernel) or (self.dom0_kernel and not self.xen):
             raise ValueError("an initrd needs a kernel, and a kernel needs Xen")
 
@@ -146,7 +161,8 @@ def build_argv(
         *("-object", _json(_ram(spec, fds, ram_shared))),
     ]
     if spec.clock == "icount":
-        argv += ["-icount", "shift=0,sleep=off"]
+        # The clock on the wall goes by instructions, too: a guest that polls it does the same work.
+        argv += ["-icount", _icount(spec.recording), "-rtc", "clock=vm"]
     argv += _link("qmp", fds.links["qmp"])
     argv += ["-mon", "chardev=qmp,mode=control"]
     for port in ("com1", "com2"):
@@ -157,7 +173,8 @@ def build_argv(
     if spec.dom0_kernel:
         argv += ["-initrd", _modules(spec, fds)]
     for index, disk in enumerate(spec.disks):
-        argv += _disk(index, disk, layers[index] if layers else 1, fds)
+        count = layers[index] if layers else 1
+        argv += _disk(index, disk, count, fds, recorded=spec.recording is not None)
     if spec.ports:
         argv += ["-device", _json({"driver": "virtio-serial-pci", "id": "ports"})]
     for index, name in enumerate(spec.ports):
@@ -170,6 +187,14 @@ def build_argv(
     if incoming:
         argv += ["-incoming", "defer"]
     return argv
+
+
+def _icount(recording: Recording | None) -> str:
+    options = "shift=0,sleep=off"
+    if recording:
+        path = str(recording.path.absolute()).replace(",", ",,")
+        options += f",rr={recording.mode},rrfile={path}"
+    return options
 
 
 def _accel(spec: MachineSpec) -> str:
@@ -209,7 +234,9 @@ def _modules(spec: MachineSpec, fds: Descriptors) -> str:
     return kernel + ("," + fds.path("initrd") if spec.initrd else "")
 
 
-def _disk(index: int, disk: Disk, layers: int, fds: Descriptors) -> list[str]:
+def _disk(
+    index: int, disk: Disk, layers: int, fds: Descriptors, *, recorded: bool = False
+) -> list[str]:
     argv: list[str] = []
     backing: str | None = None
     for layer, name in enumerate(disk_layers(index, layers)):
@@ -233,6 +260,11 @@ def _disk(index: int, disk: Disk, layers: int, fds: Descriptors) -> list[str]:
             node["cache"] = {"no-flush": True}
         backing = str(node["node-name"])
         argv += ["-blockdev", _json(node)]
+    if recorded:
+        # It holds the ends of requests back until they are in the log, or until the log has them.
+        filter_ = {"driver": "blkreplay", "node-name": f"replay{index}", "image": backing}
+        argv += ["-blockdev", _json({**filter_, "read-only": disk.readonly})]
+        backing = f"replay{index}"
     device: dict[str, object] = {"driver": "virtio-blk-pci", "drive": backing, "id": f"disk{index}"}
     if disk.serial:
         device["serial"] = disk.serial

@@ -26,7 +26,7 @@ from emu.machine import accel, disks
 from emu.machine.monitor import Refused
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir, disk_full, sweep
-from emu.machine.spec import TCG_CPU, Descriptors, Disk, MachineSpec, build_argv
+from emu.machine.spec import TCG_CPU, Descriptors, Disk, MachineSpec, Recording, build_argv
 from emu.machine.watch import GuestTrouble
 
 needs_qemu = pytest.mark.skipif(
@@ -78,9 +78,24 @@ def test_modules_are_named_by_descriptor_and_their_commas_doubled() -> None:
 def test_the_clock_of_instructions_runs_in_one_thread() -> None:
     words = argv(replace(EMPTY, clock="icount"))
     assert after("-icount", words) == ["shift=0,sleep=off"]
+    assert after("-rtc", words) == ["clock=vm"]
     assert after("-accel", words) == ["tcg,thread=single"]
     with pytest.raises(ValueError, match="instruction time needs TCG"):
         replace(EMPTY, clock="icount", accel="kvm")
+
+
+def test_what_is_recorded_goes_through_the_log() -> None:
+    log = Recording(Path("/a, b/log"), "replay")
+    spec = replace(EMPTY, clock="icount", disks=(Disk(Path("/x"), readonly=True),), recording=log)
+    words = argv(spec)
+    assert after("-icount", words) == ["shift=0,sleep=off,rr=replay,rrfile=/a,, b/log"]
+    *_, held_back = after("-blockdev", words)
+    assert '"driver":"blkreplay"' in held_back
+    assert '"image":"disk0-1"' in held_back
+    assert '"read-only":true' in held_back
+    assert any('"drive":"replay0"' in device for device in after("-device", words))
+    with pytest.raises(ValueError, match="a recording needs instruction time"):
+        replace(EMPTY, recording=log)
 
 
 def test_the_cpu_follows_the_accelerator() -> None:
