@@ -32,6 +32,8 @@ CPU = "max"
 TIMEOUT = 10.0
 """Seconds for a guest's answer: it comes in half a second."""
 _GUEST_MODE = "guest-mode"
+SERIAL_RECORDED = "serial-recorded"
+"""A guest for who records it: it decides nothing about a CPU, and is no fault's."""
 _FLAGS = (
     *("-m64", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffreestanding"),
     *("-fno-pie", "-no-pie", "-fno-stack-protector", "-fcf-protection=none"),
@@ -153,13 +155,12 @@ def build(cache: Cache, progress: Progress) -> Path:
     }
 
     def fill(made: Path) -> None:
-        for fault in FAULTS:
+        for name in (*(fault.name for fault in FAULTS), SERIAL_RECORDED):
             with cache.scratch("qemu-guest") as scratch:
                 linked = scratch / "guest"
-                command = [toolchain.cc, *_FLAGS, "-o", str(linked), "start.S", f"{fault.name}.c"]
-                _run(command)
+                _run([toolchain.cc, *_FLAGS, "-o", str(linked), "start.S", f"{name}.c"])
                 # QEMU boots a multiboot kernel only if its ELF header says 32 bits.
-                _run(["objcopy", "-O", "elf32-i386", str(linked), str(made / fault.name)])
+                _run(["objcopy", "-O", "elf32-i386", str(linked), str(made / name)])
 
     return cache.entry("qemu-guests", inputs, fill, progress)
 

@@ -1,0 +1,108 @@
+"""What QEMU records of a machine, replayed: the guests do the same again, word by word.
+
+Stock QEMU loses what comes in, or never delivers it (qemu-patches/REPLAY.md). With our patches a
+whole host is recorded, Xen, dom0 with its LUN, and a domU, and the replay needs nobody to type.
+"""
+
+from __future__ import annotations
+
+import socket
+import string
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from emu.images.cache import Cache
+from emu.lab.stack import Inputs, Wish
+from emu.machine import emulator, faults
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.spec import MachineSpec, Recording
+from emu.machine.watch import WaitTimeout
+from emu.pytest_reports import Told
+from emu.xen.host import AGENT_PORT, Host
+
+LINE = (string.ascii_letters + string.digits)[:50] * 2
+"""What the guest waits for: six times what the FIFO of a serial port holds."""
+BOOT = 300.0
+OURS = [pytest.mark.qemu, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture
+def spec(cache: Cache, progress: Told) -> MachineSpec:
+    """The bare guest that says again what came to its serial port."""
+    guest = faults.build(cache, progress) / faults.SERIAL_RECORDED
+    return MachineSpec(xen=guest, cpu=faults.CPU, clock="icount", memory_mib=64)
+
+
+def said(spec: MachineSpec, log: Path, mode: str, line: str = "") -> str:
+    """What the guest says after `ready`, while it is recorded or replayed."""
+    assert mode in ("record", "replay")
+    spec = replace(spec, recording=Recording(log, mode))  # type: ignore[arg-type]
+    with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
+        machine.xen.expect("ready", 10, "the guest")
+        if line:
+            machine.xen.send(line)
+        machine.xen.expect("right", 10, "the guest to say the line again")
+        text = rundir.log("xen").read_text()
+        machine.stop()
+    return text
+
+
+def test_stock_qemu_loses_what_comes_in(spec: MachineSpec, tmp_path: Path) -> None:
+    """Mended by patches 7 and 9."""
+    with pytest.raises(WaitTimeout):
+        said(spec, tmp_path / "log", "record", LINE)
+
+
+@pytest.mark.parametrize("name", [pytest.param("patched", marks=OURS)])
+def test_what_came_in_comes_again(
+    name: str, spec: MachineSpec, cache: Cache, progress: Told, tmp_path: Path
+) -> None:
+    spec = replace(spec, qemu=emulator.program(name, cache, progress))
+    log = tmp_path / "a, log"
+    assert LINE in said(spec, log, "record", LINE)
+    assert LINE in said(spec, log, "replay")
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+def test_a_whole_host_does_the_same_again(
+    prepared: Callable[[Wish], Inputs], tmp_path: Path
+) -> None:
+    inputs = prepared(Wish(qemu="patched", clock="icount"))
+    log = tmp_path / "log"
+    recorded = replace(inputs.spec, recording=Recording(log, "record"))
+    with RunDir.create() as rundir, Machine.start(recorded, rundir) as machine:
+        host = Host(machine)
+        host.wait_ready(BOOT)
+        host.create_lun("lun0", 64 << 20, 512)
+        host.create(inputs.wish.domu)
+        assert host.list()
+        host.close()
+        machine.stop()
+        before = {name: rundir.log(name).read_text() for name in ("xen", "dom0")}
+    replayed = replace(recorded, recording=Recording(log, "replay"))
+    with RunDir.create() as rundir, Machine.start(replayed, rundir) as machine:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(drain, machine.port(AGENT_PORT))
+            machine.wait(2 * BOOT, "the replay's end")
+        after = {name: rundir.log(name).read_text() for name in ("xen", "dom0")}
+    for name, text in before.items():
+        assert len(plain(text)) > 100, f"{name} said hardly anything"
+        assert plain(after[name]) == plain(text), name
+
+
+def plain(text: str) -> list[str]:
+    """A console's lines without the host's times, and without the last: it may be cut off."""
+    return [line.partition("] ")[2] for line in text.splitlines()][:-1]
+
+
+def drain(port: socket.socket) -> None:
+    """Take what dom0's agent says again: QEMU waits for a reader."""
+    with port:
+        while port.recv(65536):
+            pass
