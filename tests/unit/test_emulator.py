@@ -120,8 +120,9 @@ def test_what_is_left_out_of_the_cpu() -> None:
 
 def test_each_fault_has_a_guest_that_shows_it_and_a_patch_that_mends_it() -> None:
     guests = paths.qemu_patches() / "tests"
-    patches = [path.name for path in qemubuild.PATCHED["patched"].series]
-    assert [name[:4] for name in patches] == [fault.patch for fault in FAULTS]
+    series = qemubuild.PATCHED["patched"].series
+    of_the_cpu = [path.name[:4] for path in series if "-target-i386-" in path.name]
+    assert of_the_cpu == [fault.patch for fault in FAULTS]
     for fault in FAULTS:
         text = (guests / f"{fault.name}.c").read_text()
         assert len(text.splitlines()) < 100
