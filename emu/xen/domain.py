@@ -213,15 +213,19 @@ class Domain:
             lines=words,
         )
 
+    def error(self, end: str, disk: str = "xvda") -> str:
+        """What the driver of an end ("front", "back") last reported to xenbus of a disk, or ""."""
+        if end == "front":
+            home, path = self.domid, self.front_path(disk)
+        else:
+            home, path = 0, self.back_path(disk)
+        root = f"/local/domain/{home}"
+        return self.host.read(f"{root}/error{path.removeprefix(root)}/error") or ""
+
     def reported(self, disk: str = "xvda") -> str:
-        """What the drivers reported to xenbus of a disk as its last errors, for a message."""
-        device = virtual_device(disk)
-        places = {
-            "front end": f"/local/domain/{self.domid}/error/device/vbd/{device}/error",
-            "back end": f"/local/domain/0/error/backend/vbd/{self.domid}/{device}/error",
-        }
-        said = {end: self.host.read(path) for end, path in places.items()}
-        told = [f"the {end} reported {words!r}" for end, words in said.items() if words]
+        """What both drivers last reported of a disk, for a message."""
+        said = {end: self.error(end, disk) for end in ("front", "back")}
+        told = [f"the {end} end reported {words!r}" for end, words in said.items() if words]
         return ", ".join(told) or "neither reported an error"
 
     def last_words(self, channel: Channel, count: int = 5) -> list[str]:

@@ -98,8 +98,7 @@ class Ends:
     def refusal(self) -> str:
         """Wait until the back end has refused the connection; its error key."""
         self.wait_back(CLOSING)
-        path = f"error/backend/vbd/{self.stack.domain.domid}/{virtual_device(DISK)}/error"
-        return self.stack.host.read(f"/local/domain/0/{path}") or ""
+        return self.stack.domain.error("back", DISK)
 
     def sum_of_disk(self, mib: int = 1) -> str:
         """SHA-256 of the disk's first MiB, read past the page cache in the domU."""
