@@ -193,20 +193,21 @@ def test_persistent_grants_follow_the_back_end(ends: Ends) -> None:
     ends.stack.domain.wait_connected(DISK)
 
     def kept() -> int:
-        """Pages that dom0 keeps mapped when all is quiet, beside the ring."""
-        assert ends.fill_disk() == ends.sum_of_disk()
+        """Pages that dom0 keeps mapped when all is quiet, beside the ring.
+
+        After 4 MiB as many as they will ever be; after one it depends on how the requests fell.
+        """
+        assert ends.fill_disk(4) == ends.sum_of_disk(4)
         return len(ends.stack.host.grants().of(ends.stack.domain.domid).grants)
 
-    # How many differs with how the requests fell: hundreds with persistent grants, few without.
-    many = kept() // 2
-    assert many > 64
+    many = kept()
     with moved(ends):
         for persistent in (0, 1):
             save(ends)
             ends.load("back", feature_persistent=persistent)
             restore(ends)
             reconnected(ends)
-            assert (kept() > many) == bool(persistent)
+            assert (kept() >= many) == bool(persistent)
         off = "echo 0 > /sys/module/xen_blkfront/parameters/feature_persistent"
         ends.channel("front").run(off, timeout=20)
         save(ends)
