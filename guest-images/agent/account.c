@@ -11,12 +11,10 @@
 #include "die.h"
 #include "kcore.h"
 
-#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #define KEPT "/run/emu-grants.symbols"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from ends import CLOSING, CONNECTED, DISK, LATER, Ends
@@ -14,17 +13,19 @@ KINDS = ("stock", "patched")
 FAMILY = ("ring-page-order", "num-ring-pages")
 
 
-def pairings() -> Iterator[object]:
+def pairings() -> list[object]:
     """All kinds of ends; the sizes between are in test_negotiation.py."""
+    cases: list[object] = []
     for front, back, pages, later in itertools.product(KINDS, KINDS, (1, 16), (False, True)):
         marks = [LATER] if later else []
         if pages == 1 or (later and (front, back) != ("patched", "patched")):
             marks.append(pytest.mark.long)
         name = f"{front}-{back}-{pages}" + (", 6.12" if later else "")
-        yield pytest.param(front, back, pages, id=name, marks=marks)
+        cases.append(pytest.param(front, back, pages, id=name, marks=marks))
+    return cases
 
 
-@pytest.mark.parametrize(("front", "back", "pages"), list(pairings()))
+@pytest.mark.parametrize(("front", "back", "pages"), pairings())
 def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
     order = pages.bit_length() - 1
     ends.load("back", back)

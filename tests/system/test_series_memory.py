@@ -14,6 +14,7 @@ ORDER = 6
 IDLE_MIB = 16
 """What a connected disk may take of the domU's memory before any request."""
 MIB_READ = 8
+"""What is compared; how much is asked for at once does not depend on it (MANY)."""
 
 
 def available(ends: Ends, end: End = "front") -> int:
