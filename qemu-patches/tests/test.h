@@ -61,17 +61,19 @@ struct vmcb {
 	uint32_t asid;
 	uint8_t pad1[0x70 - 0x5c];
 	uint64_t exit_code;
-	uint8_t pad2[0x400 - 0x78];
+	uint8_t pad2[0xa8 - 0x78];
+	uint64_t event_inj;
+	uint8_t pad3[0x400 - 0xb0];
 	struct segment es, cs, ss, ds, fs, gs, gdtr, ldtr, idtr, tr;
-	uint8_t pad3[0x4d0 - 0x4a0];
+	uint8_t pad4[0x4d0 - 0x4a0];
 	uint64_t efer;
-	uint8_t pad4[0x548 - 0x4d8];
+	uint8_t pad5[0x548 - 0x4d8];
 	uint64_t cr4, cr3, cr0, dr7, dr6, rflags, rip;
-	uint8_t pad5[0x5d8 - 0x580];
+	uint8_t pad6[0x5d8 - 0x580];
 	uint64_t rsp;
-	uint8_t pad6[0x5f8 - 0x5e0];
+	uint8_t pad7[0x5f8 - 0x5e0];
 	uint64_t rax;
-	uint8_t pad7[0x1000 - 0x600];
+	uint8_t pad8[0x1000 - 0x600];
 } __attribute__((packed, aligned(4096)));
 
 #define RDTSC_INTERCEPT		(1u << 14)	/* of vector 3 */
