@@ -10,6 +10,7 @@
     pytest --kernel debian-6.12                                     the same on another kernel
     pytest --driver-patches mine.patch                              the same on other drivers
     pytest --qemu patched                                           the same on another QEMU
+    pytest --record                                                 what failed can be replayed
 
 Each test starts from a checkpoint and leaves nothing behind. One that leaves trouble on a
 console which it did not declare has failed. A failure shows the assertion first, then what
@@ -60,12 +61,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="QEMU",
         help=f"the QEMU of tests that name none: {', '.join(emulator.NAMES)}, or a path",
     )
+    group.addoption(
+        "--record",
+        action="store_true",
+        help="record each host, so that `emu replay` lets a failure happen again; on instruction "
+        f"time, and on the QEMU {emulator.RECORDING} where none is named",
+    )
     pytest_drivers.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     pytest_drivers.configure(config)
-    if qemu := config.getoption("--qemu"):
+    qemu = config.getoption("--qemu")
+    if not qemu and config.getoption("--record") and emulator.default() == emulator.SYSTEM:
+        qemu = emulator.RECORDING
+    if qemu:
         # As with the drivers: the workers of `pytest -n`, and the `emu` that tests start.
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     for marker in MARKERS:

@@ -46,10 +46,17 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clock",
         choices=("wall", "icount"),
-        default="wall",
-        help="icount: guest time counts instructions, whatever the machine's speed",
+        help="wall (default), or icount: guest time counts instructions, whatever the machine's "
+        "speed",
     )
     add_qemu_option(parser)
+    parser.set_defaults(qemu=None)
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record the run, for `emu replay`: on instruction time, and a patched QEMU where "
+        "none is named",
+    )
     parser.add_argument("--cold", action="store_true", help="boot, without a checkpoint")
 
 
@@ -96,14 +103,18 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
 def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     """The stack that the options ask for."""
     memory = arguments.domu_memory or memory_for(ring_pages)
+    named = arguments.qemu or emulator.default()
+    if arguments.record and not arguments.qemu and named == emulator.SYSTEM:
+        named = emulator.RECORDING
     return Wish(
         kernel=arguments.kernel,
         domu_kernel=arguments.domu_kernel,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
-        clock=arguments.clock,
-        qemu=arguments.qemu,
+        clock=arguments.clock or ("icount" if arguments.record else "wall"),
+        qemu=named,
         cold=arguments.cold,
+        record=arguments.record,
     )
 
 

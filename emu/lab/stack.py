@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from emu.images.cache import Cache
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
+from emu.lab import recording
 from emu.machine import accel, checkpoint, emulator, faults
 from emu.machine.accel import AccelChoice, Requested
 from emu.machine.qemu import Machine
@@ -57,6 +58,7 @@ class Wish:
 
     `domu_kernel` is the domU's where it is not dom0's. `qemu` is a name of `emulator` or a
     path; `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
+    With `record` the run can be replayed (emu.lab.replay).
     """
 
     kernel: str = "debian"
@@ -67,6 +69,7 @@ class Wish:
     qemu: str = field(default_factory=emulator.default)
     cpu: str = ""
     cold: bool = False
+    record: bool = False
     lun_mib: int = 256
     sector: int = 512
 
@@ -146,6 +149,14 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
         raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
     if wish.clock == "icount" and wish.accel == "kvm":
         raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
+    if wish.record and wish.clock != "icount":
+        raise InputError("a recording counts instructions", hint="--clock icount")
+    if wish.record and wish.qemu == emulator.SYSTEM:
+        raise InputError(
+            "QEMU as it comes records nothing of what the guests are told, see "
+            "qemu-patches/REPLAY.md",
+            hint=f"--qemu {emulator.RECORDING}",
+        )
     qemu = emulator.program(wish.qemu, cache, progress)
     kernel = get_kernel(wish.kernel_name, cache, progress)
     domu_kernel = kernel
@@ -194,7 +205,7 @@ def running(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]
                 from_checkpoint(
                     inputs.checkpoint_key(),
                     lambda into: _save(inputs, into, progress),
-                    lambda made, stack: _load(inputs, made, stack),
+                    lambda made, opened: _load(inputs, made, opened, progress),
                     cache,
                     progress,
                 )
@@ -206,20 +217,21 @@ def running(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]
 def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) -> Iterator[Stack]:
     wish = inputs.wish
     began = time.monotonic()
-    with Machine.start(inputs.spec, rundir, savable=savable) as machine:
-        host = Host(machine)
-        try:
-            progress.tick("waiting for dom0")
-            host.wait_ready(BOOT_TIMEOUT)
-            dom0_s = time.monotonic() - began
-            progress.tick("exporting the LUN")
-            lun = host.create_lun("lun0", wish.lun_mib * luns.MIB, wish.sector)
-            progress.tick("creating the domU")
-            domain = host.create(wish.domu)
-            start_s = time.monotonic() - began
-            yield Stack(inputs, machine, host, domain, lun, "cold", start_s, dom0_s)
-        finally:
-            host.close()
+    spec = inputs.spec if savable else _recorded(inputs, rundir, None)
+    with (
+        Machine.start(spec, rundir, savable=savable) as machine,
+        contextlib.closing(Host(machine)) as host,
+        _ended(machine, progress),
+    ):
+        progress.tick("waiting for dom0")
+        host.wait_ready(BOOT_TIMEOUT)
+        dom0_s = time.monotonic() - began
+        progress.tick("exporting the LUN")
+        lun = host.create_lun("lun0", wish.lun_mib * luns.MIB, wish.sector)
+        progress.tick("creating the domU")
+        domain = host.create(wish.domu)
+        start_s = time.monotonic() - began
+        yield Stack(inputs, machine, host, domain, lun, "cold", start_s, dom0_s)
 
 
 @contextlib.contextmanager
@@ -250,13 +262,14 @@ def from_checkpoint(
         return
 
 
-def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> Stack:
+def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack, progress: Progress) -> Stack:
     rundir = opened.enter_context(RunDir.create())
     began = time.monotonic()
-    machine = checkpoint.load(inputs.spec, made / "machine", rundir)
+    spec = _recorded(inputs, rundir, made)
+    machine = checkpoint.load(spec, made / "machine", rundir)
     opened.enter_context(machine)
-    host = Host(machine)
-    opened.callback(host.close)
+    host = opened.enter_context(contextlib.closing(Host(machine)))
+    opened.enter_context(_ended(machine, progress))
     saved = json.loads((made / "stack.json").read_text())
     host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
@@ -265,6 +278,28 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> Stack:
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began
     return Stack(inputs, machine, host, domain, lun, "checkpoint", start_s, dom0_s)
+
+
+def _recorded(inputs: Inputs, rundir: RunDir, made: Path | None) -> MachineSpec:
+    """The spec of the machine, recorded into `rundir` if that is wished."""
+    if not inputs.wish.record:
+        return inputs.spec
+    key = inputs.checkpoint_key()
+    return recording.begin(inputs.spec, rundir, asdict(inputs.wish), key, made)
+
+
+@contextlib.contextmanager
+def _ended(machine: Machine, progress: Progress) -> Iterator[None]:
+    """Ends a machine that is recorded so that its log is whole, whatever happens.
+
+    Before the host's end of dom0's port is closed: dom0 is told of that, and the log is not.
+    """
+    try:
+        yield
+    finally:
+        if machine.spec.recording:
+            recording.finish(machine)
+            progress.note(f"recorded: emu replay {machine.rundir.path}")
 
 
 def _save(inputs: Inputs, into: Path, progress: Progress) -> None:

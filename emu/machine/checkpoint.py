@@ -21,6 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ def symbolic_argv(spec: MachineSpec) -> list[str]:
     names += [f"disk{index}.0" for index in range(len(spec.disks))]
     files = {name: 1000 + number for number, name in enumerate(names)}
     fds = {name: 2000 + number for number, name in enumerate(links)}
+    spec = replace(spec, recording=None)  # which is none of the machine's state
     argv = build_argv(spec, Descriptors(files, fds), ram_shared=True)
     return argv[1:] + [f"overlaid={disk.overlaid}" for disk in spec.disks]
 

@@ -22,6 +22,8 @@ SYSTEM = "system"
 GIVEN = "EMU_QEMU"
 """The environment's variable that names the QEMU of those who name none."""
 NAMES = (SYSTEM, *PATCHED)
+RECORDING = "patched"
+"""The one that records all that reaches a machine (qemu-patches/REPLAY.md)."""
 
 
 def default() -> str:

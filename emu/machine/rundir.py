@@ -32,6 +32,8 @@ _LOCK = "lock"
 _FAILED = "failed.log"
 _NEW = ".new-"
 _LOG_SUFFIXES = (".log", ".1")
+_RECORDED = (".recording", ".json")
+"""What replays the run (emu.lab.recording): kept as long as its logs."""
 
 
 @contextmanager
@@ -194,6 +196,6 @@ def _strip(path: Path) -> bool:
             shutil.rmtree(item, ignore_errors=True)
         elif item.suffix in _LOG_SUFFIXES:
             logs = True
-        elif item.name != _LOCK:
+        elif item.name != _LOCK and item.suffix not in _RECORDED:
             item.unlink(missing_ok=True)
     return logs

@@ -6,8 +6,12 @@ whole host is recorded, Xen, dom0 with its LUN, and a domU, and the replay needs
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import string
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from emu.errors import EXIT_HELD, EXIT_INPUT
 from emu.images.cache import Cache
+from emu.lab import recording
 from emu.lab.stack import Inputs, Wish
 from emu.machine import emulator, faults
 from emu.machine.qemu import Machine, MachineEnded
@@ -25,6 +31,7 @@ from emu.machine.watch import WaitTimeout
 from emu.pytest_reports import Told
 from emu.xen.host import AGENT_PORT, Host
 
+EMU = Path(sys.executable).with_name("emu")
 LINE = (string.ascii_letters + string.digits)[:50] * 2
 """What the guest waits for: six times what the FIFO of a serial port holds."""
 BOOT = 300.0
@@ -107,3 +114,61 @@ def drain(port: socket.socket) -> None:
     with port:
         while port.recv(65536):
             pass
+
+
+# By the commands.
+
+
+def emu(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command, with half an hour to build what is missing."""
+    return subprocess.run([str(EMU), *words], capture_output=True, text=True, timeout=1800)
+
+
+def recorded_in(said: str) -> str:
+    """The run that a message tells how to replay."""
+    found = re.search(r"recorded: emu replay (\S+)", said)
+    assert found is not None, said
+    return found[1]
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("domu", ["pv", "pvh"])
+def test_a_run_happens_again(domu: str) -> None:
+    """Needs patch 11, as it starts from a checkpoint; with a PVH domU patches 12 and 13."""
+    done = emu("run", "--record", "--domu", domu, "--data", "1")
+    assert done.returncode == EXIT_HELD, done.stderr
+    run = recorded_in(done.stderr)
+    again = emu("replay", run)
+    assert again.returncode == EXIT_HELD, again.stderr
+    assert re.search(r"^xen: [1-9]\d+ lines, as recorded$", again.stdout, re.MULTILINE)
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+def test_what_is_not_what_was_recorded_is_refused() -> None:
+    done = emu("run", "--record", "--data", "1")
+    run = Path(recorded_in(done.stderr))
+    note = json.loads((run / recording.NOTE).read_text())
+    changed = {"key": {**note["key"], "qemu": "another"}, "began": "of another checkpoint"}
+    for name, said in (("key", "with another qemu"), ("began", "made anew since")):
+        (run / recording.NOTE).write_text(json.dumps({**note, name: changed[name]}))
+        refused = emu("replay", str(run))
+        assert refused.returncode == EXIT_INPUT
+        assert said in refused.stderr
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+def test_a_test_that_failed_happens_again(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(host, lun):\n"
+        "    assert host.create(disk=lun, ring_pages=2).ring(lun).pages == 4\n"
+    )
+    pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--record"]
+    failed = subprocess.run(
+        pytest_, cwd=tmp_path, capture_output=True, text=True, timeout=1800
+    ).stdout
+    assert "assert 2 == 4" in failed
+    again = emu("replay", recorded_in(failed))
+    assert again.returncode == EXIT_HELD, again.stderr

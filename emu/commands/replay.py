@@ -1,0 +1,45 @@
+"""`emu replay`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from emu.commands.options import EPILOG, Commands
+from emu.errors import EXIT_HELD, EXIT_NOT_HELD
+from emu.images.cache import Cache
+from emu.lab import replay
+from emu.screen import Screen, fail
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "replay",
+        help="let a recorded run happen again, instruction by instruction",
+        description="Let what `emu run --record` or `pytest --record` recorded happen again: the "
+        "same instructions, the same interrupts, the same lines on the consoles. With --gdb a "
+        "debugger can stop it anywhere: gdb vmlinux -ex 'target remote :PORT'.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the recorded run's directory")
+    parser.add_argument(
+        "--gdb",
+        type=int,
+        metavar="PORT",
+        help="wait for a debugger on this port of 127.0.0.1, and go on when it says so",
+    )
+    parser.set_defaults(command=_replay)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    with Screen() as screen:
+        done = replay.replay(arguments.run, Cache(), screen, arguments.gdb)
+    print(f"replayed {done.instructions / 1e9:.1f} G instructions")
+    for each in done.consoles:
+        if each.differs:
+            fail(f"{each.name} said {each.differs[1]!r} for {each.differs[0]!r}")
+        else:
+            print(f"{each.name}: {each.replayed} lines, as recorded")
+    print(f"logs of {done.run}")
+    return EXIT_HELD if done.same else EXIT_NOT_HELD

@@ -1,0 +1,184 @@
+"""`emu replay`: what a recorded run did, once more, instruction by instruction.
+
+The same machine is started from the same state with QEMU's log in place of what came in, so
+that nobody has to type, and what happened once in a hundred runs happens each time: with a
+debugger on it, too. The consoles have to say the same again; how far it got is counted in
+instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from emu.errors import InputError, RigError
+from emu.images.cache import Cache
+from emu.lab import recording
+from emu.lab.recording import HINT, Recorded
+from emu.lab.stack import Inputs, Wish, prepare
+from emu.machine import checkpoint
+from emu.machine.deadline import Deadline
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.spec import Recording
+from emu.progress import Progress
+from emu.xen.domain import DomuConfig
+from emu.xen.host import AGENT_PORT
+
+CONSOLES = ("xen", "dom0")
+"""Those that are the machine's own; what a domU says passes dom0's port."""
+STANDS_AFTER = 60.0
+"""Seconds, before scaling, without one more instruction until a replay is given up."""
+_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A console's lines while recorded and replayed; `differs` is the first that is not the same.
+
+    Host times and the last line, which may be cut off, are left out.
+    """
+
+    name: str
+    recorded: int
+    replayed: int
+    differs: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay came to. `seconds` are the host's."""
+
+    recorded: Recorded
+    run: Path
+    instructions: int
+    seconds: float
+    consoles: tuple[Compared, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all consoles said the same, and something."""
+        return all(not each.differs and each.recorded for each in self.consoles)
+
+
+def replay(run: Path, cache: Cache, progress: Progress, gdb: int | None = None) -> Replay:
+    """Replay the recording in a run's directory to its end.
+
+    With `gdb` QEMU waits for a debugger on that port of 127.0.0.1, and goes on when told.
+    Raises InputError for what can't be replayed here; RigError when it stands still.
+    """
+    recorded = recording.find(run)
+    inputs = _inputs(recorded, cache, progress)
+    made = _began(recorded, inputs, cache)
+    before = {name: (run / f"{name}.log").read_text(errors="replace") for name in CONSOLES}
+    extra = ("-S", "-gdb", f"tcp:127.0.0.1:{gdb}") if gdb else ()
+    spec = replace(
+        inputs.spec,
+        recording=Recording(recorded.log, "replay"),
+        extra=inputs.spec.extra + extra,
+    )
+    began = time.monotonic()
+    with RunDir.create() as rundir, progress.stage(f"replaying {run}"):
+        if made is None:
+            machine = Machine.start(spec, rundir)
+        else:
+            machine = checkpoint.load(spec, made / "machine", rundir, paused=bool(gdb))
+        with machine, _drained(machine.port(AGENT_PORT)):
+            instructions = _followed(machine, recorded, progress, patient=bool(gdb))
+        after = {name: rundir.log(name).read_text(errors="replace") for name in CONSOLES}
+    return Replay(
+        recorded,
+        rundir.path,
+        instructions,
+        time.monotonic() - began,
+        tuple(compare(name, before[name], after[name]) for name in CONSOLES),
+    )
+
+
+def compare(name: str, recorded: str, replayed: str) -> Compared:
+    """A console's two logs, line by line."""
+    one, other = _lines(recorded), _lines(replayed)
+    pairs = itertools.zip_longest(one, other, fillvalue="(nothing more)")
+    differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    return Compared(name, len(one), len(other), differs)
+
+
+def _lines(log: str) -> list[str]:
+    return [line.partition("] ")[2] for line in log.splitlines()][:-1]
+
+
+def _inputs(recorded: Recorded, cache: Cache, progress: Progress) -> Inputs:
+    """What the recorded run was made of, found again."""
+    fields: dict[str, Any] = {**recorded.wish, "record": False}
+    try:
+        wish = Wish(**{**fields, "domu": DomuConfig(**fields["domu"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the recording in {recorded.run} is another version's: {error}") from None
+    inputs = prepare(wish, cache, progress)
+    now = inputs.checkpoint_key()
+    if changed := [name for name in now if now[name] != recorded.key.get(name)]:
+        raise InputError(
+            f"the recording in {recorded.run} was made with another {', '.join(changed)}",
+            hint=HINT,
+        )
+    return inputs
+
+
+def _began(recorded: Recorded, inputs: Inputs, cache: Cache) -> Path | None:
+    """The checkpoint that the recorded run began from; None for one that booted."""
+    if not recorded.began:
+        return None
+    made = cache.find("checkpoint", inputs.checkpoint_key())
+    if made is None or recording.state_of(made) != recorded.began:
+        what = "is gone" if made is None else "was made anew since"
+        raise InputError(
+            f"the checkpoint that the recording in {recorded.run} begins from {what}", hint=HINT
+        )
+    return made
+
+
+def _followed(machine: Machine, recorded: Recorded, progress: Progress, *, patient: bool) -> int:
+    """Wait for the end of the log; how many instructions that was (as last seen)."""
+    total, seen = recorded.instructions, -1
+    stands = Deadline("the next instruction", STANDS_AFTER)
+    while machine.running:
+        with contextlib.suppress(RigError):  # it ends by itself
+            now = recording.executed(machine)
+            if now != seen:
+                seen, stands = now, Deadline("the next instruction", STANDS_AFTER)
+        progress.tick(f"{seen / 1e9:.1f} of {total / 1e9:.1f} G instructions")
+        if stands.passed and not patient:
+            raise RigError(
+                f"the replay stands at instruction {seen} of {total} ({stands.spent:.0f} s)",
+                hint="the log wants what the machine does not do: see qemu-patches/REPLAY.md",
+                lines=machine.dom0.last_lines(5),
+            )
+        time.sleep(_PAUSE)
+    return seen
+
+
+@contextlib.contextmanager
+def _drained(port: socket.socket) -> Iterator[None]:
+    """Take what dom0's agent says again: QEMU waits for a reader."""
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while port.recv(65536):
+                pass
+
+    reader = threading.Thread(target=drain, name="replayed port", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            port.shutdown(socket.SHUT_RDWR)
+        reader.join()
+        port.close()

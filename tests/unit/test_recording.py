@@ -1,0 +1,115 @@
+"""Recordings: what can't be replayed is refused, and what differs is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emu import cli
+from emu.commands import options
+from emu.errors import EXIT_INPUT, InputError
+from emu.images.cache import Cache
+from emu.lab import recording, replay
+from emu.lab.stack import Wish, prepare
+from emu.machine.rundir import RunDir
+from emu.progress import Progress
+
+NOTE = {"wish": {}, "key": {}, "began": "", "instructions": 5}
+
+
+def recorded(run: Path, **changed: object) -> Path:
+    run.mkdir(exist_ok=True)
+    (run / recording.NOTE).write_text(json.dumps({**NOTE, **changed}))
+    (run / recording.LOG).write_bytes(b"log")
+    return run
+
+
+def test_what_was_recorded_is_found(tmp_path: Path) -> None:
+    found = recording.find(recorded(tmp_path))
+    assert (found.log, found.instructions) == (tmp_path / recording.LOG, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"instructions": 0}, "has no end"),
+        ({"more": 1}, "holds no recording"),
+    ],
+)
+def test_half_a_recording_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        recording.find(recorded(tmp_path, **changed))
+
+
+def test_a_run_without_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["replay", str(tmp_path / "nowhere")]) == EXIT_INPUT
+    assert "nowhere holds no recording" in capsys.readouterr().err
+    (recorded(tmp_path) / recording.LOG).unlink()
+    with pytest.raises(InputError, match=f"{recording.LOG} is not there"):
+        recording.find(tmp_path)
+
+
+def test_the_recording_of_another_version(tmp_path: Path) -> None:
+    run = recorded(tmp_path, wish={"domu": {}, "sails": 3})
+    with pytest.raises(InputError, match=r"another version's.*sails"):
+        replay.replay(run, Cache(tmp_path / "cache"), Progress())
+
+
+def test_a_recording_outlives_its_run(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path) as run:
+        run.log("xen").write_text("line\n")
+        recorded(run.path)
+    assert recording.find(run.path).instructions == 5
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (Wish(record=True, qemu="patched"), "counts instructions"),
+        (Wish(record=True, clock="icount", qemu="system"), "records nothing"),
+    ],
+)
+def test_what_can_not_be_recorded(tmp_path: Path, wish: Wish, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prepare(wish, Cache(tmp_path), Progress())
+
+
+@pytest.mark.parametrize(
+    ("words", "clock", "qemu"),
+    [
+        ([], "wall", "system"),
+        (["--record"], "icount", "patched"),
+        (["--record", "--qemu", "/my/qemu"], "icount", "/my/qemu"),
+        (["--record", "--clock", "wall", "--qemu", "system"], "wall", "system"),
+    ],
+)
+def test_what_record_stands_for(
+    words: list[str], clock: str, qemu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EMU_QEMU", raising=False)
+    wish = options.wish_of(cli._parser().parse_args(["run", *words]))
+    assert (wish.record, wish.clock, wish.qemu) == (bool(words), clock, qemu)
+
+
+# Consoles.
+
+LOG = "[    0.1] one\n[    0.2] two\n[    0.3] thr"
+
+
+def test_times_and_a_line_cut_off_are_no_difference() -> None:
+    said = LOG.replace("0.2", "7.9").replace("thr", "three")
+    assert replay.compare("xen", LOG, said).differs is None
+
+
+@pytest.mark.parametrize(
+    ("said", "differs"),
+    [
+        (LOG.replace("one", "eins"), ("one", "eins")),
+        ("[    0.1] one\n[    0.2] tw", ("two", "(nothing more)")),
+    ],
+)
+def test_the_first_line_that_differs(said: str, differs: tuple[str, str]) -> None:
+    found = replay.compare("xen", LOG, said)
+    assert (found.recorded, found.differs) == (2, differs)
