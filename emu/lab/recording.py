@@ -59,14 +59,19 @@ def begin(
     return replace(spec, recording=Recording(rundir.path / LOG, "record"))
 
 
-def finish(machine: Machine) -> None:
-    """End a machine that is recorded, so that its log is whole, and note how far it got."""
+def finish(machine: Machine) -> bool:
+    """End a machine that is recorded, so that its log is whole, and note how far it got.
+
+    False if it had ended by itself: then its log is not whole.
+    """
     path = machine.rundir.path / NOTE
-    with contextlib.suppress(RigError):  # it may have ended by itself
+    count = 0
+    with contextlib.suppress(RigError):
+        count = executed(machine)
         note = json.loads(path.read_text())
-        note["instructions"] = executed(machine)
-        path.write_text(json.dumps(note, indent=1) + "\n")
+        path.write_text(json.dumps({**note, "instructions": count}, indent=1) + "\n")
     machine.stop()
+    return count > 0
 
 
 def executed(machine: Machine) -> int:

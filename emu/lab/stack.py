@@ -297,8 +297,7 @@ def _ended(machine: Machine, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
-        if machine.spec.recording:
-            recording.finish(machine)
+        if machine.spec.recording and recording.finish(machine):
             progress.note(f"recorded: emu replay {machine.rundir.path}")
 
 
