@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from emu.images.manifest import JSON
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec, Recording
+from emu.progress import Progress
 
 LOG = "machine.recording"
 NOTE = "recording.json"
@@ -59,11 +60,21 @@ def begin(
     return replace(spec, recording=Recording(rundir.path / LOG, "record"))
 
 
-def finish(machine: Machine) -> bool:
-    """End a machine that is recorded, so that its log is whole, and note how far it got.
+@contextlib.contextmanager
+def ended(machine: Machine, progress: Progress) -> Iterator[None]:
+    """Ends a machine that is recorded so that its log is whole, whatever happens.
 
-    False if it had ended by itself: then its log is not whole.
+    Before the host's end of dom0's port is closed: dom0 is told of that, and the log is not.
     """
+    try:
+        yield
+    finally:
+        if machine.spec.recording and _finish(machine):
+            progress.note(f"recorded: emu replay {machine.rundir.path}")
+
+
+def _finish(machine: Machine) -> bool:
+    """End a recorded machine, and note how far it got; False if it had ended by itself."""
     path = machine.rundir.path / NOTE
     count = 0
     with contextlib.suppress(RigError):

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from emu.images.manifest import JSON
 from emu.lab import recording
 from emu.machine import accel, checkpoint, emulator, faults
 from emu.machine.accel import AccelChoice, Requested
+from emu.machine.channel import Channel
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import XEN_CMDLINE, Clock, Disk, MachineSpec
@@ -40,7 +41,7 @@ DOM0_MEMORY = 1024
 _BESIDE_GUESTS = 256
 """MiB for Xen itself and for a domU's page tables (measured: 60 MiB with one PVH domU)."""
 _STEP = 256
-_RECIPE = 2
+_RECIPE = 3
 """Raised when what a checkpoint holds changes without one of its inputs changing."""
 BOOT_TIMEOUT = 120.0
 RELEASES = ("6.1", "6.12")
@@ -125,6 +126,8 @@ class Stack:
     """Seconds on the host's clock from QEMU's start until the domU answered."""
     dom0_s: float
     """The same until dom0 answered (cold: until all its services were up)."""
+    kernel_lines: Mapping[str, int] = field(default_factory=dict)
+    """Lines of each guest's kernel log in the checkpoint ("dom0", "domu"); none on a cold start."""
     resumes: int = 0
     """How often the domU was resumed as another domain: restored, or migrated."""
 
@@ -221,7 +224,7 @@ def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) 
     with (
         Machine.start(spec, rundir, savable=savable) as machine,
         contextlib.closing(Host(machine)) as host,
-        _ended(machine, progress),
+        recording.ended(machine, progress),
     ):
         progress.tick("waiting for dom0")
         host.wait_ready(BOOT_TIMEOUT)
@@ -269,7 +272,7 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack, progress: Pr
     machine = checkpoint.load(spec, made / "machine", rundir)
     opened.enter_context(machine)
     host = opened.enter_context(contextlib.closing(Host(machine)))
-    opened.enter_context(_ended(machine, progress))
+    opened.enter_context(recording.ended(machine, progress))
     saved = json.loads((made / "stack.json").read_text())
     host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
@@ -277,7 +280,8 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack, progress: Pr
     domain.open_channel(30.0)
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began
-    return Stack(inputs, machine, host, domain, lun, "checkpoint", start_s, dom0_s)
+    said = saved["kernel_lines"]
+    return Stack(inputs, machine, host, domain, lun, "checkpoint", start_s, dom0_s, said)
 
 
 def _recorded(inputs: Inputs, rundir: RunDir, made: Path | None) -> MachineSpec:
@@ -286,19 +290,6 @@ def _recorded(inputs: Inputs, rundir: RunDir, made: Path | None) -> MachineSpec:
         return inputs.spec
     key = inputs.checkpoint_key()
     return recording.begin(inputs.spec, rundir, asdict(inputs.wish), key, made)
-
-
-@contextlib.contextmanager
-def _ended(machine: Machine, progress: Progress) -> Iterator[None]:
-    """Ends a machine that is recorded so that its log is whole, whatever happens.
-
-    Before the host's end of dom0's port is closed: dom0 is told of that, and the log is not.
-    """
-    try:
-        yield
-    finally:
-        if machine.spec.recording and recording.finish(machine):
-            progress.note(f"recorded: emu replay {machine.rundir.path}")
 
 
 def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
@@ -317,11 +308,18 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
             raise RigError(f"the iSCSI session of {stack.lun.name} is not up")
         # The kernel's symbols are looked up once, not in every run from here.
         granted.read_account(stack.domain.channel)
+        guests = {"dom0": stack.host.dom0, "domu": stack.domain.channel}
+        saved["kernel_lines"] = {name: said_lines(guest) for name, guest in guests.items()}
         stack.domain.close()
         stack.host.close()
         progress.tick("saving the machine")
         checkpoint.save(stack.machine, into / "machine")
         (into / "stack.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+def said_lines(guest: Channel) -> int:
+    """Lines of a guest's kernel log."""
+    return len(guest.run(["dmesg"], timeout=20).text.splitlines())
 
 
 def memory_for(ring_pages: int) -> int:

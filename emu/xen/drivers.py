@@ -6,6 +6,7 @@ rebuilt a second ago can be tried in a guest that has been up since the checkpoi
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ done
 """
 _LOAD = f"""
 module=$1; shift
+gunzip -f "$1.gz" || exit {_REFUSED}
 insmod "$@" || exit {_REFUSED}
 cd /sys/module/$module 2> /dev/null || exit {_NOT_THERE}
 cat notes/.note.gnu.build-id; printf '\\nparameters\\n'
@@ -95,7 +97,8 @@ def _load(
     parameters: Mapping[str, str | int] | None,
 ) -> LoadedDriver:
     remote = f"/tmp/{file.name}"
-    channel.put(file, remote)
+    # A domU's console takes 130 kB a second; unpacking is quicker.
+    channel.put(gzip.compress(file.read_bytes(), 6, mtime=0), f"{remote}.gz")
     arguments = [f"{name}={value}" for name, value in (parameters or {}).items()]
     note, _, text = _run(channel, script, module, remote, *arguments).partition(b"\nparameters\n")
     now = dict(

@@ -76,7 +76,7 @@ def inputs(prepared: Callable[[Wish], Inputs]) -> Inputs:
 def ends(host: RigHost) -> Ends:
     """Both ends' drivers on `host`."""
     made = Ends(host)
-    made.listen()
+    made.listen_from_start()
     return made
 
 

@@ -72,6 +72,13 @@ class Ends:
         for end in ends or ENDS:
             self._heard[end] = len(self._lines(end))
 
+    def listen_from_start(self) -> None:
+        """Forget what was said before the test; a checkpoint knows how much that was."""
+        if lines := self.stack.kernel_lines:
+            self._heard = {"front": lines["domu"], "back": lines["dom0"]}
+        else:
+            self.listen()
+
     def said(self, end: End, word: str = "") -> list[str]:
         """Lines of an end's kernel log with `word` in them, since `listen`."""
         return [line for line in self._lines(end)[self._heard.get(end, 0) :] if word in line]
