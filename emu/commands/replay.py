@@ -8,7 +8,7 @@ from pathlib import Path
 from emu.commands.options import EPILOG, Commands
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
-from emu.lab import replay
+from emu.lab import recording, replay
 from emu.screen import Screen, fail
 
 
@@ -22,7 +22,13 @@ def add(commands: Commands) -> None:
         "debugger can stop it anywhere: gdb vmlinux -ex 'target remote :PORT'.",
         epilog=EPILOG,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the recorded run's directory")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="the recorded run's directory (default: the last)",
+    )
     parser.add_argument(
         "--gdb",
         type=int,
@@ -34,7 +40,7 @@ def add(commands: Commands) -> None:
 
 def _replay(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        done = replay.replay(arguments.run, Cache(), screen, arguments.gdb)
+        done = replay.replay(arguments.run or recording.newest(), Cache(), screen, arguments.gdb)
     print(f"replayed {done.instructions / 1e9:.1f} G instructions")
     for each in done.consoles:
         if each.differs:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emu import paths
 from emu.errors import InputError, RigError
 from emu.images.manifest import JSON
 from emu.machine.qemu import Machine
@@ -96,6 +97,15 @@ def state_of(made: Path | None) -> str:
     if made is None:
         return ""
     return hashlib.sha256((made / "machine" / "state").read_bytes()).hexdigest()
+
+
+def newest(root: Path | None = None) -> Path:
+    """The directory of the last run that was recorded. Raises InputError when there is none."""
+    root = root or paths.runs_root()
+    notes = sorted(root.glob(f"*/{NOTE}"))  # a run's name begins with its date
+    if not notes:
+        raise InputError(f"no run in {root} was recorded", hint="emu run --record")
+    return notes[-1].parent
 
 
 def find(run: Path) -> Recorded:

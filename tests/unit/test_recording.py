@@ -51,6 +51,14 @@ def test_a_run_without_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture
         recording.find(tmp_path)
 
 
+def test_the_newest_is_found(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run in .* was recorded"):
+        recording.newest(tmp_path)
+    runs = [recorded(tmp_path / f"20150522-14031{n}-7f3a") for n in (3, 2)]
+    (tmp_path / "20150522-140314-7f3a").mkdir()
+    assert recording.newest(tmp_path) == runs[0]
+
+
 def test_the_recording_of_another_version(tmp_path: Path) -> None:
     run = recorded(tmp_path, wish={"domu": {}, "sails": 3})
     with pytest.raises(InputError, match=r"another version's.*sails"):
