@@ -2,7 +2,8 @@
 
 emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
 LUN server's remote control, emu-io does verified I/O in a domU, emu-grants shows what a guest
-grants, emu-memory what its kernel holds, emu-stream carries a domU from dom0 to dom0.
+grants, emu-memory what its kernel holds, emu-stream carries a domU from dom0 to dom0,
+emu-xenstore reads xenstore and is libxl's hotplug script for disks.
 
 Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
 guest but its kernel.
@@ -41,6 +42,7 @@ SOURCES = {
     "emu-grants": ("emu-grants.c", "keys.c", "table.c", "privcmd.c", "account.c", "kcore.c"),
     "emu-stream": ("emu-stream.c",),
     "emu-memory": ("emu-memory.c", "kcore.c"),
+    "emu-xenstore": ("emu-xenstore.c", "xenstore.c"),
 }
 
 
@@ -55,6 +57,7 @@ class GuestPrograms:
     grants: Path
     stream: Path
     memory: Path
+    xenstore: Path
 
 
 def build(cache: Cache, progress: Progress) -> GuestPrograms:

@@ -42,7 +42,7 @@ DOM0_MODULES = (
     "ext4",
     *("target_core_user", "iscsi_target_mod", "iscsi_tcp", "sd_mod"),
 )
-_SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/block-emu", "dom0/iscsid.conf", "domu/init")
+_SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/iscsid.conf", "domu/init")
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,14 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
         own.tools.grants,
         own.tools.memory,
         own.tools.stream,
+        own.tools.xenstore,
     )
     for program in own_programs:
         tree.add_host(program, f"usr/lib/emu/{program.name}")
     # tcmu-runner loads every handler that it finds in there.
     tree.add_host(own.lun_server, f"usr/lib/emu/tcmu-handlers/{handler.NAME}")
     tree.add_file("sbin/init", _script("dom0/init"), 0o755)
-    tree.add_file("etc/xen/scripts/block-emu", _script("dom0/block-emu"), 0o755)
+    tree.add_link("etc/xen/scripts/block-emu", f"/usr/lib/emu/{own.tools.xenstore.name}")
     tree.add_file("etc/iscsi/iscsid.conf", _script("dom0/iscsid.conf"), 0o600)
     tree.add_file(
         "etc/iscsi/initiatorname.iscsi", b"InitiatorName=iqn.2015-05.org.xen-block:dom0\n"

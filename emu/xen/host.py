@@ -19,6 +19,7 @@ from emu.xen import lun as luns
 AGENT_PORT = "emu.agent"
 """Name of the virtio-serial port that dom0's agent listens on."""
 
+_XENSTORE = "/usr/lib/emu/emu-xenstore"
 _LIST = re.compile(r"^(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([rbpscd-]{6})\s+([\d.]+)$")
 
 
@@ -96,13 +97,13 @@ class Host:
 
     def read(self, path: str) -> str | None:
         """One xenstore key; None where it is absent."""
-        answer = self.dom0.run(["xenstore-read", path], timeout=20, check=False)
-        return answer.text.removesuffix("\n") if answer.status == 0 else None
+        answer = self.dom0.run([_XENSTORE, "read", path], timeout=20, check=False)
+        return answer.text if answer.status == 0 else None
 
     def xenstore(self, path: str) -> xenstore.Tree:
         """The part of xenstore below `path`; an empty tree where there is nothing."""
-        answer = self.dom0.run(["xenstore-ls", "-f", path], timeout=20, check=False)
-        return xenstore.parse(answer.text if answer.status == 0 else "", path)
+        answer = self.dom0.run([_XENSTORE, "ls", path], timeout=20)
+        return xenstore.parse(answer.text, path)
 
     def grants(self) -> grants.GrantDump:
         """What every domain has granted and another maps, right now."""

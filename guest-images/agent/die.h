@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How emu-grants ends in failure. */
+/* How emu-grants and emu-xenstore end in failure. */
 #ifndef EMU_DIE_H
 #define EMU_DIE_H
 

@@ -145,6 +145,23 @@ bool xs_read(const char *path, char value[XS_VALUE_MAX])
 	return true;
 }
 
+const char *xs_value(const char *path, size_t *length)
+{
+	ssize_t n = ask_path(XS_READ, 0, path);
+
+	*length = n < 0 ? 0 : (size_t)n;
+	return n < 0 ? NULL : answer;
+}
+
+char *xs_children(const char *path, size_t *length)
+{
+	ssize_t n = ask_path(XS_DIRECTORY, 0, path);
+	char *names = n < 0 ? NULL : malloc((size_t)n + 1);
+
+	*length = n < 0 ? 0 : (size_t)n;
+	return names ? memcpy(names, answer, *length + 1) : NULL;
+}
+
 /* Two strings in one message; the second without its NUL where `bare` (a value). */
 static bool ask_two(uint32_t type, uint32_t transaction, const char *one, const char *two,
 		    bool bare)

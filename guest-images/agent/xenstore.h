@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The part of xenstore's wire protocol that a back end needs (xen/include/public/io/xs_wire.h). */
+/* The part of xenstore's wire protocol that our programs need (xen/include/public/io/xs_wire.h). */
 #ifndef EMU_XENSTORE_H
 #define EMU_XENSTORE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #define XS_VALUE_MAX 256
 
@@ -11,6 +12,10 @@
 int xs_open(void);
 /* The value of a node, with its NUL, or false when there is none. */
 bool xs_read(const char *path, char value[XS_VALUE_MAX]);
+/* The same of any length, until the next call. */
+const char *xs_value(const char *path, size_t *length);
+/* The names of a node's children, each with its NUL; to be freed. NULL, with errno: no such node. */
+char *xs_children(const char *path, size_t *length);
 bool xs_write(const char *path, const char *value);
 /* Write only where a node is: a domain's tree may be on its way out. */
 bool xs_replace(const char *path, const char *value);

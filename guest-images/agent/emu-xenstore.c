@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * emu-xenstore — what dom0 does with xenstore time and again, in one small program.
+ *
+ *	emu-xenstore read PATH	the value, and nothing else; status 1 where there is none
+ *	emu-xenstore ls PATH	all below it, as `xenstore-ls -f` prints it
+ *	block-emu add		(libxl's hotplug script, by another name) tell the back end at
+ *				$XENBUS_PATH which device it serves
+ *
+ * Debian's tools load five libraries each; under emulation that is most of what they take. Xen's own
+ * script for disks adds checks for sharing, loop devices and a lock, of no use here.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "die.h"
+#include "xenstore.h"
+
+#define PATH_LIMIT 3072 /* XENSTORE_ABS_PATH_MAX */
+
+int die(const char *what)
+{
+	fprintf(stderr, "emu-xenstore: %s: %s\n", what, strerror(errno));
+	return 1;
+}
+
+static void print_value(const char *value, size_t length)
+{
+	for (; length; length--, value++)
+		if (isprint((unsigned char)*value) && *value != '\\' && *value != '"')
+			putchar(*value);
+		else
+			printf("\\x%02x", (unsigned char)*value);
+}
+
+/* What goes while it is listed is left out. */
+static bool list(const char *path)
+{
+	char child[PATH_LIMIT];
+	size_t length, size;
+	char *names = xs_children(path, &length);
+	const char *value;
+
+	if (!names)
+		return errno == ENOENT;
+	for (char *name = names; name < names + length; name += strlen(name) + 1) {
+		snprintf(child, sizeof child, "%s/%s", path, name);
+		value = xs_value(child, &size);
+		if (value) {
+			printf("%s = \"", child);
+			print_value(value, size);
+			puts("\"");
+		}
+		if (!list(child))
+			return false;
+	}
+	free(names);
+	return true;
+}
+
+static bool write_key(const char *root, const char *key, const char *value)
+{
+	char path[PATH_LIMIT];
+
+	snprintf(path, sizeof path, "%s/%s", root, key);
+	return xs_write(path, value);
+}
+
+static int add_disk(const char *root)
+{
+	char path[PATH_LIMIT], device[XS_VALUE_MAX], said[XS_VALUE_MAX + 32];
+	struct stat about;
+
+	snprintf(path, sizeof path, "%s/params", root);
+	if (!xs_read(path, device))
+		return die(path);
+	if (stat(device, &about) || !S_ISBLK(about.st_mode)) {
+		snprintf(said, sizeof said, "%s is not a block device", device);
+		write_key(root, "hotplug-error", said);
+		write_key(root, "hotplug-status", "error");
+		return 1;
+	}
+	snprintf(said, sizeof said, "%x:%x", major(about.st_rdev), minor(about.st_rdev));
+	if (!write_key(root, "physical-device", said) ||
+	    !write_key(root, "physical-device-path", device) ||
+	    !write_key(root, "hotplug-status", "connected"))
+		return die(root);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *root = getenv("XENBUS_PATH"), *value;
+	size_t length;
+
+	if (argc == 2 && root && strcmp(argv[1], "add"))
+		return 0; /* a disk that goes needs nothing */
+	if (argc != 3 && !(argc == 2 && root)) {
+		fprintf(stderr, "usage: emu-xenstore read|ls PATH\n");
+		return 2;
+	}
+	if (xs_open() < 0)
+		return die("connecting to xenstored");
+	if (argc == 2)
+		return add_disk(root);
+	if (!strcmp(argv[1], "ls"))
+		return list(argv[2]) ? 0 : die(argv[2]);
+	value = xs_value(argv[2], &length);
+	if (!value)
+		return 1;
+	fwrite(value, 1, length, stdout);
+	return 0;
+}
