@@ -1,4 +1,4 @@
-"""xenstore as a tree of frozen values, read from `xenstore-ls -f`."""
+"""xenstore as a tree of frozen values, read from `xenstore-ls -f`, or ours (emu-xenstore)."""
 
 from __future__ import annotations
 

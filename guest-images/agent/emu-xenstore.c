@@ -49,7 +49,7 @@ static bool list(const char *path)
 	if (!names)
 		return errno == ENOENT;
 	for (char *name = names; name < names + length; name += strlen(name) + 1) {
-		snprintf(child, sizeof child, "%s/%s", path, name);
+		snprintf(child, sizeof child, "%s/%s", strcmp(path, "/") ? path : "", name);
 		value = xs_value(child, &size);
 		if (value) {
 			printf("%s = \"", child);

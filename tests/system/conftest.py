@@ -95,7 +95,10 @@ def entries(inputs: Inputs, everything: Cache) -> dict[str, Path]:
     quiet = Progress()
     checkpoint = everything.find("checkpoint", inputs.checkpoint_key())
     assert checkpoint is not None
+    qemu = Path(inputs.spec.qemu)
     return {
+        # One of ours: <cache>/qemu/<key>/bin/qemu-system-x86_64.
+        **({"qemu": qemu.parents[1]} if everything.root in qemu.parents else {}),
         inputs.kernel.root.parent.name: inputs.kernel.root,
         "driver-source": driver_source(spec(inputs.kernel.name), Lock.load(), everything, quiet),
         "drivers": driver_for("front", "patched", inputs, everything, quiet).path.parent,
