@@ -1,19 +1,16 @@
 """What QEMU records of a machine, replayed: the guests do the same again, word by word.
 
 Stock QEMU records nothing of what comes in so (qemu-patches/REPLAY.md). With our patches a
-whole host is recorded, Xen, dom0 with its LUN, and a domU, and the replay needs nobody to type.
+whole host is recorded, Xen, dom0 with its LUN, and a domU, and `emu replay` needs nobody to type.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import socket
 import string
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,20 +18,17 @@ import pytest
 
 from emu.errors import EXIT_HELD, EXIT_INPUT
 from emu.images.cache import Cache
-from emu.lab import recording
-from emu.lab.stack import Inputs, Wish
+from emu.lab.recording import NOTE
 from emu.machine import emulator, faults
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec, Recording
 from emu.machine.watch import WaitTimeout
 from emu.pytest_reports import Told
-from emu.xen.host import AGENT_PORT, Host
 
 EMU = Path(sys.executable).with_name("emu")
 LINE = (string.ascii_letters + string.digits)[:50] * 2
 """What the guest waits for: six times what the FIFO of a serial port holds."""
-BOOT = 300.0
 
 
 @pytest.fixture
@@ -76,46 +70,6 @@ def test_what_came_in_comes_again(
     assert LINE in said(spec, Recording(log, "replay"))
 
 
-@pytest.mark.qemu
-@pytest.mark.timeout(3600)
-def test_a_whole_host_does_the_same_again(
-    prepared: Callable[[Wish], Inputs], tmp_path: Path
-) -> None:
-    inputs = prepared(Wish(qemu="patched", clock="icount"))
-    log = tmp_path / "log"
-    recorded = replace(inputs.spec, recording=Recording(log, "record"))
-    with RunDir.create() as rundir, Machine.start(recorded, rundir) as machine:
-        host = Host(machine)
-        host.wait_ready(BOOT)
-        host.create_lun("lun0", 64 << 20, 512)
-        host.create(inputs.wish.domu)
-        assert host.list()
-        host.close()
-        machine.stop()
-        before = {name: rundir.log(name).read_text() for name in ("xen", "dom0")}
-    replayed = replace(recorded, recording=Recording(log, "replay"))
-    with RunDir.create() as rundir, Machine.start(replayed, rundir) as machine:
-        with ThreadPoolExecutor(1) as other:
-            other.submit(drain, machine.port(AGENT_PORT))
-            machine.wait(2 * BOOT, "the replay's end")
-        after = {name: rundir.log(name).read_text() for name in ("xen", "dom0")}
-    for name, text in before.items():
-        assert len(plain(text)) > 100, f"{name} said hardly anything"
-        assert plain(after[name]) == plain(text), name
-
-
-def plain(text: str) -> list[str]:
-    """A console's lines without the host's times, and without the last: it may be cut off."""
-    return [line.partition("] ")[2] for line in text.splitlines()][:-1]
-
-
-def drain(port: socket.socket) -> None:
-    """Take what dom0's agent says again: QEMU waits for a reader."""
-    with port:
-        while port.recv(65536):
-            pass
-
-
 # By the commands.
 
 
@@ -133,10 +87,17 @@ def recorded_in(said: str) -> str:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("kernel", "domu"), [("debian-6.12", "pv"), ("debian", "pvh")])
-def test_a_run_happens_again(kernel: str, domu: str) -> None:
-    """Needs patch 11, for what 6.12's checkpoint counts; with a PVH domU patches 12 and 13."""
-    done = emu("run", "--record", "--kernel", kernel, "--domu", domu, "--data", "1")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--cold",), id="from its boot"),
+        pytest.param(("--kernel", "debian-6.12"), id="6.12"),
+        pytest.param(("--domu", "pvh"), id="pvh"),
+    ],
+)
+def test_a_run_happens_again(options: tuple[str, ...]) -> None:
+    """Needs patches 6 to 10; patch 11 for what 6.12's checkpoint counts; with PVH 12 and 13."""
+    done = emu("run", "--record", "--data", "1", *options)
     assert done.returncode == EXIT_HELD, done.stderr
     run = recorded_in(done.stderr)
     again = emu("replay", run)
@@ -149,10 +110,10 @@ def test_a_run_happens_again(kernel: str, domu: str) -> None:
 def test_what_is_not_what_was_recorded_is_refused() -> None:
     done = emu("run", "--record", "--data", "1")
     run = Path(recorded_in(done.stderr))
-    note = json.loads((run / recording.NOTE).read_text())
+    note = json.loads((run / NOTE).read_text())
     changed = {"key": {**note["key"], "qemu": "another"}, "began": "of another checkpoint"}
     for name, said in (("key", "with another qemu"), ("began", "made anew since")):
-        (run / recording.NOTE).write_text(json.dumps({**note, name: changed[name]}))
+        (run / NOTE).write_text(json.dumps({**note, name: changed[name]}))
         refused = emu("replay", str(run))
         assert refused.returncode == EXIT_INPUT
         assert said in refused.stderr
