@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import string
 import subprocess
 import sys
@@ -133,3 +134,37 @@ def test_a_test_that_failed_happens_again(tmp_path: Path) -> None:
     assert "assert 2 == 4" in failed
     again = emu("replay", recorded_in(failed))
     assert again.returncode == EXIT_HELD, again.stderr
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+def test_a_debugger_stops_it_and_lets_it_go_on() -> None:
+    run = recorded_in(emu("run", "--record", "--data", "1").stderr)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    replaying = subprocess.Popen(
+        [EMU, "replay", run, "--gdb", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with replaying:
+        assert replaying.stderr is not None
+        assert any("waits for gdb" in line for line in replaying.stderr)
+        with socket.create_connection(("127.0.0.1", port), 60) as gdb:
+            before = asked(gdb, "g")
+            assert asked(gdb, "s").startswith("T05")  # one instruction, and SIGTRAP
+            assert asked(gdb, "g") != before
+            assert asked(gdb, "D") == "OK"
+        said, _ = replaying.communicate(timeout=600)
+    assert replaying.returncode == EXIT_HELD
+    assert re.search(r"^dom0: \d+ lines, as recorded$", said, re.MULTILINE)
+
+
+def asked(gdb: socket.socket, command: str) -> str:
+    """What QEMU answers to a packet of gdb's remote protocol."""
+    gdb.sendall(f"+${command}#{sum(command.encode()) % 256:02x}".encode())
+    said = b""
+    while not re.search(rb"\$[^#]*#..", said):
+        said += gdb.recv(65536)
+    return said.decode().partition("$")[2].partition("#")[0]
