@@ -73,8 +73,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     pytest_drivers.configure(config)
     qemu = config.getoption("--qemu")
-    if not qemu and config.getoption("--record") and emulator.default() == emulator.SYSTEM:
-        qemu = emulator.RECORDING
+    if config.getoption("--record"):
+        qemu = qemu or emulator.default(recording=True)
     if qemu:
         # As with the drivers: the workers of `pytest -n`, and the `emu` that tests start.
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu

@@ -103,16 +103,13 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
 def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     """The stack that the options ask for."""
     memory = arguments.domu_memory or memory_for(ring_pages)
-    named = arguments.qemu or emulator.default()
-    if arguments.record and not arguments.qemu and named == emulator.SYSTEM:
-        named = emulator.RECORDING
     return Wish(
         kernel=arguments.kernel,
         domu_kernel=arguments.domu_kernel,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
         clock=arguments.clock or ("icount" if arguments.record else "wall"),
-        qemu=named,
+        qemu=arguments.qemu or emulator.default(recording=arguments.record),
         cold=arguments.cold,
         record=arguments.record,
     )

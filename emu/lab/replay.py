@@ -54,12 +54,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay came to. `seconds` are the host's."""
+    """What a replay came to."""
 
     recorded: Recorded
     run: Path
     instructions: int
-    seconds: float
     consoles: tuple[Compared, ...]
 
     @property
@@ -79,7 +78,6 @@ def replay(run: Path, cache: Cache, progress: Progress, gdb: int | None = None) 
     made = _began(recorded, inputs, cache)
     before = {name: (run / f"{name}.log").read_text(errors="replace") for name in CONSOLES}
     spec = replace(inputs.spec, recording=Recording(recorded.log, "replay"))
-    began = time.monotonic()
     with RunDir.create() as rundir, progress.stage(f"replaying {run}"):
         if made is None:
             halted = ("-S",) if gdb else ()
@@ -96,7 +94,6 @@ def replay(run: Path, cache: Cache, progress: Progress, gdb: int | None = None) 
         recorded,
         rundir.path,
         instructions,
-        time.monotonic() - began,
         tuple(compare(name, before[name], after[name]) for name in CONSOLES),
     )
 

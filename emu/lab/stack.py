@@ -309,7 +309,7 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
         # The kernel's symbols are looked up once, not in every run from here.
         granted.read_account(stack.domain.channel)
         guests = {"dom0": stack.host.dom0, "domu": stack.domain.channel}
-        saved["kernel_lines"] = {name: said_lines(guest) for name, guest in guests.items()}
+        saved["kernel_lines"] = {name: len(kernel_log(guest)) for name, guest in guests.items()}
         stack.domain.close()
         stack.host.close()
         progress.tick("saving the machine")
@@ -317,9 +317,9 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
         (into / "stack.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def said_lines(guest: Channel) -> int:
-    """Lines of a guest's kernel log."""
-    return len(guest.run(["dmesg"], timeout=20).text.splitlines())
+def kernel_log(guest: Channel) -> list[str]:
+    """The lines of a guest's kernel log."""
+    return guest.run(["dmesg"], timeout=20).text.splitlines()
 
 
 def memory_for(ring_pages: int) -> int:

@@ -26,9 +26,10 @@ RECORDING = "patched"
 """The one that records all that reaches a machine (qemu-patches/REPLAY.md)."""
 
 
-def default() -> str:
-    """The QEMU of whoever names none."""
-    return os.environ.get(GIVEN) or SYSTEM
+def default(*, recording: bool = False) -> str:
+    """The QEMU of whoever names none; with `recording` one that can."""
+    given = os.environ.get(GIVEN) or SYSTEM
+    return RECORDING if recording and given == SYSTEM else given
 
 
 def program(name: str, cache: Cache, progress: Progress) -> str:

@@ -7,8 +7,8 @@
  *	block-emu add		(libxl's hotplug script, by another name) tell the back end at
  *				$XENBUS_PATH which device it serves
  *
- * Debian's tools load five libraries each; under emulation that is most of what they take. Xen's own
- * script for disks adds checks for sharing, loop devices and a lock, of no use here.
+ * Debian's tools load five libraries each; under emulation that is most of what they take. Xen's
+ * own script for disks adds checks for sharing, loop devices and a lock, of no use here.
  */
 #include <ctype.h>
 #include <errno.h>

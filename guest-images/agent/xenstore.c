@@ -135,22 +135,23 @@ static ssize_t ask_path(uint32_t type, uint32_t transaction, const char *path)
 	return ask(type, transaction, path, strlen(path) + 1);
 }
 
-bool xs_read(const char *path, char value[XS_VALUE_MAX])
-{
-	ssize_t n = ask_path(XS_READ, 0, path);
-
-	if (n < 0 || n >= XS_VALUE_MAX)
-		return false;
-	memcpy(value, answer, (size_t)n + 1);
-	return true;
-}
-
 const char *xs_value(const char *path, size_t *length)
 {
 	ssize_t n = ask_path(XS_READ, 0, path);
 
 	*length = n < 0 ? 0 : (size_t)n;
 	return n < 0 ? NULL : answer;
+}
+
+bool xs_read(const char *path, char value[XS_VALUE_MAX])
+{
+	size_t length;
+	const char *found = xs_value(path, &length);
+
+	if (!found || length >= XS_VALUE_MAX)
+		return false;
+	memcpy(value, found, length + 1);
+	return true;
 }
 
 char *xs_children(const char *path, size_t *length)

@@ -14,7 +14,7 @@ int xs_open(void);
 bool xs_read(const char *path, char value[XS_VALUE_MAX]);
 /* The same of any length, until the next call. */
 const char *xs_value(const char *path, size_t *length);
-/* The names of a node's children, each with its NUL; to be freed. NULL, with errno: no such node. */
+/* The names of a node's children, each with its NUL, to be freed; NULL, with errno, without node. */
 char *xs_children(const char *path, size_t *length);
 bool xs_write(const char *path, const char *value);
 /* Write only where a node is: a domain's tree may be on its way out. */

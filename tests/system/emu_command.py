@@ -27,6 +27,12 @@ GONE_WITHIN = 10.0
 """Seconds after which nothing that an ended command started may live any more."""
 
 
+def run_emu(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """The command, to its end, on the cache that everything shares; `timeout` in seconds."""
+    command = [sys.executable, "-m", "emu.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
 class EmuCommand:
     """A running `emu`; all it starts carries a tag in its environment, and is found by that."""
 

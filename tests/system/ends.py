@@ -11,7 +11,7 @@ from emu.images.cache import Cache
 from emu.images.modules import ENDS, End
 from emu.lab.rig import RigHost
 from emu.lab.rig.domu import DATA_WITHIN
-from emu.lab.stack import Stack
+from emu.lab.stack import Stack, kernel_log
 from emu.machine.channel import Channel
 from emu.xen import data
 from emu.xen.domain import virtual_device
@@ -116,4 +116,4 @@ class Ends:
         return data.write(self.channel("front"), DISK, mib, DATA_WITHIN)
 
     def _lines(self, end: End) -> list[str]:
-        return self.channel(end).run(["dmesg"], timeout=20).text.splitlines()
+        return kernel_log(self.channel(end))

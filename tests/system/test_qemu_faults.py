@@ -13,13 +13,13 @@ import email.policy
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from emu_command import run_emu
 
 from emu.images import kbuild, mailed
 from emu.images.cache import Cache
@@ -181,9 +181,7 @@ def test_a_checkpoint_of_a_busy_pvh_domu_goes_on(
 )
 def test_a_run_says_which_cpu_it_had(qemu: str, stock: tuple[Fault, ...]) -> None:
     options = ("--qemu", qemu, "--accel", "tcg", "--data", "4", "--json")
-    done = subprocess.run(
-        [sys.executable, "-m", "emu.cli", "run", *options], capture_output=True, text=True
-    )
+    done = run_emu("run", *options, timeout=3600)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["cpu"] == ("max" if qemu == "patched" else faults.cpu_model(stock))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from emu_command import run_emu
 
 from emu.errors import EXIT_HELD, EXIT_INPUT
 from emu.images.cache import Cache
@@ -27,7 +28,6 @@ from emu.machine.spec import MachineSpec, Recording
 from emu.machine.watch import WaitTimeout
 from emu.pytest_reports import Told
 
-EMU = Path(sys.executable).with_name("emu")
 LINE = (string.ascii_letters + string.digits)[:50] * 2
 """What the guest waits for: six times what the FIFO of a serial port holds."""
 
@@ -76,7 +76,7 @@ def test_what_came_in_comes_again(
 
 def emu(*words: str) -> subprocess.CompletedProcess[str]:
     """The command, with half an hour to build what is missing."""
-    return subprocess.run([str(EMU), *words], capture_output=True, text=True, timeout=1800)
+    return run_emu(*words, timeout=1800)
 
 
 def recorded_in(said: str) -> str:
@@ -143,7 +143,7 @@ def test_a_debugger_stops_it_and_lets_it_go_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     replaying = subprocess.Popen(
-        [EMU, "replay", run, "--gdb", str(port)],
+        [sys.executable, "-m", "emu.cli", "replay", run, "--gdb", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from emu_command import run_emu
 
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_USAGE
 
-EMU = Path(sys.executable).with_name("emu")
-
 
 def emu_run(*options: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(EMU), "run", *options], capture_output=True, text=True, timeout=timeout
-    )
+    return run_emu("run", *options, timeout=timeout)
 
 
 def emu_json(*options: str, status: int = EXIT_HELD, timeout: float = 900) -> dict[str, Any]:
