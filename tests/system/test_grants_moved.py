@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from emu.lab.rig import Ledger, RigHost, RigLun
+from emu.lab.rig.verifying import Load
 
 PVH = pytest.mark.stack(domu="pvh")
+LAB_PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
+NEWER = pytest.mark.stack(kernel="debian-6.12")
 
 
 @pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=[PVH, pytest.mark.long])])
@@ -36,3 +39,23 @@ def test_restored_again_and_again(host: RigHost, lun: RigLun, ledger: Ledger) ->
         domu.fill(lun, mib=1)
         domu.save_and_restore(max_ring_pages=16)
         ledger.look()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    "kind",
+    ["pv", pytest.param("lab pvh", marks=LAB_PVH), pytest.param("newer kernel", marks=NEWER)],
+)
+def test_attached_restored_and_detached_again_and_again(
+    host: RigHost, lun: RigLun, ledger: Ledger, kind: str
+) -> None:
+    """With requests under way at each restore; what the console's driver leaves is known."""
+    domu = host.create(ring_pages=64, max_ring_pages=64)
+    for _ in ledger.cycles(6):
+        domu.attach(lun)
+        with domu.verifying_io(64, load=Load(rate=50)) as io:
+            io.await_answers(10)
+            domu.save_and_restore(max_ring_pages=64)
+            io.await_answers(100)
+        domu.detach(lun)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from emu.errors import NotHeld
 from emu.lab.rig.host import RigHost
+from emu.lab.rig.leftovers import left_by_console
 from emu.machine.channel import Channel
 from emu.machine.deadline import Deadline
 from emu.xen import granted, hypervisor, ledger, memory
@@ -35,21 +36,6 @@ CONFIRMING = 3
 """Rounds more, where memory seems to grow: what is no leak does not last so long."""
 _NAMED, _SHOWN = 4, 40
 """References that a message's first line names, and lines of its table."""
-LEFT_BY_CONSOLE: Mapping[str, int] = MappingProxyType(
-    {
-        memory.INTERRUPT + memory.NOBODY: 1,
-        f"{memory.SLAB}kmalloc-512": 1,
-        f"{memory.SLAB}kmalloc-32": 3,
-        f"{memory.SLAB}kernfs_node_cache": 8,
-        f"{memory.SLAB}proc_dir_entry": 8,
-    }
-)
-"""What a guest has more each time when it is resumed as another domain: its second console's
-interrupt, with its directories in sysfs and /proc. xencons_resume() of Linux 6.1
-(drivers/tty/hvc/hvc_xen.c) gives the old event channel back with evtchn_put(), but
-xen_irq_resume() has forgotten by then which interrupt that belonged to: it is never freed, and
-evtchn_put() says so in a WARNING. Measured on Debian's kernel over four restores of a domU
-without a disk and without a front end: so much each time, and nothing else."""
 _AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || true"
 """Of the pages that wait to be freed Linux looks at ten a second; with this, at all."""
 
@@ -229,10 +215,12 @@ class Ledger:
 
     def _own(self, taken: Memory) -> Memory:
         """Without what Linux' console driver has left behind in a domU that was resumed."""
-        if self._domu is None or taken.owner != self._domu.channel.name:
+        stack = self.host.stack
+        if self._domu is None or taken.owner != self._domu.channel.name or not stack.resumes:
             return taken
+        left = left_by_console(stack.inputs.domu_kernel)
         numbers = {
-            name: number - self.host.stack.resumes * LEFT_BY_CONSOLE.get(name, 0)
+            name: number - stack.resumes * left.get(name, 0)
             for name, number in taken.numbers.items()
         }
         return replace(taken, numbers=numbers)

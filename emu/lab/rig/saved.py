@@ -15,7 +15,7 @@ from emu.xen.ring import Ring
 FILE = "/run/domu.save"
 STOCK_MOVE = "kernel WARNING"
 """What the console driver of Linux 6.1 says when a guest with two consoles is restored: see
-`emu.lab.rig.ledger.LEFT_BY_CONSOLE`."""
+`emu.lab.rig.leftovers`."""
 SAVED_WITHIN = 120.0
 SUSPENDED_WITHIN = 60.0
 RECONNECTED_WITHIN = 20.0

@@ -110,8 +110,8 @@ class VerifyingIo:
                 )
             time.sleep(0.1)
 
-    def stop(self) -> None:
-        """Let it ask for no more, and wait until all it asked for is answered.
+    def stop(self) -> Account:
+        """Let it ask for no more, and wait until all it asked for is answered; its account.
 
         Raises NotHeld with what is not, in the guest and at the LUN.
         """
@@ -128,11 +128,11 @@ class VerifyingIo:
         if account.state != "stopped":
             why = f": {errno.errorcode.get(account.error, account.error)}" if account.error else ""
             raise RigError(f"emu-io in domU {self.domu.name} is {account.state}{why}")
+        return account
 
-    def judge(self, *, may_fail: bool = False) -> IoLedger:
+    def judge(self, account: Account, *, may_fail: bool = False) -> IoLedger:
         """Compare the guest's account with the LUN; NotHeld where they differ, or where
         requests failed and may not."""
-        account = self.account()
         sums = self.lun.sums(0, -(-account.end // self.lun.lun.sector))
         ledger = self.ledger = ioledger.compare(account, self.records(), sums)
         if not ledger.held:
@@ -179,8 +179,10 @@ def verifying_io(
         with contextlib.suppress(EmuError):
             domu.channel.run(["kill", "-TERM", started.text.strip()], timeout=10, check=False)
         raise
-    io.stop()
-    io.judge(may_fail=may_fail)
+    account = io.stop()
+    io.judge(account, may_fail=may_fail)
+    # It is memory of the guest's, the more the longer this ran: a leak, to who counts pages.
+    domu.channel.run(["rm", file], timeout=20)
 
 
 def _told(asked: Asked) -> str:
