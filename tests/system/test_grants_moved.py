@@ -8,11 +8,15 @@ from emu.lab.rig import Ledger, RigHost, RigLun
 from emu.lab.rig.verifying import Load
 
 PVH = pytest.mark.stack(domu="pvh")
+LAB_PV = pytest.mark.stack(kernel="lab", domu_memory=64)
 LAB_PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
 NEWER = pytest.mark.stack(kernel="debian-6.12")
 
 
-@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=[PVH, pytest.mark.long])])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("pv", marks=LAB_PV), pytest.param("pvh", marks=[PVH, pytest.mark.long])],
+)
 def test_restored_with_a_smaller_ring(
     host: RigHost, lun: RigLun, ledger: Ledger, kind: str
 ) -> None:

@@ -83,7 +83,7 @@ def test_held_over_save_and_restore(domu: RigDomu, lun: RigLun) -> None:
     assert {each.times for each in io.ledger.repeated} == {2}
 
 
-@pytest.mark.stack(kernel="lab", domu_memory=128)
+@pytest.mark.stack(kernel="lab", domu_memory=64)
 def test_a_full_ring_shrinks_over_a_restore(host: RigHost, lun: RigLun) -> None:
     """More requests than the LUN is asked at a time: the others wait in dom0, and in the guest."""
     domu = host.create(disk=lun, ring_pages=64, max_ring_pages=64)

@@ -82,7 +82,7 @@ def allow(ends: Ends, pages: int) -> None:
     ends.channel("back").run(f"echo {pages} > {limit}", timeout=20)
 
 
-@pytest.mark.stack(kernel="lab", domu_memory=128)
+@pytest.mark.stack(kernel="lab", domu_memory=64)
 @RINGS
 def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
     connect(ends, first)

@@ -24,6 +24,11 @@ from moves import (
     wait_outstanding,
 )
 
+SMALL = pytest.mark.stack(kernel="lab", domu_memory=64)
+"""The less memory, the sooner it is saved and restored."""
+WITH_SCHEDULER = pytest.mark.stack(kernel="debian", domu_memory=128)
+"""The lab kernel has no scheduler for a disk: who asks for more than the ring holds waits in the
+system call, where he can't be frozen, and the guest is not suspended."""
 REQUESTS = 40
 """More than a ring of one page holds: the others wait in the scheduler."""
 BLOCK = 64 * 1024
@@ -82,16 +87,15 @@ def check_written(ends: Ends) -> None:
     assert not wrong, f"the guest was told that these blocks are written, and they are not: {wrong}"
 
 
-@pytest.mark.stack(domu_memory=128)
 @pytest.mark.parametrize(
     ("first", "then", "flag", "pieces"),
     [
-        pytest.param(2, 1, "", 1, id="shrinks", marks=pytest.mark.quick),
-        pytest.param(1, 2, "", 1, id="grows", marks=pytest.mark.long),
-        pytest.param(16, 1, "sync", 1, id="shrinks, synchronous"),
-        pytest.param(1, 1, "", 2, id="no indirect requests"),
+        pytest.param(2, 1, "", 1, id="shrinks", marks=[SMALL, pytest.mark.quick]),
+        pytest.param(1, 2, "", 1, id="grows", marks=[WITH_SCHEDULER, pytest.mark.long]),
+        pytest.param(16, 1, "sync", 1, id="shrinks, synchronous", marks=SMALL),
+        pytest.param(1, 1, "", 2, id="no indirect requests", marks=WITH_SCHEDULER),
         pytest.param(
-            2, 1, "sync", 2, id="no indirect requests, synchronous", marks=pytest.mark.long
+            2, 1, "sync", 2, id="no indirect requests, synchronous", marks=[SMALL, pytest.mark.long]
         ),
     ],
 )
@@ -124,7 +128,7 @@ def test_requests_under_way_are_done_once(
     assert ends.errors() == []
 
 
-@pytest.mark.stack(domu_memory=128)
+@SMALL
 def test_a_ring_that_grew_can_be_filled(ends: Ends) -> None:
     ends.load("back", max_ring_pages=1)
     ends.load("front", max_ring_pages=16)
@@ -158,7 +162,7 @@ LESS = [
 ]
 
 
-@pytest.mark.stack(domu_memory=128)
+@SMALL
 @pytest.mark.parametrize(("less", "known"), LESS)
 def test_limits_follow_the_back_end(ends: Ends, less: str, known: dict[str, str]) -> None:
     ends.load("back", max_ring_pages=4)
@@ -185,7 +189,7 @@ def test_limits_follow_the_back_end(ends: Ends, less: str, known: dict[str, str]
         assert ends.fill_disk() == ends.sum_of_disk()
 
 
-@pytest.mark.stack(domu_memory=128)
+@SMALL
 def test_persistent_grants_follow_the_back_end(ends: Ends) -> None:
     ends.load("back")
     ends.load("front", max_ring_pages=4)
@@ -223,7 +227,8 @@ def hardware_queues(ends: Ends) -> int:
     return int(ends.channel("front").run(f"ls /sys/block/{DISK}/mq | wc -l", timeout=20).text)
 
 
-@pytest.mark.stack(domu_memory=128, domu_vcpus=2)
+@WITH_SCHEDULER
+@pytest.mark.stack(domu_vcpus=2)
 @pytest.mark.parametrize(
     ("first", "then"),
     [
