@@ -33,13 +33,16 @@ def asked_by(node: pytest.Item) -> dict[str, object]:
 def wish_for(node: pytest.Item) -> Wish:
     """The stack that a test asks for, under the options `--kernel`, `--clock` and `--record`.
 
-    Two hosts are not recorded, nor is what asks for wall time: qemu-patches/REPLAY.md.
+    Two hosts have wall time, whatever the option says, and are not recorded, nor is what asks
+    for wall time: emu.lab.rig.hosts, qemu-patches/REPLAY.md.
     (`--qemu` is in the environment, where every `Wish` finds it.)
     """
     asked = asked_by(node)
     kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("--kernel"))
     clock = node.config.getoption("--clock")
-    if node.config.getoption("--record") and "two_hosts" not in getattr(node, "fixturenames", ()):
+    if "two_hosts" in getattr(node, "fixturenames", ()):
+        clock = None
+    elif node.config.getoption("--record"):
         clock = clock or "icount"
         asked["record"] = asked.get("clock", clock) == "icount"
     return wish_of(**{**({"clock": clock} if clock else {}), **asked, **kernel})

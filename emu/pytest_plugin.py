@@ -54,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--clock",
         choices=("wall", "icount"),
-        help="the clock of tests that name none: the machine's, or instructions counted",
+        help="the clock of tests that name none: the machine's, or instructions counted; "
+        "two hosts always have the machine's",
     )
     group.addoption(
         "--qemu",

@@ -72,6 +72,7 @@ def test_a_dom0_that_panics_while_it_boots(inputs: Inputs) -> None:
     assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
 
 
+@pytest.mark.stack(clock="wall")  # the kernel's patience is compared with the machine's clock
 def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
     """Reads and writes fail, after the kernel's patience with user space: nobody claims success.
 

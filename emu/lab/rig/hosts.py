@@ -7,6 +7,9 @@
 The first host serves the LUN and has the idle domU; the second has logged in to the same LUN
 over the network and has no domU. Both start from one checkpoint of the pair: its two halves
 were stopped together, while nothing was on its way between them.
+
+They have wall time: a host that counts instructions lets its clock run to the next timer when
+it is idle, and would give up on the other, which has a clock of its own, in no time.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from emu.errors import RigError
+from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
 from emu.lab.rig.host import RigHost
@@ -49,8 +52,10 @@ def two_hosts(
 ) -> Iterator[tuple[RigHost, RigHost]]:
     """Two hosts made of `inputs`, for the life of the context; each is ended, whatever happens.
 
-    Raises what `running` raises for one.
+    Raises what `running` raises for one, and InputError for hosts on instruction time.
     """
+    if inputs.wish.clock == "icount":
+        raise InputError("two hosts have no clock of instructions in common: give them wall time")
     progress = progress or Progress()
     pair = from_checkpoint(
         pair_key(inputs),

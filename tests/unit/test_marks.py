@@ -1,0 +1,71 @@
+"""The stack that a test gets: its markers, the options, and what the two leave open."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from emu.errors import InputError
+from emu.images.cache import Cache
+from emu.lab.rig.hosts import two_hosts
+from emu.lab.stack import Inputs, Wish
+from emu.pytest_marks import wish_for
+
+stack = pytest.mark.stack
+
+
+def item(*marks: pytest.MarkDecorator, fixture: str = "host", **options: object) -> pytest.Item:
+    """As much of a collected test as is looked at."""
+    chosen: dict[str, object] = {"--kernel": None, "--clock": None, "--record": False}
+    chosen |= {f"--{name}": value for name, value in options.items()}
+    node = SimpleNamespace(
+        iter_markers=lambda name: [each.mark for each in marks if each.name == name],
+        fixturenames=[fixture],
+        config=SimpleNamespace(getoption=chosen.__getitem__),
+    )
+    return cast("pytest.Item", node)
+
+
+def test_the_nearest_marker_counts() -> None:
+    wish = wish_for(item(stack(domu="pvh", domu_memory=64), stack(domu="pv", kernel="lab")))
+    assert (wish.domu.kind, wish.domu.memory, wish.kernel) == ("pvh", 64, "lab")
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "given"),
+    [
+        (None, None, "wall"),
+        (None, "icount", "icount"),
+        ("wall", "icount", "wall"),
+        ("icount", "wall", "icount"),
+    ],
+)
+def test_a_clock_that_a_test_asks_for_stays(
+    asked: str | None, option: str | None, given: str
+) -> None:
+    marks = [stack(clock=asked)] if asked else []
+    assert wish_for(item(*marks, clock=option)).clock == given
+
+
+def test_what_is_recorded_counts_instructions() -> None:
+    for asked, recorded in (
+        (item(record=True), True),
+        (item(stack(clock="wall"), record=True), False),
+    ):
+        wish = wish_for(asked)
+        assert (wish.record, wish.clock == "icount") == (recorded, recorded)
+
+
+@pytest.mark.parametrize("options", [{"clock": "icount"}, {"record": True}])
+def test_two_hosts_have_wall_time(options: dict[str, object]) -> None:
+    wish = wish_for(item(fixture="two_hosts", **options))
+    assert (wish.clock, wish.record) == ("wall", False)
+
+
+def test_two_hosts_on_instruction_time_are_refused(emu_cache: Cache) -> None:
+    inputs = cast("Inputs", SimpleNamespace(wish=Wish(clock="icount")))
+    refused = pytest.raises(InputError, match="no clock of instructions in common")
+    with refused, two_hosts(inputs, emu_cache):
+        pass
