@@ -203,7 +203,12 @@ def _need_tools(wanted: Patched) -> None:
 def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: Progress) -> None:
     toolchain = kbuild.find_toolchain()
     compiler = f"ccache {toolchain.cc}" if shutil.which("ccache") else toolchain.cc
-    environ = {"CCACHE_DIR": str(cache.store(_CCACHE)), "CCACHE_MAXSIZE": "1G"}
+    environ = {
+        "CCACHE_DIR": str(cache.store(_CCACHE)),
+        "CCACHE_MAXSIZE": "1G",
+        # The source is in another place each time, and named by its whole path.
+        "CCACHE_BASEDIR": str(tree),
+    }
     place = tree / "build"
     place.mkdir()
     own = [f"--cc={compiler}", f"--with-pkgversion=Debian {version}, patched by emu-xen-block"]
