@@ -172,9 +172,20 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
         chosen = accel.choose(wish.accel, qemu, guests.xen, cache, progress)
     cpu = ""
     if chosen.name == "tcg":
-        cpu = wish.cpu or faults.cpu_model(faults.find(qemu, cache, progress))
+        cpu = cpu_for(wish, qemu, faults.find(qemu, cache, progress))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
     return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
+
+
+def cpu_for(wish: Wish, qemu: str, found: tuple[faults.Fault, ...]) -> str:
+    """The CPU model for a wish on a QEMU with these faults. Raises InputError if none will do."""
+    for fault in found:
+        if fault.no_pvh and wish.domu.kind == "pvh":
+            raise InputError(
+                f"{qemu} is none for a PVH domU: {fault.what}",
+                hint="a QEMU of ours is, see qemu-patches/README.md",
+            )
+    return wish.cpu or faults.cpu_model(found)
 
 
 def machine_spec(

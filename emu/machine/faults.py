@@ -32,8 +32,6 @@ CPU = "max"
 TIMEOUT = 10.0
 """Seconds for a guest's answer: it comes in half a second."""
 _GUEST_MODE = "guest-mode"
-_INJECTED = "injected"
-"""Tried on instruction time: the vCPU leaves its loop at each timer then."""
 SERIAL_RECORDED = "serial-recorded"
 """A guest for who records it: it decides nothing about a CPU, and is no fault's."""
 _FLAGS = (
@@ -49,13 +47,16 @@ _RECIPE = 1
 class Fault:
     """`name` is that of its guest (qemu-patches/tests/<name>.c) and `patch` mends it.
 
-    `without` are the features of the CPU model that a guest must not see because of it.
+    `without` are the features of the CPU model that a guest must not see because of it. It is
+    tried on `clock`. With `no_pvh` no PVH domU starts, whatever the CPU.
     """
 
     name: str
     what: str
     without: tuple[str, ...]
     patch: str
+    clock: Clock = "wall"
+    no_pvh: bool = False
 
 
 FAULTS = (
@@ -90,10 +91,25 @@ FAULTS = (
         "0005",
     ),
     Fault(
-        _INJECTED,
+        "injected",
         "an interrupt that VMRUN injects may come twice: a PVH domU gets one that was none",
         (),
         "0012",
+        clock="icount",  # the vCPU leaves its loop at each timer then
+    ),
+    Fault(
+        "x2apic",
+        "on instruction time QEMU ends when the x2APIC's timer is read: Xen does not boot",
+        ("x2apic",),
+        "0014",
+        clock="icount",
+    ),
+    Fault(
+        "cr-read",
+        "a read of any control register raises the SVM exit of CR0: no PVH domU starts",
+        (),
+        "0015",
+        no_pvh=True,
     ),
 )
 
@@ -186,15 +202,16 @@ def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:
 
     `runs` is where the runs' directories are made.
     """
-    clock: Clock = "icount" if fault.name == _INJECTED else "wall"
-    spec = MachineSpec(xen=guests / fault.name, qemu=qemu, cpu=CPU, clock=clock, memory_mib=64)
+    spec = MachineSpec(
+        xen=guests / fault.name, qemu=qemu, cpu=CPU, clock=fault.clock, memory_mib=64
+    )
     try:
         with RunDir.create(runs) as rundir:
             if fault.name == _GUEST_MODE:
                 return _goes_on(spec, rundir, runs)
             with Machine.start(spec, rundir) as machine:
                 return machine.xen.expect(["right", "wrong"], TIMEOUT, "the guest's answer") == 0
-    except MachineEnded:  # a triple fault
+    except MachineEnded:  # a triple fault, or an error of QEMU's own
         return False
 
 

@@ -47,8 +47,9 @@ FIRMWARE = (
     "pvh.bin",
 )
 _FIRMWARE_PLACES = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
-FIXED = "fixed-upstream"
-"""The file beside a version's variants that names the patches which that version needs no more."""
+NOT_NEEDED = "not-needed"
+"""The file beside a version's variants that names the patches which that version does not need:
+it is right already, or has not gone wrong yet."""
 _CCACHE = "ccache"
 _ROOM = 1 << 30
 """Bytes that a build needs for a while (measured: 0.6 GiB)."""
@@ -62,7 +63,7 @@ class Patched:
     """A QEMU of ours: `name` is what --qemu takes, `version` whose source it is.
 
     Where the folder `version` of qemu-patches/ has a patch of the same name, that one is
-    applied; those that its `fixed-upstream` names are not. `own_meson`: it wants a newer meson
+    applied; those that its `not-needed` names are not. `own_meson`: it wants a newer meson
     than Debian 12 has, the Python package beside us. `options` are configure's, besides OPTIONS.
     """
 
@@ -80,12 +81,12 @@ class Patched:
     def series(self) -> tuple[Path, ...]:
         """Our patches, in the order they are applied."""
         folder = paths.qemu_patches()
-        fixed = fixed_upstream(folder / self.version / FIXED)
+        spared = not_needed(folder / self.version / NOT_NEEDED)
         every = kbuild.series(folder, self.version)
-        if strangers := sorted(fixed.keys() - {patch.name for patch in every}):
-            raise InputError(f"{folder / self.version / FIXED} names {', '.join(strangers)}, "
+        if strangers := sorted(spared.keys() - {patch.name for patch in every}):
+            raise InputError(f"{folder / self.version / NOT_NEEDED} names {', '.join(strangers)}, "
                              "which is no patch of ours")  # fmt: skip
-        return tuple(patch for patch in every if patch.name not in fixed)
+        return tuple(patch for patch in every if patch.name not in spared)
 
 
 PATCHED = {
@@ -98,8 +99,8 @@ PATCHED = {
 }
 
 
-def fixed_upstream(path: Path) -> dict[str, str]:
-    """Patches that a version needs no more, with the first version seen to be right."""
+def not_needed(path: Path) -> dict[str, str]:
+    """Patches that a version does not need, with the first version seen to be right."""
     if not path.exists():
         return {}
     rows = [line.partition("#")[0].split() for line in path.read_text().splitlines()]

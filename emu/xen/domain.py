@@ -255,7 +255,8 @@ class Domain:
 def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Domain:
     """Create a domU, follow its console and wait until its agent answers.
 
-    Raises NotHeld with xl's own words when xl refuses the configuration.
+    Raises NotHeld with xl's own words when xl refuses the configuration, or when the domU ends
+    as soon as it was started.
     """
     path = f"/run/emu/{config.name}.cfg"
     host.dom0.put(config.render().encode(), path)
@@ -264,6 +265,13 @@ def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Do
     except CommandFailed as failed:
         said = failed.result.stderr.decode(errors="replace").splitlines()
         raise NotHeld(f"xl refused to create domU {config.name}", lines=said[-8:]) from None
-    domain = host.find(config.name)
+    try:
+        domain = host.find(config.name)
+    except RigError as missing:
+        log = host.dom0.run(["cat", f"/var/log/xen/xl-{config.name}.log"], timeout=20, check=False)
+        raise NotHeld(
+            f"domU {config.name} ended as soon as it was started: {missing}",
+            lines=log.text.splitlines()[-8:],
+        ) from None
     domain.open_channel(boot_timeout)
     return domain

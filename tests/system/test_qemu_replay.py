@@ -94,10 +94,16 @@ def recorded_in(said: str) -> str:
         pytest.param(("--cold",), id="from its boot"),
         pytest.param(("--kernel", "debian-6.12"), id="6.12"),
         pytest.param(("--domu", "pvh"), id="pvh"),
+        pytest.param(
+            ("--domu", "pvh", "--qemu", "patched-10.2"), id="pvh on 10.2", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_run_happens_again(options: tuple[str, ...]) -> None:
-    """Needs patches 6 to 10; patch 11 for what 6.12's checkpoint counts; with PVH 12 and 13."""
+    """Needs patches 6 to 10; patch 11 for what 6.12's checkpoint counts; with PVH 12 and 13.
+
+    On 10.2 patch 14, too.
+    """
     done = emu("run", "--record", "--data", "1", *options)
     assert done.returncode == EXIT_HELD, done.stderr
     run = recorded_in(done.stderr)
