@@ -168,7 +168,7 @@ def read(domu: Channel, dom0: Channel, domid: int, device: int) -> Views:
 
 
 def _read(channel: Channel, root: str, device: str, kind: type[_View]) -> tuple[_View, ...] | None:
-    answer = channel.run(["sh", "-c", _SCRIPT, "sh", root, device], timeout=20, check=False)
+    answer = channel.run(["sh", "-c", _SCRIPT, "sh", root, device], timeout=60, check=False)
     if answer.status == _NO_VIEW:
         return None
     if answer.status not in (0, _NO_DEVICE):
