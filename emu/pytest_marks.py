@@ -41,11 +41,11 @@ def wish_for(node: pytest.Item) -> Wish:
     kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("--kernel"))
     clock = node.config.getoption("--clock")
     if "two_hosts" in getattr(node, "fixturenames", ()):
-        clock = None
+        clock = "wall"
     elif node.config.getoption("--record"):
-        clock = clock or "icount"
+        clock = "icount" if clock == "auto" else clock
         asked["record"] = asked.get("clock", clock) == "icount"
-    return wish_of(**{**({"clock": clock} if clock else {}), **asked, **kernel})
+    return wish_of(**{"clock": clock, **asked, **kernel})
 
 
 def kernel_for(asked: object, option: str | None) -> dict[str, object]:
