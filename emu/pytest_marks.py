@@ -43,7 +43,7 @@ def wish_for(node: pytest.Item) -> Wish:
     if "two_hosts" in getattr(node, "fixturenames", ()):
         clock = "wall"
     elif node.config.getoption("--record"):
-        clock = "icount" if clock == "auto" else clock
+        clock = "icount"
         asked["record"] = asked.get("clock", clock) == "icount"
     return wish_of(**{"clock": clock, **asked, **kernel})
 

@@ -5,7 +5,7 @@
         domu.save_and_restore(max_ring_pages=2)
         assert domu.ring(lun).pages == 2
 
-    @pytest.mark.stack(domu="pvh", kernel="lab", clock="wall")      what `host` is made of
+    @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what `host` is made of
     @pytest.mark.trouble("kernel panic")                            what a test provokes
     pytest --kernel debian-6.12                                     the same on another kernel
     pytest --driver-patches mine.patch                              the same on other drivers
@@ -54,9 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--clock",
         choices=("auto", "wall", "icount"),
-        default="auto",
-        help="the clock of tests that name none: the machine's (wall), or instructions counted "
-        "(icount); auto (default) counts under TCG; two hosts always have the machine's",
+        default="wall",
+        help="the clock of tests that name none: the machine's (wall, the default), or "
+        "instructions counted (icount; auto: where TCG runs them); two hosts always have the "
+        "machine's",
     )
     group.addoption(
         "--qemu",

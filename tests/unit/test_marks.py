@@ -19,7 +19,7 @@ stack = pytest.mark.stack
 
 def item(*marks: pytest.MarkDecorator, fixture: str = "host", **options: object) -> pytest.Item:
     """As much of a collected test as is looked at."""
-    chosen: dict[str, object] = {"--kernel": None, "--clock": "auto", "--record": False}
+    chosen: dict[str, object] = {"--kernel": None, "--clock": "wall", "--record": False}
     chosen |= {f"--{name}": value for name, value in options.items()}
     node = SimpleNamespace(
         iter_markers=lambda name: [each.mark for each in marks if each.name == name],
@@ -37,6 +37,7 @@ def test_the_nearest_marker_counts() -> None:
 @pytest.mark.parametrize(
     ("asked", "option", "given"),
     [
+        (None, "wall", "wall"),
         (None, "auto", "auto"),
         (None, "icount", "icount"),
         ("wall", "icount", "wall"),
