@@ -41,11 +41,11 @@ def wish_for(node: pytest.Item) -> Wish:
     kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("--kernel"))
     clock = node.config.getoption("--clock")
     if "two_hosts" in getattr(node, "fixturenames", ()):
-        clock = "wall"
+        clock = None
     elif node.config.getoption("--record"):
-        clock = "icount"
+        clock = clock or "icount"
         asked["record"] = asked.get("clock", clock) == "icount"
-    return wish_of(**{"clock": clock, **asked, **kernel})
+    return wish_of(**{**({"clock": clock} if clock else {}), **asked, **kernel})
 
 
 def kernel_for(asked: object, option: str | None) -> dict[str, object]:

@@ -53,11 +53,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--clock",
-        choices=("auto", "wall", "icount"),
-        default="wall",
-        help="the clock of tests that name none: the machine's (wall, the default), or "
-        "instructions counted (icount; auto: where TCG runs them); two hosts always have the "
-        "machine's",
+        choices=("wall", "icount"),
+        help="the clock of tests that name none: the machine's, or instructions counted; "
+        "two hosts always have the machine's",
     )
     group.addoption(
         "--qemu",

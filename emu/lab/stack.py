@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
@@ -57,17 +57,16 @@ def full_name(kernel: str) -> str:
 class Wish:
     """What a person asked for. A kernel is a name of kernels.toml, perhaps without its release.
 
-    `domu_kernel` is the domU's where it is not dom0's. The clock "auto" counts instructions
-    under TCG and is the machine's under KVM, which counts none. `qemu` is a name of `emulator`
-    or a path; `cpu` the model that TCG emulates, where it is not the one that QEMU's faults
-    leave. With `record` the run can be replayed (emu.lab.replay).
+    `domu_kernel` is the domU's where it is not dom0's. `qemu` is a name of `emulator` or a
+    path; `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
+    With `record` the run can be replayed (emu.lab.replay).
     """
 
     kernel: str = "debian"
     domu_kernel: str | None = None
     domu: DomuConfig = field(default_factory=DomuConfig)
     accel: Requested = "auto"
-    clock: Clock | Literal["auto"] = "wall"
+    clock: Clock = "wall"
     qemu: str = field(default_factory=emulator.default)
     cpu: str = ""
     cold: bool = False
@@ -171,19 +170,11 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
         chosen = accel.choose(wish.accel, qemu, guests.xen, cache, progress)
-    wish = replace(wish, clock=clock_for(wish, chosen))
     cpu = ""
     if chosen.name == "tcg":
         cpu = cpu_for(wish, qemu, faults.find(qemu, cache, progress))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
     return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
-
-
-def clock_for(wish: Wish, chosen: AccelChoice) -> Clock:
-    """The clock that a wish comes to under an accelerator."""
-    if wish.clock == "auto":
-        return "icount" if chosen.name == "tcg" else "wall"
-    return wish.clock
 
 
 def cpu_for(wish: Wish, qemu: str, found: tuple[faults.Fault, ...]) -> str:
@@ -210,7 +201,7 @@ def machine_spec(
         disks=(Disk(guests.dom0, readonly=True), Disk(guests.scratch, format="qcow2")),
         ports=(AGENT_PORT,),
         accel=chosen.name,
-        clock=clock_for(wish, chosen),
+        clock=wish.clock,
         memory_mib=max(2048, (need + _STEP - 1) // _STEP * _STEP),
     )
 

@@ -10,8 +10,7 @@ import pytest
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.lab.rig.hosts import two_hosts
-from emu.lab.stack import Inputs, Wish, clock_for
-from emu.machine.accel import AccelChoice
+from emu.lab.stack import Inputs, Wish
 from emu.pytest_marks import wish_for
 
 stack = pytest.mark.stack
@@ -19,7 +18,7 @@ stack = pytest.mark.stack
 
 def item(*marks: pytest.MarkDecorator, fixture: str = "host", **options: object) -> pytest.Item:
     """As much of a collected test as is looked at."""
-    chosen: dict[str, object] = {"--kernel": None, "--clock": "wall", "--record": False}
+    chosen: dict[str, object] = {"--kernel": None, "--clock": None, "--record": False}
     chosen |= {f"--{name}": value for name, value in options.items()}
     node = SimpleNamespace(
         iter_markers=lambda name: [each.mark for each in marks if each.name == name],
@@ -37,8 +36,7 @@ def test_the_nearest_marker_counts() -> None:
 @pytest.mark.parametrize(
     ("asked", "option", "given"),
     [
-        (None, "wall", "wall"),
-        (None, "auto", "auto"),
+        (None, None, "wall"),
         (None, "icount", "icount"),
         ("wall", "icount", "wall"),
         ("icount", "wall", "icount"),
@@ -49,13 +47,6 @@ def test_a_clock_that_a_test_asks_for_stays(
 ) -> None:
     marks = [stack(clock=asked)] if asked else []
     assert wish_for(item(*marks, clock=option)).clock == given
-
-
-def test_instructions_are_counted_where_they_can_be() -> None:
-    tcg, kvm = AccelChoice("tcg", ""), AccelChoice("kvm", "")
-    assert clock_for(Wish(clock="auto"), tcg) == "icount"
-    assert clock_for(Wish(clock="auto"), kvm) == "wall"
-    assert clock_for(Wish(clock="wall"), tcg) == "wall"
 
 
 def test_what_is_recorded_counts_instructions() -> None:
