@@ -82,6 +82,10 @@ def virtual_device(disk: str) -> int:
     return XVD_MAJOR << 8 | (ord(disk[3]) - ord("a")) << 4
 
 
+class NoDomain(RigError):
+    """A domain that was asked for does not run."""
+
+
 class Domain:
     """One domU of a host. `domid` changes when it is restored or migrated."""
 
@@ -267,7 +271,7 @@ def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Do
         raise NotHeld(f"xl refused to create domU {config.name}", lines=said[-8:]) from None
     try:
         domain = host.find(config.name)
-    except RigError as missing:
+    except NoDomain as missing:
         log = host.dom0.run(["cat", f"/var/log/xen/xl-{config.name}.log"], timeout=20, check=False)
         raise NotHeld(
             f"domU {config.name} ended as soon as it was started: {missing}",

@@ -87,13 +87,13 @@ class Host:
         return parse_list(self.xl("list").text)
 
     def domain_info(self, name: str) -> DomainInfo:
-        """The line of `xl list` for domain `name`. Raises RigError when there is none."""
+        """The line of `xl list` for domain `name`. Raises NoDomain when there is none."""
         running = self.list()
         for info in running:
             if info.name == name:
                 return info
         names = ", ".join(info.name for info in running)
-        raise RigError(f"no domain {name} runs on this host (there are: {names})")
+        raise domains.NoDomain(f"no domain {name} runs on this host (there are: {names})")
 
     def read(self, path: str) -> str | None:
         """One xenstore key; None where it is absent."""
@@ -131,11 +131,11 @@ class Host:
         return domain
 
     def find(self, name: str) -> domains.Domain:
-        """Take up the domU `name`, which runs on this host. Raises RigError when none does."""
+        """Take up the domU `name`, which runs on this host. Raises NoDomain when none does."""
         domid = self.domain_info(name).domid
         tty = self.read(f"/local/domain/{domid}/console/tty")
         if tty is None:
-            raise RigError(f"xenconsoled serves no console of domU {name}")
+            raise domains.NoDomain(f"xenconsoled serves no console of domU {name}")
         return self.adopt(name, domid, tty)
 
     def follow_tty(self, tty: str, name: str) -> Console:
