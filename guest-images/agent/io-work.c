@@ -151,6 +151,22 @@ static int end(struct io *io, const struct io_event *event)
 	return 1;
 }
 
+/* How long to wait at most. An emulated guest pays dearly for each time it wakes. */
+static struct timespec *pause_of(const struct io *io, int asks, struct timespec *pause)
+{
+	uint64_t next, ms = 5, passed = io_now_ms() - io->began;
+
+	if (asks && io->rate) {
+		/* the first millisecond in which one more is due */
+		next = ((io->account->events / 2 + 1) * 1000 + io->rate - 1) / io->rate;
+		ms = next <= passed ? 1 : next - passed > 100 ? 100 : next - passed;
+	} else if (io->account->in_flight) {
+		return NULL; /* until one has ended */
+	}
+	*pause = (struct timespec){0, ms * 1000000};
+	return pause;
+}
+
 void io_work(struct io *io)
 {
 	struct account *account = io->account;
@@ -159,7 +175,7 @@ void io_work(struct io *io)
 
 	/* Three events for each that is in flight may still come. */
 	while (!io_stop || account->in_flight) {
-		struct timespec pause = {0, 5000000};
+		struct timespec pause, *wait;
 		uint64_t due = UINT64_MAX;
 		long got;
 
@@ -173,12 +189,13 @@ void io_work(struct io *io)
 			}
 			room = ask(io);
 		}
+		wait = pause_of(io, room && !io_stop && io->idle, &pause);
 		got = syscall(SYS_io_getevents, io->context, account->in_flight ? 1 : 0, 64, done,
-			      io->rate || !account->in_flight ? &pause : NULL);
+			      wait);
 		if (got < 0 && errno != EINTR)
 			broken(io);
 		if (!got && !account->in_flight)
-			nanosleep(&pause, NULL);
+			nanosleep(wait, NULL);
 		/* After one that was not sent, the next is tried when another has ended. */
 		for (long i = 0; i < got; i++)
 			room = end(io, &done[i]);

@@ -33,7 +33,10 @@ def disk() -> Iterator[Path]:
 
 
 def run(
-    program: Path, disk: Path, *words: str, meanwhile: Callable[[], object] = lambda: None
+    program: Path,
+    disk: Path,
+    *words: str,
+    meanwhile: Callable[[int], object] = lambda process: None,
 ) -> Account:
     file = disk.with_name("account")
     started = subprocess.run(
@@ -42,7 +45,7 @@ def run(
     process = int(started.stdout)
     try:
         time.sleep(0.3)
-        meanwhile()
+        meanwhile(process)
     finally:
         os.kill(process, signal.SIGTERM)
     until = time.monotonic() + 10
@@ -72,7 +75,7 @@ def test_what_was_acknowledged_is_there(program: Path, disk: Path, words: list[s
 
 
 def test_a_read_tells_what_it_found(program: Path, disk: Path) -> None:
-    def spoil() -> None:
+    def spoil(_: int) -> None:
         """Time and again, block 3 becomes zeros from its third KiB on."""
         file = os.open(disk, os.O_RDWR | os.O_DIRECT)
         with mmap.mmap(-1, 4096) as zeros:
@@ -89,6 +92,20 @@ def test_a_read_tells_what_it_found(program: Path, disk: Path) -> None:
 def test_a_pace(program: Path, disk: Path) -> None:
     account = run(program, disk, "rate=100")
     assert 10 < len(account.asked) < 80
+
+
+def test_it_sleeps_until_one_is_due(program: Path, disk: Path) -> None:
+    """An emulated guest that wakes every few milliseconds keeps the CPU from all others."""
+    woken: list[int] = []
+
+    def watch(process: int) -> None:
+        for _ in range(2):
+            status = Path(f"/proc/{process}/status").read_text()
+            woken.append(int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0]))
+            time.sleep(1)
+
+    run(program, disk, "rate=20", meanwhile=watch)
+    assert 10 < woken[1] - woken[0] < 70
 
 
 def test_an_account_that_is_full(program: Path, disk: Path) -> None:
