@@ -58,7 +58,7 @@ def test_attached_restored_and_detached_again_and_again(
     domu = host.create(ring_pages=64, max_ring_pages=64)
     for _ in ledger.cycles(6):
         domu.attach(lun)
-        with domu.verifying_io(64, load=Load(rate=50)) as io:
+        with domu.verifying_io(64, load=Load(rate=15)) as io:
             io.await_answers(10)
             domu.save_and_restore(max_ring_pages=64)
             io.await_answers(100)

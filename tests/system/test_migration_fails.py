@@ -21,7 +21,7 @@ PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
 PV = pytest.mark.stack(domu="pv", kernel="lab", domu_memory=64)
 LONG = pytest.mark.long
 TwoHosts = tuple[RigHost, RigHost]
-LOAD = Load(rate=50)
+LOAD = Load(rate=15)
 """What goes on while the guest is copied: every page it changes meanwhile is copied again."""
 HALF_MIB = 32
 

@@ -30,7 +30,7 @@ from emu.lab.rig.verifying import Load
 PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
 PV = pytest.mark.stack(domu="pv", kernel="lab", domu_memory=64)
 TwoHosts = tuple[RigHost, RigHost]
-LOAD = Load(rate=50)
+LOAD = Load(rate=15)
 """What goes on while the guest is copied: every page it changes meanwhile is copied again."""
 FILLED = 40
 """Requests: more than a ring of one page holds."""

@@ -19,7 +19,7 @@ from emu.lab.rig import RigHost, RigLun
 from emu.lab.rig.verifying import Load
 
 pytestmark = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
-LOAD = Load(rate=50)
+LOAD = Load(rate=15)
 """What goes on while the guest is copied: every page it changes meanwhile is copied again."""
 FILLED = 40
 """Requests: more than a ring of one page holds."""

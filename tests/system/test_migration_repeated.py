@@ -16,7 +16,7 @@ from emu.lab.rig.verifying import Load
 
 pytestmark = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
 TwoHosts = tuple[RigHost, RigHost]
-LOAD = Load(rate=50)
+LOAD = Load(rate=15)
 
 
 def migrate(domu: RigDomu, to: RigHost, pages: int) -> None:

@@ -15,7 +15,7 @@ from migrating import check_filled, check_repeated, check_ring
 from emu.lab.rig import RigHost, RigLun
 from emu.lab.rig.verifying import Load
 
-LOAD = Load(rate=50)
+LOAD = Load(rate=15)
 FILLED = 40
 """Requests: more than a ring of one page holds."""
 CHOSEN = [(2, 64)]
