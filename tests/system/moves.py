@@ -58,8 +58,7 @@ def held(ends: Ends) -> contextlib.AbstractContextManager[None]:
 
 def save(ends: Ends) -> None:
     """Save the domU into dom0's memory; returns when it is gone."""
-    with saving(ends):
-        pass
+    saved.save(ends.stack)
 
 
 def saving(ends: Ends) -> contextlib.AbstractContextManager[None]:

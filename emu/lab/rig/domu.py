@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -159,14 +158,11 @@ class RigDomu:
 
     def save(self) -> None:
         """Save it into dom0's memory; returns when it is gone."""
-        with saved.saving(self.host.stack):
-            pass
+        saved.save(self.host.stack)
 
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> contextlib.AbstractContextManager[None]:
         """Save it; the body runs when it stands still and its pages are being written."""
-        with saved.saving(self.host.stack):
-            yield
+        return saved.saving(self.host.stack)
 
     def restore(self) -> None:
         """Restore what was saved; returns when it answers and all its disks are connected."""

@@ -9,9 +9,8 @@ Either way the source gives its domain up only when the target has said that it 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from emu.errors import EmuError, InputError, NotHeld, RigError
@@ -69,23 +68,15 @@ class Migration:
             infos = [i for i in self._target.list() if i.name in wanted and i.domid != ids]
             return any(info.memory >= mib for info in infos)
 
-        self._until(there, f"{mib} MiB of {self._domu.name} to reach the target", timeout)
+        deadline = Deadline(f"{mib} MiB of {self._domu.name} to reach the target", timeout)
+        while not self.ended and not there():
+            if deadline.passed:
+                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
+            time.sleep(0.5)  # each look takes the CPU from what is copied
 
     def wait_suspended(self, timeout: float = MOVED_WITHIN) -> None:
         """Wait until the domU stands still at its source, or the migration has ended."""
-        looked, name = threading.Event(), self._domu.name
-        looked.set()
-
-        def suspended() -> bool:
-            # xenstored says when a domain has shut down: to ask xl all the time slows the copying.
-            if not looked.is_set():
-                return False
-            looked.clear()
-            return any(info.name == name and info.state[3] == "s" for info in self._from.list())
-
-        watch = ["xenstore-watch", "@releaseDomain"]
-        with self._from.dom0.spawn(watch, on_stdout=lambda _: looked.set()):
-            self._until(suspended, f"{name} to be suspended", timeout)
+        saved.wait_suspended(self._from, self._domu.name, self._source, timeout)
 
     def end_receiver(self) -> None:
         """Kill what receives the domU at the target, as a target that breaks would."""
@@ -106,13 +97,6 @@ class Migration:
             lines = said.decode(errors="replace").splitlines()[-_WORDS:]
             words += [f"{side} {ended}", *(f"{side}: {line}" for line in lines)]
         return words if failed else []
-
-    def _until(self, ready: Callable[[], bool], what: str, timeout: float) -> None:
-        deadline = Deadline(what, timeout)
-        while not self.ended and not ready():
-            if deadline.passed:
-                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {what}")
-            time.sleep(0.05)
 
 
 def migrate(domu: RigDomu, to: RigHost | None = None, *, live: bool = True) -> float:

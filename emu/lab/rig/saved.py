@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
 from emu.errors import NotHeld
 from emu.lab.stack import Stack
+from emu.machine.channel import CommandTimeout, Process
 from emu.machine.deadline import Deadline
 from emu.xen.domain import Domain
+from emu.xen.host import Host
 from emu.xen.ring import Ring
 
 FILE = "/run/domu.save"
@@ -20,31 +23,59 @@ SAVED_WITHIN = 120.0
 SUSPENDED_WITHIN = 60.0
 RECONNECTED_WITHIN = 20.0
 """Seconds in which both ends of a disk have found each other after a restore."""
-_SAVE = "xl save $1 $2 > /run/save.log 2>&1; echo $? > /run/save.status"
-# A domain that is gone already will do as well as one that is suspended.
-_SUSPENDED = """
-until xl list $1 2>/dev/null | grep -q -- '---s' || [ -e /run/save.status ]; do usleep 50000; done
-"""
-_ENDED = """
-until [ -e /run/save.status ]; do usleep 50000; done; cat /run/save.status /run/save.log
-"""
+_WORDS = 8
+
+
+def save(stack: Stack) -> None:
+    """Save the domU; returns when it is gone. Raises NotHeld with xl's words when it could not be.
+
+    Nobody asks dom0 for anything meanwhile: that would take the CPU from what is copied.
+    """
+    with _started(stack) as process:
+        _finish(process, stack.domain.name)
 
 
 @contextlib.contextmanager
 def saving(stack: Stack) -> Iterator[None]:
-    """Save the domU; the body runs when it stands still and its pages are being written.
+    """Like `save`; the body runs when the domU stands still and its pages are being written."""
+    with _started(stack) as process:
+        wait_suspended(stack.host, stack.domain.name, process, SUSPENDED_WITHIN)
+        yield
+        _finish(process, stack.domain.name)
 
-    Raises NotHeld with xl's words when it could not be saved.
+
+def wait_suspended(host: Host, name: str, moving: Process, timeout: float) -> None:
+    """Wait until a domU stands still at its source, or `moving`, which copies it, has ended.
+
+    `timeout` in seconds before scaling. Raises CommandTimeout.
     """
-    name, dom0 = stack.domain.name, stack.host.dom0
+    looked = threading.Event()
+    looked.set()
+    deadline = Deadline(f"{name} to be suspended", timeout)
+    # xenstored says when a domain has shut down: to ask xl all the time slows the copying.
+    watch = ["xenstore-watch", "@releaseDomain"]
+    with host.dom0.spawn(watch, on_stdout=lambda _: looked.set()):
+        while moving.ended is None:
+            if looked.is_set():
+                looked.clear()
+                if any(info.name == name and info.state[3] == "s" for info in host.list()):
+                    return
+            if deadline.passed:
+                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
+            time.sleep(0.05)
+
+
+def _started(stack: Stack) -> Process:
     stack.domain.close()
-    dom0.run("rm -f /run/save.status", timeout=20)
-    dom0.spawn(["sh", "-c", _SAVE, "sh", name, FILE])
-    dom0.run(["sh", "-c", _SUSPENDED, "sh", name], timeout=SUSPENDED_WITHIN)
-    yield
-    status, *said = dom0.run(_ENDED, timeout=SAVED_WITHIN).text.splitlines()
-    if status != "0":
-        raise NotHeld(f"xl save of {name} ended with status {status}", lines=said[-8:])
+    return stack.host.dom0.spawn(["xl", "save", stack.domain.name, FILE])
+
+
+def _finish(process: Process, name: str) -> None:
+    ended = process.wait(SAVED_WITHIN)
+    if ended.status != 0:
+        said = b"".join(iter(lambda: process.read(stream=2), b""))
+        lines = said.decode(errors="replace").splitlines()
+        raise NotHeld(f"xl save of {name} {ended}", lines=lines[-_WORDS:])
 
 
 def restore(stack: Stack) -> None:
