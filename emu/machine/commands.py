@@ -12,6 +12,9 @@ from emu.errors import EmuError, RigError
 Arg = str | bytes
 
 LAST_LINES = 15
+PAUSE = "read -t 0.02 x <> /run/pause || true"
+"""20 ms of rest in a loop of a guest's shell: from a pipe that nobody writes to, which a guest's
+init makes. For `usleep` a shell has to fork, and that is 13 ms of an emulated CPU (measured)."""
 
 
 @dataclass(frozen=True)

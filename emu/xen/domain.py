@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from emu.errors import InputError, NotHeld, RigError
 from emu.machine.channel import Channel, CommandFailed
+from emu.machine.commands import PAUSE
 from emu.machine.console import Console
 from emu.machine.deadline import Deadline
 from emu.machine.spec import LINUX_OPTIONS
@@ -195,8 +196,7 @@ class Domain:
         Raises NotHeld with both states and the kernels' last words when they do not get there.
         """
         script = (
-            "n=0; while [ ! -b /dev/$1 ]; do n=$((n+1)); [ $n -gt $2 ] && exit 1; "
-            "usleep 20000; done"
+            f"n=0; while [ ! -b /dev/$1 ]; do n=$((n+1)); [ $n -gt $2 ] && exit 1; {PAUSE}; done"
         )
         started = time.monotonic()
         there = self.channel.run(

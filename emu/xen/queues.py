@@ -27,7 +27,7 @@ _NO_VIEW, _NO_DEVICE = 3, 4
 # Nothing to mount where a kernel has no debugfs: then the view is not there either. A queue
 # that goes away while it is read is no error (-s).
 _SCRIPT = f"""
-grep -q ' {DEBUGFS} ' /proc/mounts || mount -t debugfs none {DEBUGFS} 2>/dev/null
+[ -d "$1" ] || grep -q ' {DEBUGFS} ' /proc/mounts || mount -t debugfs none {DEBUGFS} 2>/dev/null
 [ -d "$1" ] || exit {_NO_VIEW}
 cd "$1/$2" 2>/dev/null || exit {_NO_DEVICE}
 grep -sH '' queue-*

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from emu.errors import EmuError, NotHeld, RigError
 from emu.lab.rig.lun import RigLun
+from emu.machine.commands import PAUSE
 from emu.machine.deadline import Deadline
 from emu.xen import ioledger
 from emu.xen.account import Account, Asked, parse_account
@@ -31,12 +32,12 @@ shift
 exec emu-io $device "$@"
 """
 # A zombie has no executable any more.
-_ENDED = """
+_ENDED = f"""
 kill -TERM $1 2> /dev/null
 n=0
 while [ -e /proc/$1/exe ]; do
     n=$((n + 1)); [ $n -lt $2 ] || exit 1
-    usleep 20000
+    {PAUSE}
 done
 """
 _numbers = itertools.count(1)
