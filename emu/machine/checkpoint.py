@@ -74,15 +74,18 @@ def symbolic_argv(spec: MachineSpec) -> list[str]:
     return argv[1:] + [f"overlaid={disk.overlaid}" for disk in spec.disks]
 
 
-def save(machine: Machine, directory: Path) -> None:
+def save(machine: Machine, directory: Path, *, settle: bool = True) -> None:
     """Freeze a machine (started with `savable=True`) into `directory`; it does not go on.
 
+    `settle`: wait first for what its consoles still print, but not for a guest's that never
+    stops.
     Raises RigError (QEMU refused, disk full); GuestTrouble when the machine is in trouble,
     for a checkpoint of a broken machine would spread.
     """
     if machine.ram is None:
         raise ValueError("only a machine started with savable=True can be saved")
-    machine.watch.settle()
+    if settle:
+        machine.watch.settle()
     machine.watch.check()
     directory.mkdir(parents=True, exist_ok=True)
     machine.pause()

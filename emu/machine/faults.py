@@ -221,7 +221,7 @@ def _goes_on(spec: MachineSpec, rundir: RunDir, runs: Path) -> bool:
     saved = rundir.state / "saved"
     with Machine.start(spec, rundir, savable=True) as machine:
         machine.xen.expect(told, TIMEOUT, "the guest's guest")
-        checkpoint.save(machine, saved)
+        checkpoint.save(machine, saved, settle=False)
     try:
         with RunDir.create(runs) as other, checkpoint.load(spec, saved, other) as machine:
             machine.xen.expect(told, TIMEOUT, "the guest's guest to go on")

@@ -22,6 +22,9 @@ from emu.progress import Progress
 from emu.pytest_reports import Told
 
 HERE = Path(__file__).parent
+FIRST = "test_plugin.py"
+"""The file whose tests run first: its set-up takes a minute, once for all workers. Left to the
+end of a run, when workers take tests from one another, all of them would wait for it."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,7 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Deselected, not skipped: pytest's last line counts them.
     hidden = {name for name in ("debug", "long", "qemu") if not _asked_for(config, name)}
     left = [item for item in items if any(map(item.get_closest_marker, hidden))]
-    items[:] = [item for item in items if item not in left]
+    chosen = [item for item in items if item not in left]
+    items[:] = sorted(chosen, key=lambda item: item.path.name != FIRST)
     config.hook.pytest_deselected(items=left)
 
 

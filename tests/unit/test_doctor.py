@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from emu import cli, hosttools, paths
+from emu.images.cache import Cache
 from emu.lab import doctor, hostkernel
+from emu.machine import faults
+from emu.progress import Progress
 
 QEMU = "qemu-system-x86_64"
 
@@ -21,6 +25,20 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache root that is not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache root in which nothing is but what this host's QEMU gets wrong (seconds)."""
+    cache = Cache(tmp_path_factory.mktemp("known") / "emu-xen-block")
+    faults.find(QEMU, cache, Progress())
+    return cache.root
+
+
+@pytest.fixture
+def tried(nowhere: Path, known: Path) -> None:
+    """A new cache, on a host whose QEMU was tried before."""
+    shutil.copytree(known, nowhere / known.name)
 
 
 def of(diagnosis: doctor.Diagnosis, subject: str) -> list[doctor.Finding]:
@@ -45,7 +63,7 @@ def test_it_builds_nothing(nowhere: Path) -> None:
     assert not nowhere.exists()
 
 
-@pytest.mark.usefixtures("nowhere")
+@pytest.mark.usefixtures("tried")
 def test_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
@@ -61,7 +79,7 @@ def test_a_missing_qemu_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert "apt-get install qemu-system-x86" in said
 
 
-@pytest.mark.usefixtures("nowhere")
+@pytest.mark.usefixtures("tried")
 def test_one_command_mends_all_that_is_missing(tmp_path: Path) -> None:
     listed = tmp_path / "list"
     listed.write_text(
@@ -81,7 +99,7 @@ def test_one_command_mends_all_that_is_missing(tmp_path: Path) -> None:
     assert not diagnosis.able
 
 
-@pytest.mark.usefixtures("nowhere")
+@pytest.mark.usefixtures("tried")
 def test_what_only_the_lab_kernel_needs_stops_no_run(tmp_path: Path) -> None:
     listed = tmp_path / "list"
     listed.write_text("two  lab  emu-no-two  # for the kernel\n")
