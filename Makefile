@@ -48,11 +48,8 @@ test-quick: setup ## the unit tests, and a test of each subject: rings, migratio
 test-long: setup ## what the tests have a short form of by default, in full: hours
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
 
-test-repeat: setup ## the whole suite N=20 times in a row; ends with the first that fails
-	@for n in $$(seq $(N)); do \
-		echo "== $$n of $(N)"; \
-		$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS) || exit; \
-	done
+test-repeat: setup ## the whole suite N=20 times in a row; goes on where it was interrupted
+	@$(BIN)/emu repeat --times $(N) -- -q -n $(JOBS) --dist worksteal $(ARGS)
 
 test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
 	@$(BIN)/python -m pytest -m debug $(ARGS)

@@ -11,12 +11,24 @@ from collections.abc import Sequence
 from types import FrameType
 
 from emu import __version__
-from emu.commands import bench, cache, doctor, images, mutants, qemu, replay, run, series, shell
+from emu.commands import (
+    bench,
+    cache,
+    doctor,
+    images,
+    mutants,
+    qemu,
+    repeat,
+    replay,
+    run,
+    series,
+    shell,
+)
 from emu.commands.options import EPILOG
 from emu.errors import EXIT_INTERRUPTED, EXIT_NOT_HELD, EmuError
 from emu.screen import fail
 
-COMMANDS = (run, shell, replay, series, mutants, doctor, images, qemu, cache, bench)
+COMMANDS = (run, shell, replay, series, mutants, repeat, doctor, images, qemu, cache, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

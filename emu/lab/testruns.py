@@ -209,12 +209,13 @@ def diff_digest(patch: Path) -> str:
     return hashlib.sha256(text[min(starts, default=0) :].encode()).hexdigest()
 
 
-def digest(files: Iterable[Path]) -> str:
-    """Names and contents of files."""
+def digest(files: Iterable[Path], top: Path | None = None) -> str:
+    """Names and contents of files of a checkout (None: this one)."""
+    top = top or paths.checkout()
     found = hashlib.sha256()
     for path in sorted(files):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found.update(f"{path.relative_to(paths.checkout())} {content}\n".encode())
+        found.update(f"{path.relative_to(top)} {content}\n".encode())
     return found.hexdigest()
 
 
