@@ -37,7 +37,7 @@ _SAID = re.compile(r"E(\s|$)")
 _ENDS_WITHIN = 30.0
 """Seconds that an interrupted pytest has for ending its guests; then it is killed."""
 _LAST_LINES = 12
-_ONLY_DRAW = ("mutants.py", "screen.py", "testruns.py")
+_ONLY_DRAW = ("mutants.py", "passes.py", "screen.py", "testruns.py")
 
 
 @dataclass(frozen=True)
