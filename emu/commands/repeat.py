@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "3 pytest ran no tests; 125 it broke; 130 interrupted",
     )
     parser.add_argument(
-        "--times", type=int, default=_TIMES, metavar="N", help=f"passes (default {_TIMES})"
+        "--times", type=_times, default=_TIMES, metavar="N", help=f"passes (default {_TIMES})"
     )
     parser.add_argument("--again", action="store_true", help="begin a new row")
     parser.add_argument("--json", action="store_true", help="print the passes as JSON at the end")
@@ -37,6 +37,13 @@ def add(commands: Commands) -> None:
         "arguments", nargs="*", metavar="ARGUMENT", help="for pytest, after a `--`: -- -n 2"
     )
     parser.set_defaults(command=_repeat)
+
+
+def _times(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _repeat(arguments: argparse.Namespace) -> int:

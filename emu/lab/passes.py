@@ -6,12 +6,8 @@ pytest's arguments: after a change another row begins. A pass that fails ends it
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +17,12 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache, key_of
 from emu.images.manifest import JSON
-from emu.lab.testruns import digest
+from emu.lab.testruns import PYTEST, digest, interrupt
 
 _STORE = "passes"
 _FOLDERS = ("emu", "tests", "guest-images", "qemu-patches")
 _APART = "tests/mutants"
 """Patches that no pass applies."""
-_ENDS_WITHIN = 60.0
-"""Seconds that pytest has for ending its guests when it is interrupted; then it is killed."""
 _PASSED, _FAILED, _INTERRUPTED, _MISUSED, _EMPTY = 0, 1, 2, 4, 5
 """pytest's exit statuses (pytest.ExitCode)."""
 
@@ -57,11 +51,14 @@ class Passes:
         self._cache = cache
         self._arguments = tuple(arguments)
         self._checkout = checkout
+        self._file = self._place()
+
+    def _place(self) -> Path:
         inputs: dict[str, JSON] = {
-            "files": digest(_files(checkout), checkout),
-            "arguments": list(arguments),
+            "files": digest(_files(self._checkout), self._checkout),
+            "arguments": list(self._arguments),
         }
-        self._file = cache.store(_STORE) / f"{key_of(_STORE, inputs)}.json"
+        return self._cache.store(_STORE) / f"{key_of(_STORE, inputs)}.json"
 
     def known(self) -> tuple[Pass, ...]:
         """What is kept of the row that goes on."""
@@ -78,11 +75,14 @@ class Passes:
         """Run the suite until `times` passes are in a row, or one fails.
 
         `told` hears what begins; pytest's own output goes where this process's does. Raises
-        RigError when pytest broke, InputError when it ran nothing, KeyboardInterrupt.
+        RigError when pytest broke, InputError when it ran nothing or when the checkout changed
+        meanwhile, KeyboardInterrupt.
         """
         while len(done := self.known()) < times:
             told(f"pass {len(done) + 1} of {times}")
             made = self._once()
+            if self._place() != self._file:
+                raise InputError("the checkout changed while the pass ran: it counts for nothing")
             if made is None:
                 self.forget()
                 return Row(done, broken=True)
@@ -108,26 +108,14 @@ class Passes:
             return _counted(report) if status == _PASSED else None
 
     def _pytest(self, more: Sequence[str]) -> int:
-        # Who was started in the background ignores SIGINT, and so would pytest. In a session
-        # of its own: Ctrl-C is for us, who tell it, and wait until its guests are gone.
-        command = ["setpriv", "--pdeathsig", "KILL", "--", "env", "--default-signal=INT"]
-        command += [sys.executable, "-m", "pytest", *self._arguments, *more]
-        with _ended(subprocess.Popen(command, cwd=self._checkout, start_new_session=True)) as it:
-            return it.wait()
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_ENDS_WITHIN)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        # In a session of its own: Ctrl-C is for us, who tell it.
+        command = [*PYTEST, *self._arguments, *more]
+        process = subprocess.Popen(command, cwd=self._checkout, start_new_session=True)
+        try:
+            return process.wait()
+        except BaseException:
+            interrupt([process])
+            raise
 
 
 def _counted(report: Path) -> Pass:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,8 +34,15 @@ _RECIPE = 2
 """Raised when the way a test is run changes its outcome; a part of cache keys."""
 _SAID = re.compile(r"E(\s|$)")
 """The lines of a traceback in which the exception speaks."""
-_ENDS_WITHIN = 30.0
+_ENDS_WITHIN = 60.0
 """Seconds that an interrupted pytest has for ending its guests; then it is killed."""
+PYTEST = (
+    *("setpriv", "--pdeathsig", "KILL", "--"),
+    # Who was started in the background ignores it, and so would pytest.
+    *("env", "--default-signal=INT"),
+    *(sys.executable, "-m", "pytest"),
+)
+"""pytest as a child that ends with us, and on SIGINT."""
 _LAST_LINES = 12
 _ONLY_DRAW = ("mutants.py", "passes.py", "screen.py", "testruns.py")
 
@@ -104,15 +111,7 @@ class Runs:
         with self._lock:
             self._stopped = True
             running = list(self._running)
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
-        for process in running:
-            try:
-                process.wait(_ENDS_WITHIN)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        interrupt(running)
 
     def _inputs(self, test: Trial) -> dict[str, JSON]:
         return {
@@ -127,10 +126,7 @@ class Runs:
         with self._cache.scratch("test-run") as place:
             report, log = place / "report.xml", place / "log"
             command = [
-                "setpriv", "--pdeathsig", "KILL", "--",
-                # Who was started in the background ignores it, and so would pytest.
-                "env", "--default-signal=INT",
-                sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider",
+                *PYTEST, "--quiet", "-p", "no:cacheprovider",
                 "--junitxml", str(report), "-o", "junit_logging=no",
             ]  # fmt: skip
             if test.patch is not None:
@@ -163,6 +159,19 @@ class Runs:
         finally:
             with self._lock:
                 self._running.discard(process)
+
+
+def interrupt(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End pytests, each in a session of its own, and wait until their guests are gone."""
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+    for process in running:
+        try:
+            process.wait(_ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 class _NotKept(EmuError):

@@ -66,6 +66,14 @@ def test_a_change_begins_another(cache: Cache, checkout: Path) -> None:
     assert not Passes(cache, QUIET, checkout).known()
 
 
+def test_a_change_meanwhile_is_told(cache: Cache, checkout: Path) -> None:
+    test = checkout / "tests/test_it.py"
+    test.write_text("from pathlib import Path\ndef test_it(): Path(__file__).write_text('')\n")
+    with pytest.raises(InputError, match="changed while the pass ran"):
+        Passes(cache, QUIET, checkout).run(1, str)
+    assert not Passes(cache, QUIET, checkout).known()
+
+
 def test_a_damaged_row_is_none(cache: Cache, checkout: Path) -> None:
     passes = Passes(cache, QUIET, checkout)
     passes.run(1, str)
