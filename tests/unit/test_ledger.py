@@ -215,6 +215,14 @@ class TestGrowth:
         (found,) = memory.growth(cycles(*values))
         assert found.slope == 1
 
+    def test_leaps_above_it_take_more_cycles(self) -> None:
+        """Three in the first five hide what each cycle does; they are no reason to stop looking."""
+        values = (2009, 2026, 2043, 2092, 2093, 2094)
+        assert memory.growth(cycles(*values)) == ()
+        assert len(memory.rising(cycles(*values))) == 1
+        (found,) = memory.growth(cycles(*values, 2095, 2096, 2097))
+        assert found.slope == 1
+
     def test_too_few(self) -> None:
         with pytest.raises(ValueError, match="5 at least"):
             memory.growth(cycles(1, 2, 3, 4))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -161,19 +161,20 @@ class Ledger:
         The first round, number 0, is for what a first time allocates for good. Raises NotHeld
         when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
         on, when memory has grown in every one (see `emu.xen.memory`). Growth is not believed
-        at once: `CONFIRMING` rounds more have to show it, too.
+        at once, nor is a rise by leaps passed over: `CONFIRMING` rounds more have to show what
+        it is.
         """
         before = self._start()
         taken: list[tuple[Memory, ...]] = []
         for cycle in range(number + CONFIRMING + 1):
-            if cycle > number and not _grown(taken):
+            if cycle > number and not (taken and memory.rising(taken)):
                 break
             yield cycle
             self._wait_for_grants(before, within)
             if number >= memory.MEASURABLE:
                 taken.append(tuple(self._own(memory.read(guest)) for guest in self._guests()))
         self.settled(before, within)
-        if grown := _grown(taken):
+        if grown := memory.growth(taken) if taken else ():
             named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
             raise NotHeld(
                 f"memory leaks with each of {len(taken) - 1} cycles: {named}",
@@ -242,10 +243,6 @@ class Ledger:
         live = {ref: word for ref, word in found.items() if ref in refs}
         self._remembered.setdefault(domid, {}).update(live)
         return live
-
-
-def _grown(taken: Sequence[Sequence[Memory]]) -> tuple[Growth, ...]:
-    return memory.growth(taken) if taken else ()
 
 
 def _risen(before: tuple[Memory, ...], after: tuple[Memory, ...]) -> Iterator[Growth]:
