@@ -14,11 +14,14 @@ from emu.xen import grants
 DEADLINE = 5.0
 """Seconds for each view, before scaling: a stack that hangs may answer none."""
 _TASKS = "echo 8 > /proc/sys/kernel/printk; echo w > /proc/sysrq-trigger; sleep 0.2; dmesg"
+_EVENTS = "xl dmesg -c > /dev/null; xl debug-keys e; sleep 0.2; xl dmesg"
 _RINGS = "cd /sys/kernel/debug 2>/dev/null && grep -rs '' xen-blkback xen-blkfront; true"
 _VIEWS = (
     ("domains", "dom0", "xl list -v"),
     ("xenstore", "dom0", "xenstore-ls -f"),
     ("grants", "dom0", grants.DUMP),
+    # Of each port whether it is pending and masked, and what is behind it.
+    ("events", "dom0", _EVENTS),
     ("queues-dom0", "dom0", _RINGS),
     ("queues-domu", "domu", _RINGS),
     # Blocked tasks are printed into the kernel's log, behind all that stood there.

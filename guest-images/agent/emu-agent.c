@@ -16,16 +16,42 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "command.h"
 #include "helpers.h"
 #include "link.h"
 
-#define REOPEN_MS 50
+#define REOPEN_MS 20
+/*
+ * How often to rest for so long before a tty that was hung up is opened again.
+ *
+ * Linux forgets a tty that was hung up and closed in a work queue. Opened before that, hvc gives
+ * the same one once more (hvc_get_by_index() of drivers/tty/hvc/hvc_console.c takes the first of
+ * its number), and after a resume that has the interrupt of before: nothing the host says is
+ * heard. One long rest is not enough: a guest whose CPU was away for all of it goes on with us
+ * before the work. Each of several lets the work go first.
+ */
+#define RESTS 10
 
 static struct link host;
+static int rests;	 /* to go, before the link is opened */
+static int64_t rest_end; /* of the present one, in ms */
 static bool stalled; /* requests wait until there is room for their answers */
+
+static int64_t now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void rest(void)
+{
+	rest_end = now_ms() + REOPEN_MS;
+}
 
 static void welcome(const uint8_t *payload)
 {
@@ -131,6 +157,8 @@ static void lost(void)
 	if (host.kind == LINK_TTY) {
 		/* Hung up, as after a restore: the device comes back under the same name. */
 		link_close(&host);
+		rests = RESTS;
+		rest();
 		return;
 	}
 	/* A port opens once and stays; its next host comes with an edge. */
@@ -148,6 +176,21 @@ static void reap(int signals)
 			exit(0);
 		}
 	commands_reap();
+}
+
+/* Open the link once all rests are over; the ms to wait before the next try, 0 when it is open. */
+static int open_again(int epoll_fd)
+{
+	int64_t left = rest_end - now_ms();
+
+	if (left > 0)
+		return (int)left;
+	if (rests > 1)
+		rests--;
+	else if (link_open(&host, epoll_fd))
+		return 0;
+	rest();
+	return REOPEN_MS;
 }
 
 static int serve(const char *name)
@@ -187,10 +230,8 @@ static int serve(const char *name)
 				commands_event(what, (uint32_t)events[i].data.u64);
 			}
 		}
-		if (host.fd < 0 && !link_open(&host, epoll_fd)) {
-			wait = REOPEN_MS;
+		if (host.fd < 0 && (wait = open_again(epoll_fd)))
 			continue;
-		}
 		alive = receive();
 		wait = -1;
 		/* Room made by one flush lets the next chunk in, until the link takes no more. */

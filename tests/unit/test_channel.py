@@ -149,6 +149,12 @@ def gone(*pids: int, within: float = 5.0) -> bool:
     return True
 
 
+def open_files(pid: int) -> Iterator[Path]:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield descriptor.readlink()
+
+
 def echo_exactly(channel: Channel, count: int, rng: random.Random) -> None:
     for _ in range(count):
         out, err = rng.randbytes(rng.randrange(5000)), rng.randbytes(rng.randrange(300))
@@ -168,6 +174,35 @@ def test_a_tty_is_as_exact(tty_guest: Channel) -> None:
     echo_exactly(tty_guest, 50, random.Random(2))
     every = bytes(range(256)) * 4096
     assert tty_guest.run(["cat"], input=every, timeout=30).stdout == every
+
+
+def test_a_tty_that_was_hung_up_is_left_alone_for_a_while(program: Path, tmp_path: Path) -> None:
+    """The kernel forgets the old one in a work queue, which has to come first."""
+    link = tmp_path / "tty"
+    (old, old_slave), (master, slave) = os.openpty(), os.openpty()
+    os.set_blocking(old, False)
+    os.set_blocking(master, False)
+    link.symlink_to(os.ttyname(old_slave))
+    agent = subprocess.Popen([program, link])
+    try:
+        with Channel(Terminal(old), name="before") as before:
+            before.hello(10)
+        link.unlink()
+        link.symlink_to(os.ttyname(slave))
+        os.close(old_slave)
+        os.close(old)
+        hung_up = time.monotonic()
+        while Path(os.ttyname(slave)) not in open_files(agent.pid):
+            assert time.monotonic() < hung_up + 10
+        assert time.monotonic() > hung_up + 0.2, "it was opened before the old one was forgotten"
+        with Channel(Terminal(master), name="after") as after:
+            after.hello(10)
+            echo_exactly(after, 1, random.Random(3))
+    finally:
+        agent.terminate()
+        assert agent.wait(10) == 0
+        os.close(slave)
+        os.close(master)
 
 
 def test_many_at_once(guest: Channel) -> None:
