@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -11,29 +12,30 @@ from collections.abc import Sequence
 from types import FrameType
 
 from emu import __version__
-from emu.commands import (
-    bench,
-    cache,
-    doctor,
-    images,
-    mutants,
-    qemu,
-    repeat,
-    replay,
-    run,
-    series,
-    shell,
-)
 from emu.commands.options import EPILOG
 from emu.errors import EXIT_INTERRUPTED, EXIT_NOT_HELD, EmuError
 from emu.screen import fail
 
-COMMANDS = (run, shell, replay, series, mutants, repeat, doctor, images, qemu, cache, bench)
+COMMANDS = (
+    "run",
+    "shell",
+    "replay",
+    "series",
+    "mutants",
+    "repeat",
+    "doctor",
+    "images",
+    "qemu",
+    "cache",
+    "bench",
+)
+"""Modules of commands/, in the order of `--help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(words).parse_args(words)
     # Plain SIGTERM and a closed terminal should unwind like Ctrl-C: nothing may be left
     # running or half written. (nohup has SIGHUP ignored, and means it.)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -59,7 +61,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """What parses `words`. All commands take 0.1 s to import: only the one that is named is."""
     parser = argparse.ArgumentParser(
         prog="emu",
         description="The Xen block stack in QEMU: Xen, dom0, a tcmu-runner LUN, a domU, "
@@ -68,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"emu {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
+        importlib.import_module(f"emu.commands.{name}").add(commands)
     return parser
 
 

@@ -97,7 +97,7 @@ def test_what_record_stands_for(
     words: list[str], clock: str, qemu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EMU_QEMU", raising=False)
-    wish = options.wish_of(cli._parser().parse_args(["run", *words]))
+    wish = options.wish_of(cli._parser(["run"]).parse_args(["run", *words]))
     assert (wish.record, wish.clock, wish.qemu) == (bool(words), clock, qemu)
 
 
