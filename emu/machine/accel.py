@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ Requested = Literal["auto", "tcg", "kvm"]
 BANNER_TIMEOUT = 8.0
 """Seconds for Xen's banner; under a KVM that works it comes in one, under TCG in a half."""
 DEVICE = Path("/dev/kvm")
+_BEFORE = re.compile(r"^(?:.*\berror: |qemu-system-x86_64: )")
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,9 @@ def probe(qemu: str, xen: Path, accel: Accel = "kvm", root: Path | None = None) 
 
 
 def _cause(error: RigError) -> str:
-    """The one line of QEMU's that says most, without the program's name."""
-    for sign in ("internal error", "error: ", "Could not access KVM", "KVM"):
+    """The one line of QEMU's that says most, without what stands before it."""
+    for sign in (r"internal error", r"\berror: ", "Could not access KVM", "KVM"):
         for line in error.lines:
-            if sign in line:
-                return line.rpartition("error: ")[2].removeprefix("qemu-system-x86_64: ").strip()
+            if re.search(sign, line):
+                return _BEFORE.sub("", line).strip()
     return error.message.split("; last lines")[0]

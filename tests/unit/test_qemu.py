@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_guest
 
 from emu.errors import InputError, RigError
-from emu.images.cache import Cache
-from emu.machine import accel, disks
+from emu.machine import disks
 from emu.machine.monitor import Refused
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir, disk_full, sweep
@@ -405,55 +404,6 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-# The accelerator.
-
-
-def test_without_the_device_there_is_no_kvm(tmp_path: Path, guest: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    missing = tmp_path / "kvm"
-    choice = accel.choose("auto", "qemu-system-x86_64", guest, cache, device=missing)
-    assert str(choice) == f"TCG (KVM: no {missing})"
-    with pytest.raises(InputError, match=f"KVM can't be used here: no {missing}"):
-        accel.choose("kvm", "qemu-system-x86_64", guest, cache, device=missing)
-    assert accel.choose("tcg", "qemu-system-x86_64", guest, cache).reason == "as asked"
-
-
-@needs_qemu
-def test_kvm_is_taken_only_after_a_proof_that_is_remembered(
-    tmp_path: Path, guest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = tmp_path / "kvm"
-    device.touch()
-    cache = Cache(tmp_path / "cache")
-    probes: list[str | None] = []
-
-    def prove(answer: str | None) -> accel.AccelChoice:
-        def probe(qemu: str, xen: Path) -> str | None:
-            probes.append(answer)
-            return answer
-
-        monkeypatch.setattr(accel, "probe", probe)
-        return accel.choose("auto", "qemu-system-x86_64", guest, cache, device=device)
-
-    assert prove("opens, but Xen does not start under it (KVM internal error)").name == "tcg"
-    assert prove(None).name == "tcg"
-    assert len(probes) == 1
-    other = Cache(tmp_path / "other")
-    monkeypatch.setattr(accel, "probe", lambda qemu, xen: None)
-    choice = accel.choose("auto", "qemu-system-x86_64", guest, other, device=device)
-    assert (choice.name, choice.reason) == ("kvm", "Xen starts under it")
-
-
-@needs_qemu
-def test_a_hypervisor_without_a_banner_is_no_proof(
-    guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accel, "BANNER_TIMEOUT", 0.5)
-    trouble = accel.probe("qemu-system-x86_64", guest, "tcg", tmp_path / "runs")
-    assert trouble is not None
-    assert trouble.startswith("opens, but Xen does not start under it (xen: waited ")
 
 
 def test_machine_ended_is_a_rig_error() -> None:
