@@ -26,6 +26,7 @@ from emu.images.cache import Cache
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.lab import hostkernel, store
 from emu.machine import accel, emulator, faults, qemubuild
+from emu.machine.hostmemory import host_memory
 from emu.machine.identity import host_cpu, qemu_version
 from emu.progress import Progress
 
@@ -160,20 +161,11 @@ def _processor() -> Finding:
 
 
 def _memory() -> Finding:
-    about = {
-        name: int(rest.split()[0]) << 10
-        for name, _, rest in (line.partition(":") for line in _lines("/proc/meminfo"))
-        if rest.split()
-    }
-    total, available = about.get("MemTotal", 0), about.get("MemAvailable", 0)
-    limit = _number("/sys/fs/cgroup/memory.max")
-    if limit is not None and limit < total:
-        total, used = limit, _number("/sys/fs/cgroup/memory.current") or 0
-        available = min(available, max(0, limit - used))
-    text = f"{_gib(available)} of {_gib(total)} available"
-    if total < MEMORY_NEED:
+    memory = host_memory()
+    text = f"{_gib(memory.available)} of {_gib(memory.total)} available"
+    if memory.total < MEMORY_NEED:
         return Finding("memory", "missing", text, f"one host needs {_gib(MEMORY_NEED)}")
-    if available < MEMORY_NEED:
+    if memory.available < MEMORY_NEED:
         return Finding(
             "memory", "note", text, f"one host may use {_gib(MEMORY_NEED)}: end something"
         )
@@ -285,18 +277,6 @@ def _kernel_services() -> Iterator[Finding]:
         yield Finding(name, "missing", trouble)
     if not troubles:
         yield Finding("kernel", "ok", f"{', '.join(hostkernel.CHECKS)} are fine")
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _number(path: str) -> int | None:
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdecimal() else None
 
 
 def _size(path: Path) -> int:

@@ -24,6 +24,7 @@ from emu.lab import recording
 from emu.machine import accel, checkpoint, emulator, faults
 from emu.machine.accel import AccelChoice, Requested
 from emu.machine.channel import Channel
+from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import XEN_CMDLINE, Clock, Disk, MachineSpec
@@ -150,6 +151,11 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
     """
     if wish.lun_mib < 1:
         raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
+    need, most = _memory_needed(wish), host_memory().total // 2**20
+    if need > most:
+        raise InputError(
+            f"a domU of {wish.domu.memory} MiB takes {need} MiB with dom0 and Xen: {most} are here"
+        )
     if wish.clock == "icount" and wish.accel == "kvm":
         raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
     if wish.record and wish.clock != "icount":
@@ -177,6 +183,11 @@ def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
     return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
 
 
+def _memory_needed(wish: Wish) -> int:
+    """MiB for dom0, the domU and Xen."""
+    return DOM0_MEMORY + wish.domu.memory + _BESIDE_GUESTS
+
+
 def cpu_for(wish: Wish, qemu: str, found: tuple[faults.Fault, ...]) -> str:
     """The CPU model for a wish on a QEMU with these faults. Raises InputError if none will do."""
     for fault in found:
@@ -192,7 +203,7 @@ def machine_spec(
     wish: Wish, kernel: Kernel, guests: GuestImages, chosen: AccelChoice
 ) -> MachineSpec:
     """The PC for a wish, QEMU and CPU left open: RAM for dom0, the domU and Xen, rounded up."""
-    need = DOM0_MEMORY + wish.domu.memory + _BESIDE_GUESTS
+    need = _memory_needed(wish)
     return MachineSpec(
         xen=guests.xen,
         dom0_kernel=kernel.vmlinux,

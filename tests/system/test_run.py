@@ -139,6 +139,7 @@ def test_more_pages_than_the_kernel_has_is_told() -> None:
         (["--ring-pages", "12"], EXIT_INPUT, "--ring-pages 8 or 16"),
         (["--ring-pages", "0"], EXIT_INPUT, "--ring-pages 1\n"),
         (["--domu-memory", "16"], EXIT_INPUT, "16 MiB can't boot Linux"),
+        (["--domu-memory", "100000000"], EXIT_INPUT, "takes 100001280 MiB with dom0 and Xen"),
         (["--kernel", "plan9"], EXIT_INPUT, "there is no kernel 'plan9-6.1'"),
         (["--front", "/nonexistent.ko"], EXIT_INPUT, "/nonexistent.ko"),
         (["--qemu", "qemu-of-nobody"], EXIT_INPUT, "qemu-of-nobody is not installed"),

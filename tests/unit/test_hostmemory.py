@@ -1,0 +1,35 @@
+"""The memory that a host may take: the machine's, or a container's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emu.machine.hostmemory import HostMemory, host_memory
+
+MEMINFO = """\
+MemTotal:       24746332 kB
+MemFree:        20108224 kB
+MemAvailable:   23210244 kB
+HugePages_Total:       0
+"""
+
+
+def told(tmp_path: Path, **group: str) -> HostMemory:
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    for name, text in group.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    return host_memory(tmp_path / "meminfo", tmp_path)
+
+
+def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
+    whole = HostMemory(24746332 << 10, 23210244 << 10)
+    assert told(tmp_path) == whole
+    assert told(tmp_path, max="max\n", current="4096\n") == whole
+    assert told(tmp_path, max=f"{2**40}\n", current="4096\n") == whole
+
+
+def test_a_container_has_what_it_may_have(tmp_path: Path) -> None:
+    limited = told(tmp_path, max=f"{4 << 30}\n", current=f"{1 << 30}\n")
+    assert limited == HostMemory(4 << 30, 3 << 30)
+    over = told(tmp_path, max=f"{4 << 30}\n", current=f"{5 << 30}\n")
+    assert over == HostMemory(4 << 30, 0)
