@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, add_qemu_option
+from emu.commands.options import Commands, add_qemu_option, count
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.lab import bench
@@ -23,14 +23,14 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--repeat",
-        type=int,
+        type=count,
         default=bench.REPEATS,
         metavar="N",
         help=f"starts from the checkpoint (default {bench.REPEATS})",
     )
     parser.add_argument(
         "--cold-repeat",
-        type=int,
+        type=count,
         default=bench.COLD_REPEATS,
         metavar="N",
         help=f"cold boots of each kernel (default {bench.COLD_REPEATS})",

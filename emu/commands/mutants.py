@@ -12,7 +12,7 @@ from textwrap import shorten
 
 from rich.markup import escape
 
-from emu.commands.options import Commands, show, table
+from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.modules import GIVEN, MORE_PATCHES
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
         "--directory", type=Path, default=mutants.own_mutants(), metavar="DIR",
         help="where the patches are (default tests/mutants)",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many at once")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="so many at once")
     parser.add_argument("--again", action="store_true", help="believe no result that is kept")
     parser.add_argument(
         "--baseline", action="store_true", help="only see that the tests pass without a mutant"
@@ -51,13 +51,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--list", action="store_true", help="print them and the tests; run nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.set_defaults(command=_mutants)
-
-
-def _jobs(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _mutants(arguments: argparse.Namespace) -> int:

@@ -115,6 +115,13 @@ def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     )
 
 
+def count(text: str) -> int:
+    """A number of things, one at least, as a parser's `type`."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, 3, …")
+
+
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table, one line a row; the columns in `right` are flush right."""
     made = Table(box=None, pad_edge=False, header_style="bold")

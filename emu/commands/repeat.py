@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.markup import escape
 
 from emu import paths
-from emu.commands.options import Commands, show, table
+from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.lab.passes import Passes, Row
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "3 pytest ran no tests; 125 it broke; 130 interrupted",
     )
     parser.add_argument(
-        "--times", type=_times, default=_TIMES, metavar="N", help=f"passes (default {_TIMES})"
+        "--times", type=count, default=_TIMES, metavar="N", help=f"passes (default {_TIMES})"
     )
     parser.add_argument("--again", action="store_true", help="begin a new row")
     parser.add_argument("--json", action="store_true", help="print the passes as JSON at the end")
@@ -37,13 +37,6 @@ def add(commands: Commands) -> None:
         "arguments", nargs="*", metavar="ARGUMENT", help="for pytest, after a `--`: -- -n 2"
     )
     parser.set_defaults(command=_repeat)
-
-
-def _times(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _repeat(arguments: argparse.Namespace) -> int:

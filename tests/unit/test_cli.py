@@ -12,7 +12,7 @@ import pytest
 
 from emu import cli
 from emu.commands import options
-from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, InputError, RigError
+from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, EXIT_USAGE, InputError, RigError
 from emu.images.cache import Cache
 from emu.images.packages import Lock, Package, lock_digest
 from emu.lab import bench, store
@@ -203,6 +203,19 @@ def test_what_a_renewed_lock_changed() -> None:
     after = Lock("b", (locked("kmod", "2"), locked("fresh", "4"), locked("same", "5")))
     found = [(c.name, c.before, c.after) for c in store.changes(before, after)]
     assert found == [("fresh", None, "4"), ("gone", "3", None), ("kmod", "1", "2")]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "²"])
+@pytest.mark.parametrize(
+    "words", [("repeat", "--times"), ("mutants", "--jobs"), ("bench", "--repeat")]
+)
+def test_a_count_is_one_at_least(
+    words: tuple[str, str], number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([words[0], f"{words[1]}={number}"])
+    assert ended.value.code == EXIT_USAGE
+    assert f"argument {words[1]}: {number!r} is not 1, 2, 3, …" in capsys.readouterr().err
 
 
 # -- how figures read
