@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from emu import pytest_drivers
+from emu import pytest_drivers, pytest_timer
 from emu.images.cache import Cache
 from emu.lab import provenance
 from emu.lab.rig import Ledger, RigDomu, RigHost, RigLun
@@ -73,6 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     pytest_drivers.configure(config)
+    config.pluginmanager.register(pytest_timer, "emu-timer")
     qemu = config.getoption("--qemu")
     if config.getoption("--record"):
         qemu = qemu or emulator.default(recording=True)
@@ -145,9 +146,9 @@ def emu_cache() -> Cache:
 
 
 @pytest.fixture(scope="session")
-def emu_progress() -> Told:
+def emu_progress(pytestconfig: pytest.Config) -> Told:
     """Prints what is done, and keeps the notes."""
-    return Told()
+    return Told(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -171,9 +172,11 @@ def stack(
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, stack: Stack, emu_cache: Cache) -> RigHost:
+def host(
+    request: pytest.FixtureRequest, stack: Stack, emu_cache: Cache, emu_progress: Told
+) -> RigHost:
     """The host of `stack`: its dom0, its LUN, its domU to be created."""
-    made = request.node.stash[_host] = RigHost(stack, emu_cache)
+    made = request.node.stash[_host] = RigHost(stack, emu_cache, emu_progress)
     return made
 
 

@@ -15,6 +15,7 @@ from emu.lab.stack import Stack
 from emu.machine.channel import CommandTimeout
 from emu.machine.watch import GuestTrouble, WaitTimeout
 from emu.progress import Progress
+from emu.pytest_timer import untimed
 
 SHOWN_LINES = 40
 RIG = "rig"
@@ -24,15 +25,21 @@ _OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
 
 
 class Told(Progress):
-    """Prints what it is told, for pytest to show when a test fails; keeps the notes."""
+    """Prints what it is told, for pytest to show when a test fails; keeps the notes.
 
-    def __init__(self) -> None:
+    What has stages is done once for many tests (a kernel, a checkpoint, the wait for another
+    process that makes one), and may take longer than a test: it is nobody's time.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
         self.notes: list[str] = []
+        self._config = config
 
     @contextmanager
     def stage(self, what: str) -> Iterator[None]:
         print(f"{what} …")
-        yield
+        with untimed(self._config):
+            yield
 
     def note(self, line: str) -> None:
         print(line)

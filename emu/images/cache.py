@@ -217,19 +217,19 @@ class Cache:
     @contextlib.contextmanager
     def lock(self, name: str, why: str, progress: Progress) -> Iterator[None]:
         """Hold the lock `name` against other processes; waits, and says so, if one has it."""
-        began = time.monotonic()
         with contextlib.ExitStack() as held:
-            waiting = True
-            while waiting:
-                try:
-                    held.enter_context(self._try_lock(name))
-                    waiting = False
-                except BlockingIOError:
-                    if (waited := time.monotonic() - began) < 0.1:
-                        progress.note(f"waiting for another process: {why}")
-                    progress.tick(f"waiting for another process: {why}", waited)
-                    time.sleep(0.1)
+            if not self._enter(held, name):
+                with progress.stage(f"waiting for another process: {why}"):
+                    while not self._enter(held, name):
+                        time.sleep(0.1)
             yield
+
+    def _enter(self, held: contextlib.ExitStack, name: str) -> bool:
+        try:
+            held.enter_context(self._try_lock(name))
+        except BlockingIOError:
+            return False
+        return True
 
     # -- below: one entry at a time, its lock held by the caller
 

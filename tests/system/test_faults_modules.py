@@ -17,6 +17,7 @@ from emu.images.kernels import Kernel, get_kernel, kernel_at
 from emu.lab.run import driver_for
 from emu.lab.stack import Inputs
 from emu.progress import Progress
+from emu.pytest_reports import Told
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -78,8 +79,10 @@ def test_a_symbol_that_the_kernel_lacks(warm: Warm, module: Path) -> None:
 
 
 @pytest.mark.timeout(2700)  # it may have to build the lab kernel
-def test_the_module_of_the_lab_kernel(warm: Warm, everything: Cache, inputs: Inputs) -> None:
-    built = get_kernel("lab-6.1", everything, Progress()).module("xen-blkfront")
+def test_the_module_of_the_lab_kernel(
+    warm: Warm, everything: Cache, inputs: Inputs, progress: Told
+) -> None:
+    built = get_kernel("lab-6.1", everything, progress).module("xen-blkfront")
     said = refusal(warm, "--front", str(built))
     assert read_module(built).vermagic.split()[0] in said
     assert inputs.kernel.release in said

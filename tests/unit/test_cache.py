@@ -264,14 +264,15 @@ import sys, time
 from pathlib import Path
 from emu.images.cache import Cache
 from emu.progress import Progress
-class Notes(Progress):
-    def note(self, line):
-        print("note", line, flush=True)
+class Stages(Progress):
+    def stage(self, what):
+        print("stage", what, flush=True)
+        return super().stage(what)
 def build(into):
     (into / "data").write_bytes(b"x" * 100_000)
     print("building", flush=True)
     time.sleep(float(sys.argv[2]))
-print(Cache(Path(sys.argv[1])).entry("kernel", {}, build, Notes()), flush=True)
+print(Cache(Path(sys.argv[1])).entry("kernel", {}, build, Stages()), flush=True)
 """
 
 
@@ -303,7 +304,7 @@ def test_two_processes_build_once(cache: Cache, child: Start) -> None:
     first = child(1)
     assert first_line(first) == "building\n"
     second = child(1)
-    assert first_line(second) == "note waiting for another process: it builds kernel\n"
+    assert first_line(second) == "stage waiting for another process: it builds kernel\n"
     path = f"{cache.find('kernel', {}) or cache.root / 'kernel' / key_of('kernel', {})}\n"
     assert first.communicate()[0] == path
     assert second.communicate()[0] == path
