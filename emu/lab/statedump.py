@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emu.errors import EmuError
 from emu.lab.stack import Stack
+from emu.machine import vitals
 from emu.machine.channel import Channel
 from emu.machine.rundir import RunDir
 from emu.xen import grants
@@ -43,12 +44,13 @@ class Part:
 
 
 def collect(stack: Stack, run: RunDir) -> list[Part]:
-    """Ask both guests for every view; one that does not answer is asked no more.
+    """Look at QEMU, ask both guests for every view; one that does not answer is asked no more.
 
     What a guest said before ends no wait here: this is how one looks at a stack in trouble.
     Never raises for what the guests do.
     """
-    parts: list[Part] = []
+    # Before anything is asked of the guests: what comes in may wake a machine that sleeps.
+    parts = [_kept(run, "qemu", vitals.describe(stack.machine, DEADLINE))]
     silent: set[str] = set()
     with stack.machine.watch.after_the_fact():
         for name, guest, script in _VIEWS:
@@ -59,10 +61,14 @@ def collect(stack: Stack, run: RunDir) -> list[Part]:
             except EmuError as error:
                 silent.add(guest)
                 text = f"no answer from {guest}: {error}\n"
-            path = run.log(f"state-{name}")
-            path.write_text(text)
-            parts.append(Part(f"{name} ({path})", path))
+            parts.append(_kept(run, name, text))
     return parts
+
+
+def _kept(run: RunDir, name: str, text: str) -> Part:
+    path = run.log(f"state-{name}")
+    path.write_text(text)
+    return Part(f"{name} ({path})", path)
 
 
 def _channel(stack: Stack, guest: str) -> Channel:

@@ -147,19 +147,25 @@ class Channel:
         return self._spawn((_AGENT, "tty" if tty else "connect", path), ExecFlag.SELF)
 
     def put(
-        self, source: Path | bytes, remote: str, mode: int = 0o644, timeout: float = 600.0
+        self,
+        source: Path | bytes,
+        remote: str,
+        mode: int = 0o644,
+        timeout: float | None = None,
     ) -> None:
         """Copy a file into the guest; it appears whole, checked, with `mode`, or not at all.
 
-        `timeout` in seconds before scaling. Raises CommandFailed, CommandTimeout, ChannelLost.
+        `timeout` in seconds before scaling, without one by its size (`guestfiles.patience`).
+        Raises CommandFailed, CommandTimeout, ChannelLost.
         """
-        deadline = Deadline("the file to be written", timeout)
+        seconds = guestfiles.patience(source) if timeout is None else timeout
+        deadline = Deadline("the file to be written", seconds)
         argv = (_AGENT, "put", f"{mode:o}", remote)
         with self._spawn(argv, ExecFlag.SELF | ExecFlag.GENTLE) as process:
             guestfiles.send(process, source, deadline)
             self._expect_success(process, deadline)
 
-    def get(self, remote: str, local: Path | None = None, timeout: float = 600.0) -> bytes:
+    def get(self, remote: str, local: Path | None = None, timeout: float = 300.0) -> bytes:
         """Read a file of the guest, checked; into `local` when given (b"" is returned then).
 
         `timeout` in seconds before scaling. Raises CommandFailed, CommandTimeout, ChannelLost,

@@ -19,6 +19,16 @@ from emu.machine.guestprocess import Process
 _CHUNK = 1 << 18
 
 
+def patience(source: Path | bytes) -> float:
+    """Seconds that a file may take on its way: a minute, and two for each MiB of it.
+
+    20 to 40 MiB go in a second. A test has 600 s: what hangs is to be told before they end.
+    Raises OSError when there is no file.
+    """
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    return 60.0 + 2.0 * size / 2**20
+
+
 def send(process: Process, source: Path | bytes, deadline: Deadline) -> None:
     """Hand a file to the `put` that waits for it."""
     crc = length = 0

@@ -111,8 +111,9 @@ def test_trouble_on_a_console_fails_the_test(run: tuple[str, Path]) -> None:
 def test_a_hang_shows_how_the_stack_stands(run: tuple[str, Path]) -> None:
     text = run[0].partition(" test_that_hangs ")[2]
     assert "Timeout (>8.0s) from pytest-timeout" in text
-    for view in ("domains", "xenstore", "grants", "events", "dmesg-dom0", "dmesg-domu"):
+    for view in ("qemu", "domains", "xenstore", "grants", "events", "dmesg-dom0", "dmesg-domu"):
         assert f"{view} (" in text
+    assert "== threads, after QEMU was asked" in text
     assert "gnttab_usage_print_all ] done" in text
     assert "Event channel information for domain 1" in text
     assert "sysrq: Show Blocked State" in text

@@ -35,6 +35,7 @@ from emu.machine.channel import (
 )
 from emu.machine.deadline import Deadline
 from emu.machine.frames import ToGuest
+from emu.machine.guestfiles import patience
 from emu.machine.mux import WINDOW
 from emu.progress import Progress
 
@@ -310,6 +311,14 @@ def test_a_file_that_fails_leaves_nothing(guest: Channel, program: Path, tmp_pat
         guest.get(str(fifo), tmp_path / "local", timeout=0.2)
     assert target.read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "target"]
+
+
+def test_a_file_has_the_time_that_its_size_takes(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 100 * 2**20)
+    assert patience(b"a module") == pytest.approx(60.0, abs=0.1)
+    assert patience(large) == 260.0, "less than the 600 s that a test has"
 
 
 def test_streaming_both_ways(guest: Channel) -> None:
