@@ -313,6 +313,15 @@ class Machine:
         self._consoles.append(console)
         return console
 
+    def remark(self, line: str) -> None:
+        """Write a line of ours among what the consoles say (not of a machine that ends)."""
+
+        def write() -> None:
+            if self._merged and not self._ending:
+                self._merged.write(f"[{self.watch.now():9.3f}] rig | {line}")
+
+        reactor().call(write)
+
     def pause(self) -> None:
         """Stop the virtual CPUs."""
         self.qmp("stop")

@@ -11,6 +11,7 @@ from emu.errors import EmuError, RigError
 from emu.machine.channel import Channel, CommandFailed, CommandResult
 from emu.machine.console import Console
 from emu.machine.guestprocess import Process
+from emu.machine.pulse import Pulse
 from emu.machine.qemu import Machine
 from emu.xen import domain as domains
 from emu.xen import grants, xenstore
@@ -55,11 +56,15 @@ class Host:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch.check)
+        self.pulse: Pulse | None = None
+        """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
         self._domains: list[domains.Domain] = []
 
     def wait_agent(self, timeout: float = 120.0) -> None:
         """Wait until dom0's agent answers."""
         self.dom0.hello(timeout)
+        # What comes in for the agent is an interrupt.
+        self.pulse = self.pulse or Pulse(self.machine, self.dom0.ping)
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until dom0's init has started everything."""
@@ -147,6 +152,8 @@ class Host:
 
     def close(self) -> None:
         """Let go of every channel and console."""
+        if self.pulse:
+            self.pulse.close()
         for domain in self._domains:
             domain.close()
         self.dom0.close()

@@ -2,7 +2,8 @@
 
 A multiboot kernel, as Xen is one. On com1 it prints its command line and those of its
 modules with the modules' first bytes, then "ready". For every byte that comes on com2 it
-adds one to a number in RAM and prints it on com2.
+adds one to a number in RAM and prints it on com2. `H` halts it for good, `I` as well,
+but a timer goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ __attribute__((used)) void run(u32 *info)
         while (!(in(0x2f8 + 5) & 1)) asm volatile("pause");
         unsigned char key = in(0x2f8);
         if (key == 'R') out(0x64, 0xfe);
+        if (key == 'H') out(0x43, 0x30); // the PIT does not tick any more
+        if (key == 'H' || key == 'I') asm volatile("cli; hlt");
         if (key == 'F') for (;;) text(0x2f8, "this guest prints without end\r\n", -1);
         if (key == 'X') text(0x3f8, "(XEN) Panic on CPU 0:\r\n(XEN) as asked\r\n", -1);
         count++;
