@@ -57,10 +57,11 @@ class Pulse:
             if not self._machine.qmp("query-status", timeout=5)["running"]:
                 return  # it was told to stand still, or a debugger holds it
             self.nudges += 1
+            self._nudge()
+            # Only now: a Xen that has crashed sleeps, too, and no interrupt was lost there.
             self._machine.remark(
                 f"QEMU slept for {ASLEEP_AFTER:.0f} s: an interrupt was lost, its guests are woken"
             )
-            self._nudge()
 
 
 def sleepers(pid: int) -> dict[str, int]:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 LONG = 2 * ASLEEP_AFTER
 """Seconds in which one that sleeps would be woken."""
 PATIENCE = 20.0
+REMARK = "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken"
 
 
 @pytest.fixture
@@ -36,6 +37,10 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with RunDir.create(tmp_path / "runs") as rundir, Machine.start(spec, rundir) as machine:
         machine.xen.expect("ready", timeout=20)
         yield machine
+
+
+def merged(machine: Machine) -> str:
+    return machine.rundir.log("console").read_text()
 
 
 def halt(machine: Machine, key: str = "H") -> None:
@@ -50,10 +55,9 @@ def test_a_guest_that_sleeps_for_good_is_nudged(machine: Machine) -> None:
         halt(machine)
         assert nudged.wait(PATIENCE)
         assert pulse.nudges
+        machine.watch.wait(lambda: REMARK in merged(machine), "the remark", PATIENCE)
     finally:
         pulse.close()
-    log = machine.rundir.log("console").read_text()
-    assert "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken" in log
 
 
 def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
@@ -71,6 +75,7 @@ def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
         machine.watch.check()
     finally:
         pulse.close()
+    assert REMARK not in merged(machine)
 
 
 @pytest.mark.parametrize("how", ["busy", "idle", "paused", "stopped", "closed"])
