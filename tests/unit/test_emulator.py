@@ -140,6 +140,7 @@ def test_each_fault_has_a_guest_that_shows_it_and_a_patch_that_mends_it() -> Non
         for path in kbuild.series(paths.qemu_patches())
         if "-target-i386-" in path.name and "-record-" not in path.name
     ]
+    of_the_cpu.remove("0016")  # a race with QEMU's main loop: tests/system/test_lost_interrupt.py
     assert of_the_cpu == [fault.patch for fault in FAULTS]
     for fault in FAULTS:
         text = (guests / f"{fault.name}.c").read_text()
