@@ -19,8 +19,6 @@ import tiny_guest
 from emu.errors import RigError
 from emu.machine.pulse import ASLEEP_AFTER, Pulse, sleepers
 from emu.machine.qemu import Machine
-from emu.machine.rundir import RunDir
-from emu.machine.spec import MachineSpec
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
@@ -33,9 +31,7 @@ REMARK = "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken"
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    spec = MachineSpec(xen=tiny_guest.build(tmp_path), memory_mib=32)
-    with RunDir.create(tmp_path / "runs") as rundir, Machine.start(spec, rundir) as machine:
-        machine.xen.expect("ready", timeout=20)
+    with tiny_guest.running(tmp_path) as machine:
         yield machine
 
 

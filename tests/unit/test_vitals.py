@@ -17,8 +17,6 @@ import tiny_guest
 
 from emu.machine import vitals
 from emu.machine.qemu import Machine, MachineEnded
-from emu.machine.rundir import RunDir
-from emu.machine.spec import MachineSpec
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
@@ -28,9 +26,7 @@ THREAD = re.compile(r"^(main loop|thread \d+): (\d+\.\d\d) s of the CPU, (\d+\.\
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    spec = MachineSpec(xen=tiny_guest.build(tmp_path), memory_mib=32)
-    with RunDir.create(tmp_path / "runs") as rundir, Machine.start(spec, rundir) as machine:
-        machine.xen.expect("ready", timeout=20)
+    with tiny_guest.running(tmp_path) as machine:
         yield machine
 
 

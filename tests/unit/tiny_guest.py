@@ -8,8 +8,14 @@ but a timer goes on.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.spec import MachineSpec
 
 _SOURCE = r"""
 typedef unsigned int u32;
@@ -58,3 +64,12 @@ def build(directory: Path) -> Path:
     flags += " -Wl,--build-id=none -Wl,-Ttext=0x100400 -Wl,--section-start=.head=0x100000"
     subprocess.run(["gcc", *flags.split(), "-o", str(program), str(source)], check=True)
     return program
+
+
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[Machine]:
+    """A machine with the guest, which is ready; built and run in `directory`."""
+    spec = MachineSpec(xen=build(directory), memory_mib=32)
+    with RunDir.create(directory / "runs") as rundir, Machine.start(spec, rundir) as machine:
+        machine.xen.expect("ready", timeout=20)
+        yield machine
