@@ -36,6 +36,12 @@ def spent(text: str) -> dict[str, float]:
     return {name: float(lately) for name, _, lately in THREAD.findall(first)}
 
 
+def states(pid: int) -> set[str]:
+    """In which states its threads are: proc(5)."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
 def test_a_guest_that_runs(machine: Machine) -> None:
     text = vitals.describe(machine, 5)
     assert re.search(r"^EIP=", text, re.M)
@@ -47,6 +53,8 @@ def test_a_guest_that_runs(machine: Machine) -> None:
 def test_a_qemu_that_is_stopped(machine: Machine) -> None:
     os.kill(machine.pid, signal.SIGSTOP)
     try:
+        # A thread at work stops at the next tick of its CPU, or later on a busy one.
+        machine.watch.wait(lambda: states(machine.pid) == {"T"}, "all threads to stop", 10)
         text = vitals.describe(machine, 0.2)
     finally:
         os.kill(machine.pid, signal.SIGCONT)
