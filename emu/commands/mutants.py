@@ -16,9 +16,9 @@ from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.modules import GIVEN, MORE_PATCHES
-from emu.lab import mutants
-from emu.lab.mutants import Judged, Verdict
 from emu.screen import Screen, fail
+from emu.suite import mutants
+from emu.suite.mutants import Judged, Verdict
 
 _EPILOG = """Exit status: 0 all killed; 1 one survived; 3 one does not apply, does not build, or
 names a test that does not pass without it; 125 the rig broke; 130 interrupted. What is known is

@@ -11,8 +11,8 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.table import Table
 
+from emu.emulator import choice as emulator
 from emu.lab.stack import LARGE_RING, Wish, memory_for
-from emu.machine import emulator
 from emu.xen.domain import KINDS, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

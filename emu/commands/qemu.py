@@ -6,10 +6,10 @@ import argparse
 import json
 
 from emu.commands.options import Commands, show, table
+from emu.emulator.build import PATCHED
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
 from emu.lab import qemus
-from emu.machine.qemubuild import PATCHED
 from emu.screen import Screen
 
 

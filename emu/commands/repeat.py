@@ -12,8 +12,8 @@ from emu import paths
 from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
-from emu.lab.passes import Passes, Row
 from emu.screen import fail
+from emu.suite.passes import Passes, Row
 
 _TIMES = 20
 

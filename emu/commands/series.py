@@ -9,9 +9,10 @@ from pathlib import Path
 from emu.commands.options import Commands, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
-from emu.images.checkpatch import ALLOWED
-from emu.lab import series, seriesreport
 from emu.screen import Screen, fail
+from emu.series import check as series
+from emu.series import report as seriesreport
+from emu.series.checkpatch import ALLOWED
 
 _EPILOG = f"""A file `{ALLOWED}` beside the patches excuses remarks of checkpatch. Exit status: 0
 all held; 1 something did not; 3 what was given can't be checked; 130 interrupted"""

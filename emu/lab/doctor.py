@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emu import paths
+from emu.emulator import accel, faults
+from emu.emulator import build as qemubuild
+from emu.emulator import choice as emulator
 from emu.errors import EmuError, InputError
 from emu.hosttools import HOST_PACKAGES, HostPackage, install_command, load_packages
 from emu.images import kbuild
@@ -25,7 +28,6 @@ from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.lab import hostkernel, store
-from emu.machine import accel, emulator, faults, qemubuild
 from emu.machine.hostmemory import host_memory
 from emu.machine.identity import host_cpu, qemu_version
 from emu.progress import Progress

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from emu.emulator import choice as emulator
+from emu.emulator import faults
+from emu.emulator.faults import Fault
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.machine import emulator, faults
-from emu.machine.faults import Fault
 from emu.machine.identity import qemu_version
 from emu.progress import Progress
 

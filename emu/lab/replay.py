@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emu.deadline import Deadline
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.lab import recording
 from emu.lab.recording import HINT, Recorded
 from emu.lab.stack import Inputs, Wish, prepare
 from emu.machine import checkpoint
-from emu.machine.deadline import Deadline
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Recording

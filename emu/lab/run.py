@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from emu.channel.channel import Channel, CommandTimeout
 from emu.errors import NotHeld
 from emu.images import elf
 from emu.images.cache import Cache
@@ -16,7 +17,6 @@ from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End, for_guest, get_driver
 from emu.lab.report import RunReport, RunWish, Timing, checks
 from emu.lab.stack import Inputs, Stack, prepare, running
-from emu.machine.channel import Channel, CommandTimeout
 from emu.progress import Progress
 from emu.xen import data, drivers, lun
 from emu.xen.domain import CONNECT_TIMEOUT

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
+from emu.channel.channel import Channel, CommandFailed, Process
 from emu.errors import EmuError
 from emu.images.cache import Cache
 from emu.images.modules import Driver, End
 from emu.lab.report import SOURCES
 from emu.lab.run import DISK, connect, drivers_for
 from emu.lab.stack import Stack, Wish, prepare, running
-from emu.machine.channel import Channel, CommandFailed, Process
 from emu.progress import Progress
 from emu.xen import queues
 from emu.xen.domain import virtual_device

@@ -15,15 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from emu.channel.channel import Channel
+from emu.emulator import accel, faults
+from emu.emulator import choice as emulator
+from emu.emulator.accel import AccelChoice, Requested
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
 from emu.lab import recording
-from emu.machine import accel, checkpoint, emulator, faults
-from emu.machine.accel import AccelChoice, Requested
-from emu.machine.channel import Channel
+from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu.channel.channel import Channel
 from emu.errors import EmuError
 from emu.lab.stack import Stack
-from emu.machine import vitals
-from emu.machine.channel import Channel
+from emu.machine import diagnose
 from emu.machine.rundir import RunDir
 from emu.xen import grants
 
@@ -50,7 +50,7 @@ def collect(stack: Stack, run: RunDir) -> list[Part]:
     Never raises for what the guests do.
     """
     # Before anything is asked of the guests: what comes in may wake a machine that sleeps.
-    parts = [_kept(run, "qemu", vitals.describe(stack.machine, DEADLINE))]
+    parts = [_kept(run, "qemu", diagnose.describe(stack.machine, DEADLINE))]
     silent: set[str] = set()
     with stack.machine.watch.after_the_fact():
         for name, guest, script in _VIEWS:

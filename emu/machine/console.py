@@ -18,9 +18,9 @@ from typing import Any
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
+from emu.deadline import Deadline
 from emu.errors import RigError
 from emu.machine.consolelog import CappedLog
-from emu.machine.deadline import Deadline
 from emu.machine.reactor import reactor
 from emu.machine.terminal import Cleaner
 from emu.machine.verdict import LINUX, scan

@@ -11,8 +11,8 @@ from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
+from emu.deadline import scale
 from emu.errors import RigError
-from emu.machine.deadline import scale
 from emu.machine.reactor import reactor
 
 Event = dict[str, Any]

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from emu.deadline import Deadline
 from emu.errors import RigError
-from emu.machine.deadline import Deadline
 from emu.machine.verdict import KNOWN_NAMES
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emu.machine.channel import Channel
+from emu.channel.channel import Channel
 
 _WRITE = """
 set -e

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from emu.channel.channel import Channel, CommandFailed
+from emu.channel.result import PAUSE
+from emu.deadline import Deadline
 from emu.errors import InputError, NotHeld, RigError
-from emu.machine.channel import Channel, CommandFailed
-from emu.machine.commands import PAUSE
 from emu.machine.console import Console
-from emu.machine.deadline import Deadline
 from emu.machine.spec import LINUX_OPTIONS
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu.channel.channel import Channel, CommandFailed
 from emu.errors import NotHeld, RigError
-from emu.machine.channel import Channel, CommandFailed
 
 BACK = "xen_blkback"
 FRONT = "xen_blkfront"

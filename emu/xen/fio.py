@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu.channel.channel import Channel
 from emu.errors import NotHeld, RigError
-from emu.machine.channel import Channel
 
 PROGRAM = "/tmp/fio"
 _BLOCKS = "4k/30:16k/20:64k/20:512/10:128k/10:1m/10"

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from emu.channel.channel import Channel
 from emu.errors import RigError
-from emu.machine.channel import Channel
 
 PROGRAM = "/usr/lib/emu/emu-grants"
 RESERVED = 8

@@ -7,12 +7,12 @@ import re
 import threading
 from dataclasses import dataclass
 
+from emu.channel.channel import Channel, CommandFailed, CommandResult
+from emu.channel.process import Process
 from emu.errors import EmuError, RigError
-from emu.machine.channel import Channel, CommandFailed, CommandResult
 from emu.machine.console import Console
-from emu.machine.guestprocess import Process
-from emu.machine.pulse import Pulse
 from emu.machine.qemu import Machine
+from emu.machine.watchdog import Pulse
 from emu.xen import domain as domains
 from emu.xen import grants, xenstore
 from emu.xen import lun as luns

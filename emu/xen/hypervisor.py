@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from emu.channel.channel import Channel
 from emu.errors import RigError
-from emu.machine.channel import Channel
 from emu.xen import grants, memory
 from emu.xen.host import parse_list
 

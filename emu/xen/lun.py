@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from emu.channel.channel import Channel
 from emu.errors import InputError, RigError
-from emu.machine.channel import Channel
 
 PORTAL = "127.0.0.1:3260"
 CONFIGFS = "/sys/kernel/config/target"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from emu.channel.channel import Channel
 from emu.errors import InputError, RigError
-from emu.machine.channel import Channel
 from emu.xen import requests
 from emu.xen.lun import Lun
 from emu.xen.requests import Pending, Records

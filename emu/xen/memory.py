@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from emu.channel.channel import Channel
 from emu.errors import RigError
-from emu.machine.channel import Channel
 
 PROGRAM = "/usr/lib/emu/emu-memory"
 """Prints all but the standing numbers: guest-images/agent/emu-memory.c."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
+from emu.channel.channel import Channel
 from emu.errors import RigError
-from emu.machine.channel import Channel
 
 DEBUGFS = "/sys/kernel/debug"
 FRONT_ROOT = f"{DEBUGFS}/xen-blkfront"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from emu.machine.channel import Channel
+from emu.channel.channel import Channel
 from emu.xen import lun as luns
 from emu.xen.lun import Lun, step
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The frames between the host and emu-agent. The host's end is emu/machine/frames.py.
+ * The frames between the host and emu-agent. The host's end is emu/channel/frames.py.
  *
  * A frame is a header and `length` bytes. Numbers are little endian (x86 only). The two
  * directions have their own magic, so that a tty which echoes can't feed an end its own

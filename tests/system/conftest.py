@@ -1,4 +1,4 @@
-"""What this project's system tests share beside the plugin's fixtures (`emu.pytest_plugin`)."""
+"""What the system tests share, beside the fixtures of emu.pytestplugin."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from emu.images.cache import Cache
 from emu.images.kernels import spec
 from emu.images.modules import driver_source
 from emu.images.packages import Lock
-from emu.lab.rig import RigHost
 from emu.lab.run import driver_for, drivers_for
 from emu.lab.stack import Inputs, Wish, running
 from emu.progress import Progress
-from emu.pytest_reports import Told
+from emu.pytestplugin.reports import Told
+from emu.rig import RigHost
 
 HERE = Path(__file__).parent
 FIRST = "test_plugin.py"

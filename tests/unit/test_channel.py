@@ -21,22 +21,15 @@ from pathlib import Path
 
 import pytest
 
+from emu.channel import frames
+from emu.channel.channel import Channel, ChannelLost, CommandFailed, CommandTimeout, Process, Stream
+from emu.channel.files import patience
+from emu.channel.frames import ToGuest
+from emu.channel.mux import WINDOW
+from emu.deadline import Deadline
 from emu.errors import RigError
 from emu.images import agent
 from emu.images.cache import Cache
-from emu.machine import frames
-from emu.machine.channel import (
-    Channel,
-    ChannelLost,
-    CommandFailed,
-    CommandTimeout,
-    Process,
-    Stream,
-)
-from emu.machine.deadline import Deadline
-from emu.machine.frames import ToGuest
-from emu.machine.guestfiles import patience
-from emu.machine.mux import WINDOW
 from emu.progress import Progress
 
 MIB = 1 << 20
@@ -461,7 +454,7 @@ def run_until_lost(channel: Channel) -> None:
 def test_damage_is_found_and_mended(
     program: Path, way: str, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emu.machine.channel._KILL_GRACE", 0.2)
+    monkeypatch.setattr("emu.channel.channel._KILL_GRACE", 0.2)
     troubles: list[ChannelLost] = []
     with serving(program) as (sock, _):
         stream = Faulty(sock)

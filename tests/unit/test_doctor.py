@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from emu import cli, hosttools, paths
+from emu.emulator import faults
 from emu.images.cache import Cache
 from emu.lab import doctor, hostkernel
-from emu.machine import faults
 from emu.progress import Progress
 
 QEMU = "qemu-system-x86_64"

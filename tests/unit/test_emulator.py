@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 from emu import cli, paths
+from emu.emulator import build as qemubuild
+from emu.emulator import choice as emulator
+from emu.emulator import faults
+from emu.emulator.build import PATCHED, PROGRAM, Patched
+from emu.emulator.faults import FAULTS, LOST_INTERRUPT, Fault, cpu_model
 from emu.errors import EXIT_INPUT, InputError, RigError
 from emu.hosttools import HostPackage
 from emu.images import kbuild
@@ -18,9 +23,6 @@ from emu.images.cache import Cache
 from emu.images.packages import Lock
 from emu.lab import qemus
 from emu.lab.stack import Wish, cpu_for
-from emu.machine import emulator, faults, qemubuild
-from emu.machine.faults import FAULTS, LOST_INTERRUPT, Fault, cpu_model
-from emu.machine.qemubuild import PATCHED, PROGRAM, Patched
 from emu.machine.spec import TCG_CPU
 from emu.progress import Progress
 from emu.xen.domain import DomuConfig

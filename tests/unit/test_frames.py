@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.errors import InputError
-from emu.machine.frames import (
+from emu.channel.frames import (
     PAYLOAD_MAX,
     TO_HOST,
     VERSION,
@@ -21,6 +20,7 @@ from emu.machine.frames import (
     encode,
     exec_payload,
 )
+from emu.errors import InputError
 
 NONCE = bytes(range(16))
 WELCOME = encode(

@@ -9,9 +9,9 @@ import pytest
 
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.lab.rig.hosts import two_hosts
 from emu.lab.stack import Inputs, Wish
-from emu.pytest_marks import wish_for
+from emu.pytestplugin.marks import wish_for
+from emu.rig.hosts import two_hosts
 
 stack = pytest.mark.stack
 

@@ -14,10 +14,10 @@ from emu import cli
 from emu.commands.mutants import as_json, status
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG, InputError, RigError
 from emu.images.cache import Cache
-from emu.lab import mutants
-from emu.lab.mutants import Judged, Mutant, MutantsWish, Verdict, decide
-from emu.lab.testruns import Outcome, Runs, Trial, diff_digest, read_report
 from emu.progress import Progress
+from emu.suite import mutants
+from emu.suite.mutants import Judged, Mutant, MutantsWish, Verdict, decide
+from emu.suite.testruns import Outcome, Runs, Trial, diff_digest, read_report
 
 HEAD = """The front end drops what does not fit.
 
@@ -334,4 +334,7 @@ def test_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["mutants", "--list", "negotiation-stale-keys"]) == EXIT_HELD
     said = capsys.readouterr().out
-    assert "tests/system/test_series_again.py::test_keys_of_an_earlier_kernel[pages-1]" in said
+    assert (
+        "tests/system/negotiation/test_series_again.py::test_keys_of_an_earlier_kernel[pages-1]"
+        in said
+    )

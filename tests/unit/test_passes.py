@@ -13,7 +13,7 @@ import pytest
 
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
-from emu.lab.passes import Passes
+from emu.suite.passes import Passes
 
 QUIET = ["-q", "-p", "no:cacheprovider"]
 
@@ -103,7 +103,7 @@ def test_an_interruption_ends_pytest_and_counts_for_nothing(
     )
     script = (
         "import sys; from pathlib import Path; from emu.images.cache import Cache; "
-        "from emu.lab.passes import Passes; "
+        "from emu.suite.passes import Passes; "
         f"Passes(Cache(Path(sys.argv[1])), {QUIET!r}, Path(sys.argv[2])).run(1, str)"
     )
     process = subprocess.Popen(

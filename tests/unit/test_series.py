@@ -13,16 +13,17 @@ from test_modules import SOURCE, patch_of
 
 from emu import cli, paths
 from emu.errors import EXIT_INPUT, InputError, RigError
-from emu.images import checkpatch, kbuild, mailed
-from emu.images.checkpatch import Allowed
-from emu.images.diagnostics import (
+from emu.images import kbuild
+from emu.series import check as series
+from emu.series import checkpatch, git_am
+from emu.series.checkpatch import Allowed
+from emu.series.compiler_messages import (
     Message,
     messages_as_json,
     messages_of_json,
     new_messages,
     read_messages,
 )
-from emu.lab import series
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 BACK = "drivers/block/xen-blkback"
@@ -188,9 +189,9 @@ SENDER, DATE = "From: A B <a@localhost>", "Date: Sun, 22 Nov 2026 12:00:00 +0000
 def test_a_subject_is_read_over_several_lines(tmp_path: Path) -> None:
     patch = tmp_path / "0001-x.patch"
     patch.write_text(f"From 0 Mon\n{SENDER}\nSubject: [PATCH v2 1/3] xen/blk: one\n two\n\nwhy\n")
-    assert mailed.subject(patch) == "xen/blk: one two"
+    assert git_am.subject(patch) == "xen/blk: one two"
     patch.write_text("--- a/x\n")
-    assert mailed.subject(patch) == "0001-x.patch"
+    assert git_am.subject(patch) == "0001-x.patch"
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_git_am_takes_a_mail_whoever_the_user_is(
     (tmp_path / "home/.gitconfig").write_text("[am]\n\tnosuch\n[core]\n\tautocrlf = input\n[broken")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
-    repository = mailed.Repository(tree, tmp_path)
+    repository = git_am.Repository(tree, tmp_path)
     before = repository.tree_id()
     repository.am(mail_of(patch, SENDER, DATE, "Subject: [PATCH] a change"))
     assert "changed\n" in (tree / "drivers/x.c").read_text()
@@ -219,7 +220,7 @@ def test_git_am_takes_a_mail_whoever_the_user_is(
 
 def test_what_is_no_mail_is_refused(tree: Path, tmp_path: Path) -> None:
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
-    repository = mailed.Repository(tree, tmp_path)
+    repository = git_am.Repository(tree, tmp_path)
     with pytest.raises(InputError, match="is no mail: it has no From, Date"):
         repository.am(patch)
     assert (tree / "drivers/x.c").read_text() == SOURCE
@@ -228,7 +229,7 @@ def test_what_is_no_mail_is_refused(tree: Path, tmp_path: Path) -> None:
 def test_git_ams_refusal_leaves_the_tree_as_it_was(tree: Path, tmp_path: Path) -> None:
     (tree / "drivers/x.c").write_text(SOURCE.replace("line 21\n", "other\n"))
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
-    repository = mailed.Repository(tree, tmp_path)
+    repository = git_am.Repository(tree, tmp_path)
     before = repository.tree_id()
     with pytest.raises(InputError, match=r"git am refuses 0001-change\.patch") as refused:
         repository.am(mail_of(patch, SENDER, DATE, "Subject: [PATCH] a change"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from emu import deadline
 from emu.errors import InputError, RigError
-from emu.machine import deadline
 from emu.machine.verdict import _HINTS, BAD_PATTERNS, LINUX, XEN, scan
 from emu.machine.watch import Finding, GuestTrouble, WaitTimeout, Watch
 

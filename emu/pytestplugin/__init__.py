@@ -1,0 +1,1 @@
+"""The pytest plugin: the emulated stack as fixtures, marks and options."""

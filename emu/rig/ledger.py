@@ -1,0 +1,251 @@
+"""The ledger of a host, for tests: what was granted, mapped and held before, and is after.
+
+with ledger.unchanged():            # both windows on the grants, threads, interrupts
+    domu.attach(lun)
+    domu.detach(lun)
+
+for _ in ledger.cycles(10):         # and memory: a leak shows as growth in every cycle
+    domu.attach(lun)
+    domu.detach(lun)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from emu.channel.channel import Channel
+from emu.deadline import Deadline
+from emu.errors import NotHeld
+from emu.rig.host import RigHost
+from emu.rig.known_leaks import left_by_console
+from emu.xen import granted, hypervisor, ledger, memory
+from emu.xen.domain import Domain
+from emu.xen.grants import GrantTable
+from emu.xen.ledger import Books, Difference, DomainBooks, differences_table
+from emu.xen.memory import Growth, Memory
+
+SETTLES_WITHIN = 8.0
+"""Seconds, before scaling, until all is given back after the last verb returned. A guest looks
+once a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
+_PAUSE = 0.2
+CONFIRMING = 3
+"""Rounds more, where memory seems to grow: what is no leak does not last so long."""
+_NAMED, _SHOWN = 4, 40
+"""References that a message's first line names, and lines of its table."""
+_AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || true"
+"""Of the pages that wait to be freed Linux looks at ten a second; with this, at all."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The books of all domains, and what has no noise in either kernel and Xen."""
+
+    books: Books
+    standing: tuple[Memory, ...]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is not as it was."""
+
+    grants: tuple[Difference, ...]
+    standing: tuple[Growth, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.grants or self.standing)
+
+    def headline(self) -> str:
+        """One sentence that names what was not given back."""
+        named = [_named(each) for each in self.grants] + [
+            f"{each.what} of {each.owner}: {each.values[0]} before, {each.values[-1]} after"
+            for each in self.standing
+        ]
+        more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return f"not back at the baseline: {'; '.join(named[:_NAMED])}{more}"
+
+    def lines(self) -> list[str]:
+        """Tables of everything that differs."""
+        shown = differences_table(self.grants[:_SHOWN]) if self.grants else []
+        if len(self.grants) > _SHOWN:
+            shown.append(f"… and {len(self.grants) - _SHOWN} more")
+        if self.standing:
+            shown += ledger.table(Growth.HEAD, (each.cells() for each in self.standing))
+        return shown
+
+
+def _named(each: Difference) -> str:
+    if each.ref is None:
+        return f"{each.what} of {each.domain}: {each.before} before, {each.after} after"
+    return f"grant reference {each.ref} of {each.domain} ({each.what}) is {each.after}"
+
+
+class Ledger:
+    """Takes the books of one host. What references are for is remembered from every look."""
+
+    def __init__(self, host: RigHost) -> None:
+        self.host = host
+        self._remembered: dict[int, dict[int, str]] = {}
+
+    def settle_at_once(self) -> None:
+        """Let the domU's kernel free all at once that it could not free while it was mapped."""
+        self.host.stack.domain.channel.run(_AT_ONCE, timeout=20)
+
+    def take(self) -> Taken:
+        """The books and the standing numbers of this instant."""
+        xen = hypervisor.read(self.host.dom0)
+        books = [self._domain(table, xen.names) for table in xen.grants.tables]
+        standing = [self._own(memory.read_standing(guest)) for guest in self._guests()]
+        return Taken(
+            Books(MappingProxyType({each.name: each for each in books})), (*standing, xen.ports)
+        )
+
+    def look(self) -> None:
+        """Remember what every reference is for that is granted now, so that a message says it."""
+        for info in self.host.xen.list():
+            if info.domid:
+                self._remember(info.domid, granted.read_table(self.host.dom0, info.domid))
+
+    def compare(self, before: Taken, after: Taken) -> Changes:
+        """What is not as it was. A domain that is gone is no change, one that is new is."""
+        return Changes(
+            ledger.compare(before.books, after.books, self._remembered),
+            tuple(_risen(before.standing, after.standing)),
+        )
+
+    def settled(self, before: Taken, within: float = SETTLES_WITHIN) -> Taken:
+        """Wait until all is as it was; what was taken then.
+
+        Raises NotHeld with a table of what is not, when `within` seconds have passed.
+        """
+        until = Deadline("everything to be given back", within)
+        while changes := self.compare(before, now := self.take()):
+            if until.passed:
+                raise self._not_held(changes, until)
+            time.sleep(_PAUSE)
+        return now
+
+    def settled_but(
+        self, before: Taken, refs: Collection[int], within: float = SETTLES_WITHIN
+    ) -> tuple[Difference, ...]:
+        """Wait until the grants are as they were but for `refs`, which may not be; those that
+        are not. Raises NotHeld as `settled` for any other.
+        """
+        until = Deadline("everything else to be given back", within)
+        while True:
+            changes = self.compare(before, self.take())
+            kept = tuple(each for each in changes.grants if each.ref in refs)
+            others = replace(changes, grants=tuple(e for e in changes.grants if e not in kept))
+            if not others.grants:
+                return kept
+            if until.passed:
+                raise self._not_held(others, until)
+            time.sleep(_PAUSE)
+
+    @contextlib.contextmanager
+    def unchanged(self, within: float = SETTLES_WITHIN) -> Iterator[Ledger]:
+        """What the body does is undone when it ends, or `within` seconds later.
+
+        Raises NotHeld as `settled`.
+        """
+        before = self._start()
+        yield self
+        self.settled(before, within)
+
+    def cycles(self, number: int, within: float = SETTLES_WITHIN) -> Iterator[int]:
+        """Numbers for a loop whose body ends where it began, `number` of them after the first.
+
+        The first round, number 0, is for what a first time allocates for good. Raises NotHeld
+        when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
+        on, when memory has grown in every one (see `emu.xen.memory`). Growth is not believed
+        at once, nor is a rise by leaps passed over: `CONFIRMING` rounds more have to show what
+        it is.
+        """
+        before = self._start()
+        taken: list[tuple[Memory, ...]] = []
+        for cycle in range(number + CONFIRMING + 1):
+            if cycle > number and not (taken and memory.rising(taken)):
+                break
+            yield cycle
+            self._wait_for_grants(before, within)
+            if number >= memory.MEASURABLE:
+                taken.append(tuple(self._own(memory.read(guest)) for guest in self._guests()))
+        self.settled(before, within)
+        if grown := memory.growth(taken) if taken else ():
+            named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
+            raise NotHeld(
+                f"memory leaks with each of {len(taken) - 1} cycles: {named}",
+                lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
+            )
+
+    @staticmethod
+    def _not_held(changes: Changes, until: Deadline) -> NotHeld:
+        return NotHeld(f"{changes.headline()} ({until.spent:.0f} s later)", lines=changes.lines())
+
+    def _start(self) -> Taken:
+        if self._domu is not None:
+            self.settle_at_once()
+        return self.take()
+
+    @property
+    def _domu(self) -> Domain | None:
+        """The domU, where this host has one that answers: it may have migrated away."""
+        domu = self.host.stack.domu
+        return domu if domu is not None and domu.is_open else None
+
+    def _wait_for_grants(self, before: Taken, within: float) -> None:
+        """Wait until the guest has taken back what it granted; its window alone costs little."""
+        domid = -1 if self.host.stack.domu is None else self.host.stack.domu.domid
+        known = {each.domid: each for each in before.books.domains.values()}
+        table = known[domid].table if domid in known else None
+        if table is None:
+            return
+        until = Deadline("the domU's grants to be given back", within)
+        while (now := granted.read_table(self.host.dom0, domid)) and now.refs != table.refs:
+            if until.passed:
+                self.settled(before, within=0)
+                return
+            time.sleep(_PAUSE)
+
+    def _guests(self) -> list[Channel]:
+        """dom0, and the domU where it answers."""
+        return [self.host.dom0, *([self._domu.channel] if self._domu else [])]
+
+    def _own(self, taken: Memory) -> Memory:
+        """Without what Linux' console driver has left behind in a domU that was resumed."""
+        stack = self.host.stack
+        if self._domu is None or taken.owner != self._domu.channel.name or not stack.resumes:
+            return taken
+        left = left_by_console(stack.inputs.domu_kernel)
+        numbers = {
+            name: number - stack.resumes * left.get(name, 0)
+            for name, number in taken.numbers.items()
+        }
+        return replace(taken, numbers=numbers)
+
+    def _domain(self, table: GrantTable, names: Mapping[int, str]) -> DomainBooks:
+        name = names.get(table.domid, f"domain {table.domid}, which has ended")
+        if table.domid == 0 or table.domid not in names:
+            return DomainBooks(name, table.domid, table.grants)
+        domain, account = self._domu, None
+        if domain is not None and domain.domid == table.domid:
+            account = granted.read_account(domain.channel)
+        entries = granted.read_table(self.host.dom0, table.domid)
+        purposes = self._remember(table.domid, entries)
+        return DomainBooks(name, table.domid, table.grants, entries, account, purposes)
+
+    def _remember(self, domid: int, entries: granted.Table | None) -> dict[int, str]:
+        found = ledger.purposes(self.host.xen.xenstore(f"/local/domain/{domid}/device"))
+        refs = entries.refs if entries else frozenset()
+        live = {ref: word for ref, word in found.items() if ref in refs}
+        self._remembered.setdefault(domid, {}).update(live)
+        return live
+
+
+def _risen(before: tuple[Memory, ...], after: tuple[Memory, ...]) -> Iterator[Growth]:
+    known = {each.owner: each for each in before}
+    for each in after:
+        yield from memory.risen(known.get(each.owner, Memory(each.owner, {})), each)

@@ -1,0 +1,194 @@
+"""Verified I/O in a domU, judged by the LUN: the guest's account against the LUN's records."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emu.channel.result import PAUSE
+from emu.deadline import Deadline
+from emu.errors import EmuError, NotHeld, RigError
+from emu.rig.lun import RigLun
+from emu.xen import ioledger
+from emu.xen.account import Account, Asked, parse_account
+from emu.xen.ioledger import IoLedger
+from emu.xen.requests import Records
+
+if TYPE_CHECKING:
+    from emu.rig.domu import RigDomu
+
+ENDED_WITHIN = 30.0
+"""Seconds in which a guest's last requests are answered when it asks for no more."""
+_START = """
+echo none > /sys/block/$1/queue/scheduler
+device=/dev/$1
+shift
+exec emu-io $device "$@"
+"""
+# A zombie has no executable any more.
+_ENDED = f"""
+kill -TERM $1 2> /dev/null
+n=0
+while [ -e /proc/$1/exe ]; do
+    n=$((n + 1)); [ $n -lt $2 ] || exit 1
+    {PAUSE}
+done
+"""
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the guest asks for: `outstanding` requests of `size` bytes at any time, each on one
+    of `blocks` blocks (0: twice as many) with a gap of their size between them; `reads` per
+    cent of them reads, of blocks written before; `rate` a second at most (0: as many as go).
+    """
+
+    outstanding: int = 32
+    size: int = 4096
+    blocks: int = 0
+    reads: int = 30
+    rate: int = 0
+
+    def words(self) -> list[str]:
+        """As emu-io takes it."""
+        return [
+            f"outstanding={self.outstanding}",
+            f"bytes={self.size}",
+            f"blocks={self.blocks}",
+            f"reads={self.reads}",
+            f"rate={self.rate}",
+        ]
+
+
+class VerifyingIo:
+    """A running emu-io. `ledger` is the outcome, once the context has ended."""
+
+    def __init__(
+        self, domu: RigDomu, lun: RigLun, disk: str, *, mark: int, process: int, file: str
+    ) -> None:
+        self.domu = domu
+        self.lun = lun
+        self.disk = disk
+        self.mark = mark
+        """The number of the LUN's first request that may be its own."""
+        self.ledger: IoLedger | None = None
+        self._process = process
+        self._file = file
+
+    def account(self) -> Account:
+        """The guest's account, up to now."""
+        # gzip: a channel into a domU is slow.
+        packed = self.domu.channel.run(f"emu-io show {self._file} | gzip -c", timeout=60).stdout
+        try:
+            return parse_account(zlib.decompress(packed, zlib.MAX_WBITS | 16))
+        except zlib.error as error:
+            raise RigError(f"the guest's account came damaged: {error}") from None
+
+    def records(self) -> Records:
+        """What the LUN served since this was begun."""
+        return self.lun.requests(self.mark)
+
+    def await_answers(self, number: int, timeout: float = ENDED_WITHIN) -> None:
+        """Wait until the guest was told of `number` more of its requests.
+
+        `timeout` in seconds before scaling. Raises NotHeld.
+        """
+        before = self._answered()
+        deadline = Deadline("the guest's requests to be answered", timeout)
+        while (now := self._answered() - before) < number:
+            if deadline.passed:
+                raise NotHeld(
+                    f"domU {self.domu.name} was told of {now} requests on {self.disk} in "
+                    f"{deadline.spent:.0f} s, {number} were awaited",
+                    lines=self._pending(),
+                )
+            time.sleep(0.1)
+
+    def stop(self) -> Account:
+        """Let it ask for no more, and wait until all it asked for is answered; its account.
+
+        Raises NotHeld with what is not, in the guest and at the LUN.
+        """
+        tries = str(int(Deadline("", ENDED_WITHIN).seconds * 50))
+        words = ["sh", "-c", _ENDED, "sh", str(self._process), tries]
+        ended = self.domu.channel.run(words, timeout=ENDED_WITHIN * 2, check=False)
+        account = self.account()
+        if ended.status != 0:
+            raise NotHeld(
+                f"{len(account.in_flight)} requests of domU {self.domu.name} on {self.disk} were "
+                f"not answered within {ENDED_WITHIN:.0f} s",
+                lines=[*map(_told, account.in_flight[:6]), *self._pending()],
+            )
+        if account.state != "stopped":
+            why = f": {errno.errorcode.get(account.error, account.error)}" if account.error else ""
+            raise RigError(f"emu-io in domU {self.domu.name} is {account.state}{why}")
+        return account
+
+    def judge(self, account: Account, *, may_fail: bool = False) -> IoLedger:
+        """Compare the guest's account with the LUN; NotHeld where they differ, or where
+        requests failed and may not."""
+        sums = self.lun.sums(0, -(-account.end // self.lun.lun.sector))
+        ledger = self.ledger = ioledger.compare(account, self.records(), sums)
+        if not ledger.held:
+            raise NotHeld(
+                f"{self.disk} of domU {self.domu.name}: {ledger.summary()}", lines=ledger.table()
+            )
+        if ledger.failed and not may_fail:
+            raise NotHeld(
+                f"{len(ledger.failed)} requests of domU {self.domu.name} on {self.disk} failed",
+                lines=map(_told, ledger.failed[: ioledger.SHOWN]),
+            )
+        return ledger
+
+    def _answered(self) -> int:
+        account = self.account()
+        return len(account.asked) - len(account.in_flight)
+
+    def _pending(self) -> list[str]:
+        pending = self.lun.outstanding()
+        return [f"at LUN {self.lun.name} {len(pending)} requests are outstanding"] + [
+            f"{each.operation} of {each.blocks} blocks from {each.lba} on, {each.state}"
+            for each in pending[:6]
+        ]
+
+
+@contextlib.contextmanager
+def verifying_io(
+    domu: RigDomu, lun: RigLun, disk: str, load: Load, *, may_fail: bool = False
+) -> Iterator[VerifyingIo]:
+    """Verified I/O while the body runs; then everything is compared.
+
+    Raises NotHeld naming what was lost, doubled or wrong, what failed (unless `may_fail`), or
+    what was never answered.
+    """
+    file = f"/run/emu-io.{next(_numbers)}"
+    seed = time.monotonic_ns() & 0xFFFFFFFF  # no run finds what another left
+    words = ["sh", "-c", _START, "sh", disk, file, f"seed={seed}", *load.words()]
+    mark = lun.mark()
+    started = domu.channel.run(words, timeout=30)
+    io = VerifyingIo(domu, lun, disk, mark=mark, process=int(started.text), file=file)
+    try:
+        yield io
+    except BaseException:
+        with contextlib.suppress(EmuError):
+            domu.channel.run(["kill", "-TERM", started.text.strip()], timeout=10, check=False)
+        raise
+    account = io.stop()
+    io.judge(account, may_fail=may_fail)
+    # It is memory of the guest's, the more the longer this ran: a leak, to who counts pages.
+    domu.channel.run(["rm", file], timeout=20)
+
+
+def _told(asked: Asked) -> str:
+    what = "write" if asked.writes else "read"
+    if asked.result is None:
+        return f"{what} of block {asked.block}, generation {asked.generation}: no answer"
+    told = errno.errorcode.get(-asked.result, str(asked.result))
+    return f"{what} of block {asked.block}, generation {asked.generation}: {told}"

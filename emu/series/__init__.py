@@ -1,0 +1,1 @@
+"""A driver series checked patch by patch."""

@@ -1,0 +1,1 @@
+"""Lists of tests: the mutants, the passes in a row, and the runs of pytest behind both."""

@@ -1,0 +1,98 @@
+"""When a machine is taken for asleep, and when not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_guest
+
+from emu.errors import RigError
+from emu.machine.qemu import Machine
+from emu.machine.watchdog import ASLEEP_AFTER, Pulse, sleepers
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
+)
+LONG = 2 * ASLEEP_AFTER
+"""Seconds in which one that sleeps would be woken."""
+PATIENCE = 20.0
+REMARK = "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with tiny_guest.running(tmp_path) as machine:
+        yield machine
+
+
+def merged(machine: Machine) -> str:
+    return machine.rundir.log("console").read_text()
+
+
+def halt(machine: Machine, key: str = "H") -> None:
+    machine.dom0.send(key)
+    machine.watch.wait(lambda: sleepers(machine.pid) or None, "the guest to halt", 10)
+
+
+def test_a_guest_that_sleeps_for_good_is_nudged(machine: Machine) -> None:
+    nudged = threading.Event()
+    pulse = Pulse(machine, nudged.set)
+    try:
+        halt(machine)
+        assert nudged.wait(PATIENCE)
+        assert pulse.nudges
+        machine.watch.wait(lambda: REMARK in merged(machine), "the remark", PATIENCE)
+    finally:
+        pulse.close()
+
+
+def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
+    twice = threading.Event()
+
+    def nudge() -> None:
+        if pulse.nudges == 2:
+            twice.set()
+        raise RigError("no answer from the guest agent")
+
+    pulse = Pulse(machine, nudge)
+    try:
+        halt(machine)
+        assert twice.wait(PATIENCE)
+        machine.watch.check()
+    finally:
+        pulse.close()
+    assert REMARK not in merged(machine)
+
+
+@pytest.mark.parametrize("how", ["busy", "idle", "paused", "stopped", "closed"])
+def test_one_that_need_not_be_woken_is_left_alone(machine: Machine, how: str) -> None:
+    if how != "busy":
+        halt(machine, "I" if how == "idle" else "H")
+    if how == "paused":
+        machine.pause()
+    if how == "stopped":
+        os.kill(machine.pid, signal.SIGSTOP)
+    pulse = Pulse(machine, lambda: None)
+    try:
+        if how == "closed":
+            pulse.close()
+        time.sleep(LONG)
+        assert pulse.nudges == 0
+        if how == "stopped":
+            assert sleepers(machine.pid) == {}
+    finally:
+        os.kill(machine.pid, signal.SIGCONT)
+        pulse.close()
+
+
+def test_a_process_that_has_ended_does_not_sleep(machine: Machine) -> None:
+    pid = machine.pid
+    machine.kill()
+    assert sleepers(pid) == {}

@@ -1,0 +1,156 @@
+"""Nothing leaks: neither a grant, nor a page, an object, a thread or an interrupt a cycle.
+
+One round is for warming up, then each is measured in dom0 and in the domU: see
+`emu.rig.ledger.Ledger.cycles`. By default two cases run as often as memory needs to tell
+growth from noise, and the others twice, for grants, threads and interrupts; `-m long` has all.
+The back end knows a PV domU from a PVH one by nothing but a domain's number, so that one case
+in PVH is for the front end and Xen.
+"""
+
+from __future__ import annotations
+
+import granting
+import pytest
+from ends import Ends
+from granting import DISK
+
+from emu.rig import Ledger, RigHost, RigLun
+
+CYCLES = 5
+TWICE_OR_MORE = pytest.mark.parametrize(
+    "cycles", [1, pytest.param(2 * CYCLES, marks=pytest.mark.long)], ids=["twice", "10 cycles"]
+)
+MANY = [pytest.mark.long, pytest.mark.stack(kernel="lab")]
+PVH = pytest.mark.stack(domu="pvh")
+
+
+@pytest.mark.parametrize(
+    ("cycles", "pages"),
+    [
+        pytest.param(CYCLES, 16, id="5 cycles, 16 pages"),
+        pytest.param(CYCLES, 16, id="5 cycles, 16 pages, pvh", marks=[PVH, pytest.mark.long]),
+        pytest.param(50, 64, id="50 cycles, 64 pages", marks=MANY),
+    ],
+)
+def test_attach_and_detach(
+    host: RigHost, lun: RigLun, ledger: Ledger, cycles: int, pages: int
+) -> None:
+    domu = host.create(ring_pages=pages)
+    for _ in ledger.cycles(cycles):
+        assert domu.attach(lun).pages == pages
+        domu.fill(lun, mib=1)
+        ledger.look()
+        domu.detach(lun)
+        granting.gone(domu)
+
+
+@TWICE_OR_MORE
+def test_forced_detach(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) -> None:
+    domu = host.create(ring_pages=4)
+    for _ in ledger.cycles(cycles):
+        domu.attach(lun)
+        domu.fill(lun, mib=1)
+        ledger.look()
+        granting.force_detach(domu)
+        granting.gone(domu)
+
+
+@TWICE_OR_MORE
+def test_front_end_unloaded(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) -> None:
+    """The module goes while its disk is connected, and another takes the disk up."""
+    domu = host.create(ring_pages=4)
+    with ledger.unchanged():
+        domu.attach(lun)
+        domu.fill(lun, mib=1)
+        ledger.look()
+        granting.unbind_front(domu)
+    for _ in ledger.cycles(cycles):
+        domu.load_front(**host.limit("front", 4))
+        domu.domain.wait_connected(DISK)
+        domu.fill(lun, mib=1)
+        ledger.look()
+        granting.unbind_front(domu)
+
+
+@TWICE_OR_MORE
+def test_back_end_unbound_and_bound(
+    host: RigHost, lun: RigLun, ledger: Ledger, cycles: int
+) -> None:
+    """dom0's driver lets go of a connected ring, and takes the same up again: the front end
+    does not notice (`allow_rebind` of xen-blkback).
+    """
+    domu = host.create(disk=lun, ring_pages=4, back_parameters={"feature_persistent": 0})
+    ring = set(domu.ring(lun).refs)
+    for _ in ledger.cycles(cycles):
+        domu.fill(lun, mib=1)
+        granting.unbind_back(domu)
+        mapped = host.xen.grants().of(domu.domain.domid).refs
+        assert not mapped & ring, f"dom0 still maps {sorted(mapped & ring)} of an unbound disk"
+        granting.bind_back(domu)
+        domu.domain.wait_connected(DISK)
+
+
+NOBODYS = 4000000000
+"""A reference far past the end of the table."""
+CHANNEL = 8
+"""A page that the domU grants to dom0: its second console's, the first of its allocator."""
+TAKEN = 1
+"""An event channel that is bound already: the one to xenstored."""
+STEPS = {
+    "no event channel": {"ring-ref": CHANNEL},
+    "no reference": {"event-channel": 1},
+    "reference never granted": {"event-channel": 1, "ring-ref": NOBODYS},
+    "second page never granted": {
+        "event-channel": 1,
+        "ring-page-order": 1,
+        "ring-ref0": CHANNEL,
+        "ring-ref1": NOBODYS,
+    },
+    "event channel taken": {"event-channel": TAKEN, "ring-ref": CHANNEL},
+    "second queue never granted": {
+        "multi-queue-num-queues": 2,
+        "queue-0/event-channel": 1,
+        "queue-0/ring-ref": CHANNEL,
+        "queue-1/event-channel": 1,
+        "queue-1/ring-ref": NOBODYS,
+    },
+}
+
+
+# All of a step in one go: keys, "Initialised", the refusal, then everything as it was.
+FAIL = """
+front=$1 back=$2; shift 2
+reaches() {
+    n=0
+    while [ "$(xenstore-read $back/state)" != $1 ]; do
+        n=$((n + 1)); [ $n -gt 200 ] && { echo "the back end is not at $1" >&2; exit 1; }
+        usleep 20000
+    done
+}
+written=
+while [ $# -gt 0 ]; do
+    xenstore-write $front/$1 $2
+    written="$written $front/$1"; shift 2
+done
+xenstore-write $front/state 3
+reaches 5
+xenstore-rm $written
+xenstore-write $front/state 6
+reaches 6
+xenstore-write $front/state 1
+reaches 2
+"""
+
+
+def test_set_up_that_fails_at_every_step(ends: Ends, ledger: Ledger) -> None:
+    """dom0 gets as far as each of these keys allows, and takes all of it back."""
+    ends.load("back", max_queues=4)
+    ends.attach()
+    domain = ends.stack.domain
+    roots = [domain.front_path(DISK), domain.back_path(DISK)]
+    for _ in ledger.cycles(CYCLES):
+        ends.listen()
+        for keys in STEPS.values():
+            words = [str(word) for pair in keys.items() for word in pair]
+            ends.channel("back").run(["sh", "-c", FAIL, "sh", *roots, *words], timeout=60)
+        assert len(ends.errors()) == len(STEPS), ends.errors()

@@ -1,0 +1,80 @@
+"""A domU ends, however it does: dom0 maps nothing of it any more, and keeps nothing for it."""
+
+from __future__ import annotations
+
+import granting
+import pytest
+from granting import DISK
+from moves import wait_outstanding
+
+from emu.rig import Ledger, RigDomu, RigHost, RigLun
+from emu.xen import ledger as books
+from emu.xen.domain import create
+
+PVH = pytest.mark.stack(domu="pvh")
+"""dom0 does the same for both kinds: one case of a default run ends a PVH domU."""
+KINDS = ["pv", pytest.param("pvh", marks=[PVH, pytest.mark.long])]
+
+
+def connected(host: RigHost, lun: RigLun, ledger: Ledger, pages: int = 16) -> RigDomu:
+    """A disk whose ring was used, so that data pages stay granted."""
+    domu = host.create(ring_pages=pages)
+    domu.attach(lun)
+    domu.fill(lun, mib=1)
+    ledger.look()
+    return domu
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("pv", marks=pytest.mark.quick), pytest.param("pvh", marks=PVH)]
+)
+def test_shut_down(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
+    with ledger.unchanged():
+        domu = connected(host, lun, ledger)
+        granting.power_off(domu)
+
+
+def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger) -> None:
+    """Its pages stay as long as the LUN may still write to them, and not a moment longer."""
+    with ledger.unchanged():
+        domu = connected(host, lun, ledger)
+        before = ledger.take()
+        with lun.held():
+            granting.read_in_the_background(domu, 8)
+            wait_outstanding(domu.domain, 8)
+            domu.domain.close()
+            host.dom0.spawn(["xl", "destroy", domu.name])
+            granting.wait_ended(host, domu.name)
+            left = ledger.compare(before, ledger.take())
+        mapped = [each for each in left.grants if each.after == books.ONLY_MAPPED]
+        assert mapped, "dom0 let go of pages that its LUN was reading into"
+        assert {each.mappers for each in mapped} == {(0,)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crashed(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
+    """A crashed domU is kept to be looked at, and everything with it, until it is destroyed."""
+    with ledger.unchanged():
+        domu = connected(host, lun, ledger)
+        with host.stack.machine.watch.expect_finding("kernel panic", guest=domu.name):
+            domu.channel.spawn("echo c > /proc/sysrq-trigger")
+        domu.domain.close()
+        assert domu.domain.back_tree(DISK).state() == "Connected"
+        domu.domain.destroy()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("end", ["power off", "destroy"])
+def test_one_domu_after_the_other(host: RigHost, lun: RigLun, ledger: Ledger, end: str) -> None:
+    """dom0 holds nothing for domains that are gone, neither pages nor objects."""
+    domu = connected(host, lun, ledger)
+    domu.domain.destroy()
+    for _ in ledger.cycles(5):
+        host.stack.domain = create(host.xen, host.stack.inputs.wish.domu)
+        domu = RigDomu(host, host.stack.domain)
+        domu.load_front(**host.limit("front", 16))
+        domu.attach(lun)
+        domu.fill(lun, mib=1)
+        ledger.look()
+        granting.power_off(domu) if end == "power off" else domu.domain.destroy()

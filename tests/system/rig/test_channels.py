@@ -1,0 +1,73 @@
+"""The command channels on the real stack: exact bytes, many at once, files both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from emu.channel.channel import Channel, CommandTimeout
+from emu.lab.stack import Stack
+
+MIB = 1 << 20
+
+
+def channels(stack: Stack) -> tuple[Channel, Channel]:
+    return stack.host.dom0, stack.domain.channel
+
+
+def test_output_status_and_errors_are_exact(stack: Stack) -> None:
+    for channel in channels(stack):
+        data = os.urandom(50_000)
+        answer = channel.run(
+            ["sh", "-c", "tee /dev/stderr; exit 7"], input=data, timeout=30, check=False
+        )
+        assert (answer.status, answer.signal) == (7, None)
+        assert answer.stdout == data
+        assert answer.stderr == data
+
+
+def test_commands_at_once_do_not_wait_for_each_other(stack: Stack) -> None:
+    for channel in channels(stack):
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [
+                pool.submit(channel.run, f"sleep 2; echo {number}", timeout=30)
+                for number in range(8)
+            ]
+            assert [job.result().text for job in jobs] == [f"{n}\n" for n in range(8)]
+        assert time.monotonic() - began < 8
+
+
+def test_time_limit_ends_the_whole_tree(stack: Stack) -> None:
+    for channel in channels(stack):
+        with pytest.raises(CommandTimeout, match=f"{channel.name}: .*did not end within 1 s"):
+            channel.run("echo begun; sleep 987 & sleep 987", timeout=1)
+        left = channel.run("pgrep -f 'sleep 987' || true", timeout=20).text
+        assert left == ""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.long
+def test_files_of_100_mib_through_dom0(stack: Stack) -> None:
+    data = os.urandom(MIB) * 100
+    dom0 = stack.host.dom0
+    dom0.put(data, "/scratch/large")
+    digest = dom0.run("sha256sum < /scratch/large", timeout=120).text.split()[0]
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert dom0.get("/scratch/large") == data
+
+
+@pytest.mark.timeout(300)
+def test_files_through_the_domu(stack: Stack) -> None:
+    data = os.urandom(MIB)
+    domu = stack.domain.channel
+    domu.put(data, "/tmp/file", mode=0o640)
+    assert domu.run("stat -c %a /tmp/file; sha256sum < /tmp/file", timeout=60).text.split()[:2] == [
+        "640",
+        hashlib.sha256(data).hexdigest(),
+    ]
+    assert domu.get("/tmp/file") == data

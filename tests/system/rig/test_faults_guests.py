@@ -1,0 +1,109 @@
+"""Guests that break: refused, panicking, without their LUN's server. Each is named at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from emu.channel.channel import CommandFailed
+from emu.errors import NotHeld
+from emu.images.cache import Cache
+from emu.lab.run import drivers_for, load_drivers
+from emu.lab.stack import Inputs, Stack
+from emu.machine.qemu import Machine
+from emu.machine.rundir import RunDir
+from emu.machine.watch import GuestTrouble
+from emu.progress import Progress
+from emu.xen.domain import DomuConfig
+from emu.xen.host import Host
+
+pytestmark = pytest.mark.timeout(150)
+
+SERVER_TIMEOUT = 6
+"""Seconds after which target_core_user gives a command up that nobody in user space answers."""
+PATIENCE = SERVER_TIMEOUT + 45
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (DomuConfig(name="u1", memory=64), "u1"),
+        (DomuConfig(name="huge", memory=100_000), "memory"),
+    ],
+    ids=["a name that is taken", "more memory than there is"],
+)
+def test_a_domu_that_xl_refuses(stack: Stack, config: DomuConfig, words: str) -> None:
+    before = stack.host.list()
+    with pytest.raises(NotHeld, match=f"xl refused to create domU {config.name}") as refused:
+        stack.host.create(config)
+    assert words in "\n".join(refused.value.lines)
+    assert [info.domid for info in stack.host.list()] == [info.domid for info in before]
+    assert stack.domain.channel.run(["echo", "here"], timeout=10).text == "here\n"
+
+
+@pytest.mark.trouble("kernel panic")
+def test_a_domu_that_panics_while_it_boots(stack: Stack) -> None:
+    """Named by the watch, long before the two minutes for a boot are over."""
+    config = DomuConfig(name="u2", memory=128, kernel_options="rdinit=/nonexistent")
+    began = time.monotonic()
+    with pytest.raises(GuestTrouble) as trouble:
+        stack.host.create(config)
+    assert time.monotonic() - began < 40
+    finding = trouble.value.finding
+    assert (finding.name, finding.guest, finding.console) == ("kernel panic", "u2", "u2")
+    assert trouble.value.message.startswith("u2: kernel panic while waiting for the guest agent")
+    assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
+
+
+def test_a_dom0_that_panics_while_it_boots(inputs: Inputs) -> None:
+    spec = replace(inputs.spec, dom0_cmdline=f"{inputs.spec.dom0_cmdline} rdinit=/nonexistent")
+    began = time.monotonic()
+    with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
+        host = Host(machine)
+        try:
+            with pytest.raises(GuestTrouble) as trouble:
+                host.wait_ready(120)
+        finally:
+            host.close()
+    assert time.monotonic() - began < 60
+    assert trouble.value.message.startswith("dom0: kernel panic while waiting for the guest agent")
+    assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
+
+
+@pytest.mark.stack(clock="wall")  # the kernel's patience is compared with the machine's clock
+def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
+    """Reads and writes fail, after the kernel's patience with user space: nobody claims success.
+
+    Without its server the LUN answers "not ready" to every command; the domU sees I/O
+    errors, no end hangs, and the disk, the domU and the host can be taken down in order.
+    """
+    host, domu = stack.host, stack.domain.channel
+    before = host.grants().of(stack.domain.domid).refs
+    lun = stack.host.create_lun("mortal", server_timeout=SERVER_TIMEOUT)
+    load_drivers(stack, drivers_for(stack.inputs, cache, Progress()), cache, pages=1)
+    stack.domain.attach(lun)
+    stack.domain.wait_connected()
+    writer = domu.spawn(
+        "dd if=/dev/zero of=/dev/xvda bs=64k count=4000 oflag=direct || echo failed"
+    )
+    time.sleep(1)
+    assert writer.ended is None
+    host.dom0.run("kill -9 $(pidof tcmu-runner)", timeout=10)
+    began = time.monotonic()
+    with pytest.raises(CommandFailed, match=r"u1: .* ended with status 1") as failed:
+        domu.run("dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct", timeout=PATIENCE)
+    assert "Input/output error" in str(failed.value)
+    writer.wait(PATIENCE)
+    assert time.monotonic() - began > SERVER_TIMEOUT / 3, "who answered them?"
+    assert writer.read(stream=1) == b"failed\n"
+    assert b"Input/output error" in writer.read(stream=2)
+    assert "I/O error, dev sdb" in host.dom0.run("dmesg | tail -n 40", timeout=20).text
+    assert "I/O error, dev xvda" in domu.run("dmesg | tail -n 20", timeout=20).text
+    # Everything but the data is in order: connected, then apart with no grant left, then gone.
+    assert stack.domain.ring().connected
+    stack.domain.detach()
+    assert host.grants().of(stack.domain.domid).refs == before
+    stack.domain.destroy()
+    assert [info.name for info in host.list()] == ["Domain-0"]

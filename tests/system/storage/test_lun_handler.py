@@ -1,0 +1,81 @@
+"""The LUN server does as it is told, seen from the guest's side of the ring."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from emu.errors import NotHeld
+from emu.rig import RigDomu, RigHost, RigLun
+from emu.xen.requests import Flag
+
+DIRECT_READ = "dd if=/dev/xvda of=/dev/null bs=4k skip={} count=1 iflag=direct"
+SERVER = "tcmu-runner --handler-path /usr/lib/emu/tcmu-handlers --tcmu-log-dir /var/log"
+
+
+@pytest.fixture
+def domu(host: RigHost, lun: RigLun) -> RigDomu:
+    """A domU with the LUN as its disk."""
+    return host.create(disk=lun, ring_pages=1)
+
+
+def test_held_and_released(domu: RigDomu, lun: RigLun) -> None:
+    write = "dd if=/dev/zero of=/dev/xvda bs=4k seek=9 count=1 oflag=direct"
+    mark = lun.mark()
+    with lun.held("writes"):
+        domu.run(f"({write}; echo $? > /tmp/ended) > /dev/null 2>&1 &")
+        lun.await_outstanding(1)
+        domu.run(DIRECT_READ.format(9))
+        (waiting,) = lun.outstanding()
+        assert (waiting.operation, waiting.lba, waiting.state) == ("write", 72, "held")
+        assert domu.run("cat /tmp/ended || true") == ""
+        with pytest.raises(NotHeld, match="1 requests are outstanding at LUN lun0 after 0 s, none"):
+            lun.await_outstanding(0, timeout=0.2)
+    domu.run("while [ ! -e /tmp/ended ]; do usleep 20000; done")
+    assert domu.run("cat /tmp/ended") == "0\n"
+    (written,) = lun.requests(mark).writes
+    assert written.held
+    assert written.done
+    assert written.ended - written.started > 0.2
+
+
+def test_an_error_at_a_block(domu: RigDomu, lun: RigLun) -> None:
+    lun.fail(first=80, blocks=8, kinds="reads")
+    told = {
+        block: domu.channel.run(DIRECT_READ.format(block), timeout=20, check=False)
+        for block in (9, 10, 11)
+    }
+    assert [answer.status for answer in told.values()] == [0, 1, 0]
+    assert "Input/output error" in told[10].stderr.decode()
+    lun.clear()
+    domu.run(DIRECT_READ.format(10))
+
+
+def test_a_delay(domu: RigDomu, lun: RigLun) -> None:
+    mark = lun.mark()
+    lun.delay(300, "reads")
+    domu.run(DIRECT_READ.format(30))
+    delayed = [request for request in lun.requests(mark) if request.lba == 240]
+    assert [request.flags for request in delayed] == [Flag.DELAYED]
+    assert 0.3 <= delayed[0].ended - delayed[0].started < 1.5
+
+
+def test_a_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -> None:
+    data = os.urandom(64 * 1024)
+    domu.channel.put(data, "/tmp/data")
+    lun.hold("writes")
+    write = "dd if=/tmp/data of=/dev/xvda bs=64k oflag=direct conv=fsync"
+    domu.run(f"({write}; echo $? > /tmp/ended) > /dev/null 2>&1 &")
+    lun.await_outstanding(1)
+    stop = "kill $(pidof tcmu-runner); while pidof tcmu-runner; do usleep 50000; done"
+    host.dom0.run(stop, timeout=20)
+    host.dom0.run(f"cd /; {SERVER} < /dev/null > /var/log/again 2>&1 &", timeout=20)
+    domu.run("while [ ! -e /tmp/ended ]; do usleep 50000; done", timeout=30)
+    assert domu.run("cat /tmp/ended") == "0\n"
+    held = host.dom0.run(f"head -c {len(data)} {lun.lun.file} | sha256sum", timeout=20).text
+    assert held.split()[0] == hashlib.sha256(data).hexdigest()
+    # The next server has no hold, and numbers from the beginning.
+    assert lun.outstanding() == ()
+    assert lun.requests().requests[0].sequence == 1
