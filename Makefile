@@ -84,7 +84,7 @@ qemu: setup-qemu ## build QEMU with our patches (ARGS=patched-10.2: a newer one)
 lint: setup ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy emu
+	@$(BIN)/mypy
 
 clean: ## remove .venv and what builds left here; the cache stays (emu cache prune)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

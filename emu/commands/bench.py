@@ -8,8 +8,9 @@ import json
 from emu.commands.options import Commands, add_qemu_option, count
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import bench
-from emu.lab.stack import Wish
+from emu.lab.wish import Wish
 from emu.screen import Screen
 
 
@@ -54,7 +55,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         fresh=arguments.fresh,
     )
     with Screen() as screen:
-        report = bench.perform(wish, Cache(), screen)
+        report = bench.perform(wish, BuildContext(Cache(), screen))
     if arguments.json:
         print(json.dumps(bench.as_json(report), indent=2))
     else:

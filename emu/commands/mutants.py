@@ -15,6 +15,7 @@ from rich.markup import escape
 from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.modules import GIVEN, MORE_PATCHES
 from emu.screen import Screen, fail
 from emu.suite import mutants
@@ -71,7 +72,9 @@ def _mutants(arguments: argparse.Namespace) -> int:
     for name in (MORE_PATCHES, *GIVEN.values()):
         os.environ.pop(name, None)  # mutants are of our series
     with Screen() as screen:
-        results = mutants.perform(wish, Cache(), screen, lambda one: screen.note(_told(one)))
+        results = mutants.perform(
+            wish, BuildContext(Cache(), screen), lambda one: screen.note(_told(one))
+        )
     if arguments.json:
         print(json.dumps([as_json(one) for one in results], indent=2))
     else:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from emu.emulator import choice as emulator
-from emu.lab.stack import LARGE_RING, Wish, memory_for
-from emu.xen.domain import KINDS, DomuConfig
+from emu.lab.wish import LARGE_RING, Wish, memory_for
+from emu.xen.config import KINDS, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -100,7 +100,7 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
+def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
     """The stack that the options ask for."""
     memory = arguments.domu_memory or memory_for(ring_pages)
     return Wish(
@@ -108,8 +108,8 @@ def wish_of(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
         domu_kernel=arguments.domu_kernel,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
-        clock=arguments.clock or ("icount" if arguments.record else "wall"),
-        qemu=arguments.qemu or emulator.default(recording=arguments.record),
+        clock=arguments.clock,
+        qemu=arguments.qemu or "",
         cold=arguments.cold,
         record=arguments.record,
     )

@@ -9,6 +9,7 @@ from emu.commands.options import Commands, show, table
 from emu.emulator.build import PATCHED
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import qemus
 from emu.screen import Screen
 
@@ -42,7 +43,7 @@ def add(commands: Commands) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        found = qemus.examine(Cache(), screen)
+        found = qemus.examine(BuildContext(Cache(), screen))
     if arguments.json:
         print(json.dumps([qemus.as_json(one) for one in found], indent=2))
         return EXIT_HELD
@@ -57,7 +58,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        built = qemus.build(arguments.name, Cache(), screen)
+        built = qemus.build(arguments.name, BuildContext(Cache(), screen))
     wrong = "; ".join(fault.what for fault in built.faults) or "nothing that is looked for"
     print(f"{built.name}  {built.version}")
     print(f"program  {built.program}")

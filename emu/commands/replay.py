@@ -8,6 +8,7 @@ from pathlib import Path
 from emu.commands.options import EPILOG, Commands
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import recording, replay
 from emu.screen import Screen, fail
 
@@ -40,7 +41,9 @@ def add(commands: Commands) -> None:
 
 def _replay(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        done = replay.replay(arguments.run or recording.newest(), Cache(), screen, arguments.gdb)
+        done = replay.replay(
+            arguments.run or recording.newest(), BuildContext(Cache(), screen), arguments.gdb
+        )
     print(f"replayed {done.instructions / 1e9:.1f} G instructions")
     for each in done.consoles:
         if each.differs:

@@ -10,12 +10,14 @@ from emu.commands.options import (
     Commands,
     add_driver_options,
     add_stack_options,
-    wish_of,
+    wish_from_options,
 )
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import report as reports
 from emu.lab import run as runs
+from emu.lab.wish import DATA_MIB, RunWish
 from emu.screen import Screen, fail
 
 
@@ -29,22 +31,27 @@ def add(commands: Commands) -> None:
         epilog=EPILOG,
     )
     add_driver_options(parser)
-    parser.add_argument("--data", type=int, default=64, metavar="MIB", help="default 64")
+    parser.add_argument(
+        "--data",
+        type=int,
+        metavar="MIB",
+        help=f"default {DATA_MIB}, or what fits into the domU",
+    )
     add_stack_options(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    wish = reports.RunWish(
-        stack=wish_of(arguments, arguments.ring_pages),
+    wish = RunWish(
+        stack=wish_from_options(arguments, arguments.ring_pages),
         ring_pages=arguments.ring_pages,
         front=arguments.front,
         back=arguments.back,
         data_mib=arguments.data,
     )
     with Screen() as screen:
-        report = runs.perform(wish, Cache(), screen)
+        report = runs.perform(wish, BuildContext(Cache(), screen))
     if arguments.json:
         print(json.dumps(reports.as_json(report), indent=2))
     else:

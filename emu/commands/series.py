@@ -9,6 +9,7 @@ from pathlib import Path
 from emu.commands.options import Commands, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.screen import Screen, fail
 from emu.series import check as series
 from emu.series import report as seriesreport
@@ -49,7 +50,7 @@ def add(commands: Commands) -> None:
 def _series(arguments: argparse.Namespace) -> int:
     wish = series.SeriesWish(arguments.patches, tuple(arguments.kernel))
     with Screen() as screen:
-        report = series.perform(wish, Cache(), screen)
+        report = series.perform(wish, BuildContext(Cache(), screen))
     if arguments.json:
         print(json.dumps(seriesreport.as_json(report), indent=2))
     else:

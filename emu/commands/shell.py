@@ -7,10 +7,11 @@ import contextlib
 import os
 import sys
 
-from emu.commands.options import Commands, add_driver_options, add_stack_options, wish_of
+from emu.commands.options import Commands, add_driver_options, add_stack_options, wish_from_options
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import shell
-from emu.lab.report import RunWish
+from emu.lab.wish import check_ring_pages
 from emu.screen import Screen
 
 _EPILOG = """Ctrl-] leaves a terminal, whatever the guest does; nothing is left running. Exit
@@ -50,16 +51,16 @@ def add(commands: Commands) -> None:
 
 def _shell(arguments: argparse.Namespace) -> int:
     pages = arguments.ring_pages if arguments.attach else 1
-    stack_wish = wish_of(arguments, pages)
+    stack_wish = wish_from_options(arguments, pages)
     attachment = None
     if arguments.attach:
-        RunWish(stack_wish, ring_pages=pages)  # refuses what is no ring
+        check_ring_pages(pages)
         attachment = shell.Attachment(pages, arguments.front, arguments.back)
     files = _descriptors()
     terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
     with contextlib.ExitStack() as opened:
         with Screen(quiet=not terminal and not sys.stderr.isatty()) as screen:
-            entered = shell.opened(stack_wish, attachment, Cache(), screen)
+            entered = shell.opened(stack_wish, attachment, BuildContext(Cache(), screen))
             stack = opened.enter_context(entered)
         if not terminal:
             channel = shell.channel_of(stack, arguments.guest)
@@ -71,9 +72,9 @@ def _shell(arguments: argparse.Namespace) -> int:
     return status or 0
 
 
-def _descriptors() -> shell.Descriptors:
+def _descriptors() -> shell.TerminalFds:
     """Our standard descriptors; input is None where it was closed before we started."""
-    return shell.Descriptors(stdin=None if sys.stdin is None else 0)
+    return shell.TerminalFds(stdin=None if sys.stdin is None else 0)
 
 
 def _say(line: str, before: str = "") -> None:

@@ -17,12 +17,12 @@ from typing import Literal
 
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.manifest import JSON
 from emu.machine.identity import host_cpu, qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Accel, MachineSpec
-from emu.progress import Progress
 
 Requested = Literal["auto", "tcg", "kvm"]
 
@@ -47,22 +47,16 @@ _KVM_WORKS = AccelChoice("kvm", "Xen starts under it")
 
 
 def choose(
-    requested: Requested,
-    qemu: str,
-    xen: Path,
-    cache: Cache,
-    progress: Progress | None = None,
-    *,
-    device: Path = DEVICE,
+    requested: Requested, qemu: str, xen: Path, context: BuildContext, *, device: Path = DEVICE
 ) -> AccelChoice:
     """Choose the accelerator; `xen` is the hypervisor that KVM has to start.
 
-    The proof is made once per host, kernel, CPU, QEMU and Xen, and kept in `cache`.
+    The proof is made once per host, kernel, CPU, QEMU and Xen, and kept in the cache.
     Raises InputError when KVM was asked for and can't be had.
     """
     if requested == "tcg":
         return AccelChoice("tcg", "as asked")
-    trouble = _device_trouble(device) or _proof(qemu, xen, cache, progress or Progress())
+    trouble = _device_trouble(device) or _proof(qemu, xen, context)
     if trouble is None:
         return _KVM_WORKS
     if requested == "kvm":
@@ -91,15 +85,15 @@ def _device_trouble(device: Path) -> str | None:
     return None
 
 
-def _proof(qemu: str, xen: Path, cache: Cache, progress: Progress) -> str | None:
+def _proof(qemu: str, xen: Path, context: BuildContext) -> str | None:
     inputs = _inputs(qemu, xen)
 
     def build(directory: Path) -> None:
-        with progress.stage("trying KVM with Xen"):
+        with context.progress.stage("trying KVM with Xen"):
             trouble = probe(qemu, xen)
         (directory / "answer.json").write_text(json.dumps({"trouble": trouble}))
 
-    entry = cache.entry("accel", inputs, build, progress)
+    entry = context.entry("accel", inputs, build)
     answer = json.loads((entry / "answer.json").read_text())["trouble"]
     return None if answer is None else str(answer)
 

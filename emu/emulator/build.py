@@ -23,9 +23,10 @@ from emu.errors import InputError
 from emu.hosttools import install_command, load_packages
 from emu.images import kbuild
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, fetch, lock_digest
-from emu.progress import Progress
+from emu.images.packages import Lock, lock_digest
 
 KIND = "qemu"
 PROGRAM = "qemu-system-x86_64"
@@ -83,8 +84,8 @@ class Patched:
         folder = paths.qemu_patches()
         spared = not_needed(folder / self.version / NOT_NEEDED)
         every = kbuild.series(folder, self.version)
-        if strangers := sorted(spared.keys() - {patch.name for patch in every}):
-            raise InputError(f"{folder / self.version / NOT_NEEDED} names {', '.join(strangers)}, "
+        if unknown := sorted(spared.keys() - {patch.name for patch in every}):
+            raise InputError(f"{folder / self.version / NOT_NEEDED} names {', '.join(unknown)}, "
                              "which is no patch of ours")  # fmt: skip
         return tuple(patch for patch in every if patch.name not in spared)
 
@@ -107,28 +108,27 @@ def not_needed(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if row}
 
 
-def build(wanted: Patched, cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path:
+def build(wanted: Patched, context: BuildContext) -> Path:
     """The program, built (5 minutes on 2 cores) unless the cache has it.
 
     Raises InputError: a tool, a library or the firmware is missing, a patch does not apply,
     the source does not compile.
     """
-    lock = lock or Lock.load()
 
     def fill(made: Path) -> None:
         _need_tools(wanted)
         with (
-            progress.stage(f"building QEMU {wanted.version} with our patches"),
-            kbuild.workplace(cache, KIND) as scratch,
+            context.progress.stage(f"building QEMU {wanted.version} with our patches"),
+            kbuild.workplace(context.cache, KIND) as scratch,
         ):
-            version = unpack(wanted, scratch, cache, progress, lock)
+            version = unpack(wanted, scratch, context)
             for patch in wanted.series:
-                progress.tick(f"applying {patch.name}")
+                context.progress.tick(f"applying {patch.name}")
                 kbuild.apply_patch(patch, scratch)
-            _compile(wanted, scratch, version, cache, progress)
+            _compile(wanted, scratch, version, context)
             _collect(scratch / "build" / PROGRAM, made)
 
-    return cache.entry(KIND, inputs(wanted, lock), fill, progress, room=_ROOM) / "bin" / PROGRAM
+    return context.entry(KIND, inputs(wanted, context.lock), fill, room=_ROOM) / "bin" / PROGRAM
 
 
 def built(wanted: Patched, cache: Cache) -> Path | None:
@@ -157,9 +157,9 @@ def _changes(patch: Path) -> str:
     return hashlib.sha256((changes or head).encode()).hexdigest()
 
 
-def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: Lock) -> str:
+def unpack(wanted: Patched, into: Path, context: BuildContext) -> str:
     """Debian's source, its patches applied, into `into`; its Debian version."""
-    files = fetch(lock, wanted.sets, cache, progress)
+    files = fetch(wanted.sets, context)
     versions = {package.version for package in files}
     version, *others = sorted(versions)
     if others or not re.match(rf"(\d+:)?{re.escape(wanted.version)}\b", version):
@@ -171,12 +171,12 @@ def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: 
     source, packaging = (
         path for name in wanted.sets for package, path in files.items() if name in package.sets
     )
-    progress.tick("unpacking the source")
+    context.progress.tick("unpacking the source")
     _run(["tar", "-x", "--strip-components=1", "-f", str(source)], into)
     _run(["tar", "-x", "-f", str(packaging)], into)
     for name in (into / "debian/patches/series").read_text().splitlines():
         if name := name.partition("#")[0].strip():
-            progress.tick(f"applying Debian's {name}")
+            context.progress.tick(f"applying Debian's {name}")
             patch = into / "debian/patches" / name
             # As dpkg-source does.
             _run(["patch", "-t", "-F0", "-N", "-p1", "-s", "-V", "never", "-i", str(patch)], into)
@@ -201,11 +201,11 @@ def _need_tools(wanted: Patched) -> None:
         )
 
 
-def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: Progress) -> None:
+def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -> None:
     toolchain = kbuild.find_toolchain()
     compiler = f"ccache {toolchain.cc}" if shutil.which("ccache") else toolchain.cc
     environ = {
-        "CCACHE_DIR": str(cache.store(_CCACHE)),
+        "CCACHE_DIR": str(context.cache.store(_CCACHE)),
         "CCACHE_MAXSIZE": "1G",
         # The source is in another place each time, and named by its whole path.
         "CCACHE_BASEDIR": str(tree),
@@ -218,7 +218,7 @@ def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: 
     status, said = kbuild.follow(
         [str(tree / "configure"), *own, *OPTIONS, *wanted.options],
         place,
-        lambda line: progress.tick(f"configure: {line.strip()}"),
+        lambda line: context.progress.tick(f"configure: {line.strip()}"),
         environ=environ,
     )
     if status:
@@ -226,7 +226,7 @@ def _compile(wanted: Patched, tree: Path, version: str, cache: Cache, progress: 
 
     def each(line: str) -> None:
         if step := _STEP.match(line):
-            progress.tick(step[3], int(step[1]), int(step[2]))
+            context.progress.tick(step[3], int(step[1]), int(step[2]))
 
     status, said = kbuild.follow(["ninja", PROGRAM], place, each, environ=environ)
     if status:

@@ -16,7 +16,7 @@ from emu.emulator import build as qemubuild
 from emu.emulator.build import PATCHED, PROGRAM
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.progress import Progress
+from emu.images.context import BuildContext
 
 SYSTEM = "system"
 GIVEN = "EMU_QEMU"
@@ -32,13 +32,13 @@ def default(*, recording: bool = False) -> str:
     return RECORDING if recording and given == SYSTEM else given
 
 
-def program(name: str, cache: Cache, progress: Progress) -> str:
+def program(name: str, context: BuildContext) -> str:
     """What to start for a name or path; one of ours is built if need be.
 
     Raises InputError for a program that is not there, and as `qemubuild.build`.
     """
     if name in PATCHED:
-        return str(qemubuild.build(PATCHED[name], cache, progress))
+        return str(qemubuild.build(PATCHED[name], context))
     return _installed(name)
 
 

@@ -18,6 +18,7 @@ from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.manifest import JSON
 from emu.machine import checkpoint
 from emu.machine.checkpoint import CheckpointBroken
@@ -25,7 +26,6 @@ from emu.machine.identity import hash_of_program, qemu_version
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Clock, MachineSpec
-from emu.progress import Progress
 
 CPU = "max"
 """The model that a QEMU without a fault gets, and that all are tried with."""
@@ -123,23 +123,23 @@ def cpu_model(faults: Iterable[Fault]) -> str:
     return ",".join([CPU, *(f"-{feature}" for feature in left_out)])
 
 
-def find(qemu: str, cache: Cache, progress: Progress) -> tuple[Fault, ...]:
+def find(qemu: str, context: BuildContext) -> tuple[Fault, ...]:
     """The faults of a QEMU, in FAULTS' order; tried once (3 s) and then known.
 
     Raises InputError without QEMU or without a compiler, RigError when a guest has no answer.
     """
-    guests = build(cache, progress)
+    guests = build(context)
 
     def fill(made: Path) -> None:
         # The runs lie apart: nobody looks for the logs of these among his own.
         with (
-            progress.stage(f"trying what {qemu} gets wrong"),
-            cache.scratch("qemu-faults") as runs,
+            context.progress.stage(f"trying what {qemu} gets wrong"),
+            context.cache.scratch("qemu-faults") as runs,
         ):
             wrong = [fault.name for fault in FAULTS if not right(fault, qemu, guests, runs)]
         (made / "answer.json").write_text(json.dumps({"wrong": wrong}))
 
-    return _answer(cache.entry("qemu-faults", _inputs(qemu), fill, progress))
+    return _answer(context.entry("qemu-faults", _inputs(qemu), fill))
 
 
 def known(qemu: str, cache: Cache) -> tuple[Fault, ...] | None:
@@ -171,7 +171,7 @@ def _sources() -> dict[str, JSON]:
     return dict(zip((path.name for path in files), kbuild.digest(files), strict=True))
 
 
-def build(cache: Cache, progress: Progress) -> Path:
+def build(context: BuildContext) -> Path:
     """The directory of the guests, compiled (a second) unless the cache has them."""
     toolchain = kbuild.find_toolchain()
     inputs: dict[str, JSON] = {
@@ -183,13 +183,13 @@ def build(cache: Cache, progress: Progress) -> Path:
 
     def fill(made: Path) -> None:
         for name in (*(fault.name for fault in FAULTS), SERIAL_RECORDED, LOST_INTERRUPT):
-            with cache.scratch("qemu-guest") as scratch:
+            with context.cache.scratch("qemu-guest") as scratch:
                 linked = scratch / "guest"
                 _run([toolchain.cc, *_FLAGS, "-o", str(linked), "start.S", f"{name}.c"])
                 # QEMU boots a multiboot kernel only if its ELF header says 32 bits.
                 _run(["objcopy", "-O", "elf32-i386", str(linked), str(made / name)])
 
-    return cache.entry("qemu-guests", inputs, fill, progress)
+    return context.entry("qemu-guests", inputs, fill)
 
 
 def _run(command: list[str]) -> None:

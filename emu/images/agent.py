@@ -19,9 +19,8 @@ from pathlib import Path
 from emu import paths
 from emu.errors import InputError
 from emu.images import cbuild
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.manifest import JSON
-from emu.progress import Progress
 
 CC = "gcc"
 FLAGS = (*cbuild.FLAGS, "-static")
@@ -60,7 +59,7 @@ class GuestPrograms:
     xenstore: Path
 
 
-def build(cache: Cache, progress: Progress) -> GuestPrograms:
+def build(context: BuildContext) -> GuestPrograms:
     """All programs, built unless the cache has them. Raises InputError without a compiler."""
     folder = paths.guest_images() / "agent"
     inputs: dict[str, JSON] = {
@@ -71,10 +70,10 @@ def build(cache: Cache, progress: Progress) -> GuestPrograms:
 
     def fill(target: Path) -> None:
         for name, sources in SOURCES.items():
-            with progress.stage(f"compiling {name}"):
+            with context.progress.stage(f"compiling {name}"):
                 _compile(folder, sources, target / name)
 
-    made = cache.entry("guest-programs", inputs, fill, progress)
+    made = context.entry("guest-programs", inputs, fill)
     return GuestPrograms(*(made / name for name in SOURCES))
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from emu.errors import InputError
 from emu.images import kbuild
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, fetch, lock_digest
-from emu.progress import Progress
+from emu.images.packages import lock_digest
 
 _SET = "source-fio"
 _OPTIONS = (
@@ -31,33 +31,40 @@ _STEPS = 110
 """Lines of progress that make prints."""
 
 
-def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path:
+def build(context: BuildContext) -> Path:
     """The program, gzipped (0.9 MiB of 2.7): for a channel of 0.4 MiB/s into a domU.
 
     Built (a minute) unless the cache has it. Raises InputError without a compiler.
     """
-    lock = lock or Lock.load()
     toolchain = kbuild.find_toolchain()
     inputs: dict[str, JSON] = {
-        "source": lock_digest(lock, [_SET]),
+        "source": lock_digest(context.lock, [_SET]),
         "options": list(_OPTIONS),
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
     }
 
     def fill(made: Path) -> None:
-        (tarball,) = fetch(lock, [_SET], cache, progress).values()
-        with progress.stage("building fio"), kbuild.workplace(cache, "fio") as scratch:
+        (tarball,) = fetch([_SET], context).values()
+        with (
+            context.progress.stage("building fio"),
+            kbuild.workplace(context.cache, "fio") as scratch,
+        ):
             _run(["tar", "-x", "--strip-components=1", "-f", str(tarball)], scratch)
             _run(["./configure", f"--cc={toolchain.cc}", *_OPTIONS], scratch)
             kbuild.make(
-                scratch, "fio", toolchain=toolchain, progress=progress, what="fio", steps=_STEPS
+                scratch,
+                "fio",
+                toolchain=toolchain,
+                progress=context.progress,
+                what="fio",
+                steps=_STEPS,
             )
             _run(["strip", "-s", "fio"], scratch)
             packed = gzip.compress((scratch / "fio").read_bytes(), 9, mtime=0)
             (made / "fio.gz").write_bytes(packed)
 
-    return cache.entry("guest-fio", inputs, fill, progress) / "fio.gz"
+    return context.entry("guest-fio", inputs, fill) / "fio.gz"
 
 
 def _run(command: list[str], folder: Path) -> None:

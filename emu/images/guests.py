@@ -22,11 +22,12 @@ from emu import paths
 from emu.errors import InputError, RigError
 from emu.images import agent, handler
 from emu.images.agent import GuestPrograms
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, Package, Wanted, fetch, load_wanted, lock_digest
-from emu.images.tree import Tree
+from emu.images.packages import Package, Wanted, load_wanted, lock_digest
+from emu.images.tree import FileTree
 from emu.progress import Progress
 
 _RECIPE = 3
@@ -86,21 +87,15 @@ class GuestImages:
 
 
 def get_guests(
-    kernel: Kernel,
-    cache: Cache,
-    progress: Progress,
-    *,
-    domu_kernel: Kernel | None = None,
-    lock: Lock | None = None,
+    kernel: Kernel, context: BuildContext, *, domu_kernel: Kernel | None = None
 ) -> GuestImages:
     """The images for dom0's kernel and the domU's (default: the same), from the cache or made."""
-    lock = lock or Lock.load()
     sets = ("xen", "dom0", "domu")
-    tools = agent.build(cache, progress)
-    server = handler.build(cache, progress, lock=lock)
+    tools = agent.build(context)
+    server = handler.build(context)
     wanted = {want.name: want for want in load_wanted()}
     inputs: dict[str, JSON] = {
-        "packages": lock_digest(lock, sets),
+        "packages": lock_digest(context.lock, sets),
         "kernel": kernel.root.name,
         "agent": tools.agent.parent.name,
         "lun_server": server.parent.name,
@@ -113,12 +108,14 @@ def get_guests(
         inputs["domu_kernel"] = domu_kernel.root.name
 
     def build(made: Path) -> None:
-        debs = debs_by_set(fetch(lock, sets, cache, progress), sets)
-        with progress.stage("building the guest images"):
+        debs = debs_by_set(fetch(sets, context), sets)
+        with context.progress.stage("building the guest images"):
             own = OwnPrograms(tools, server)
-            build_images(debs, kernel, own, GuestImages(made), progress, domu_kernel=domu_kernel)
+            build_images(
+                debs, kernel, own, GuestImages(made), context.progress, domu_kernel=domu_kernel
+            )
 
-    return GuestImages(cache.entry("guests", inputs, build, progress))
+    return GuestImages(context.entry("guests", inputs, build))
 
 
 def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, list[Path]]:
@@ -160,9 +157,9 @@ def build_images(
     _scratch(into.scratch)
 
 
-def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
+def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> FileTree:
     """The domU's user space: busybox, programs of ours, our init."""
-    tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
+    tree = FileTree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root"):
         tree.add_dir(name)
@@ -175,9 +172,9 @@ def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> Tree:
     return tree
 
 
-def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms) -> Tree:
+def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms) -> FileTree:
     """dom0's user space, without the domU's files."""
-    tree = Tree.from_debs(debs, leave_out=wanted.leave_out)
+    tree = FileTree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root", "mnt", "scratch", "boot/domu"):
         tree.add_dir(name)
@@ -216,9 +213,9 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
     return tree
 
 
-def initrd_tree(root: Tree, kernel: Kernel) -> Tree:
+def initrd_tree(root: FileTree, kernel: Kernel) -> FileTree:
     """What finds and mounts dom0's root."""
-    tree = Tree(merged=False)
+    tree = FileTree(merged=False)
     for name in ("bin", "dev", "mnt", "modules"):
         tree.add_dir(name)
     tree.add_file("bin/busybox", root.read("bin/busybox"), 0o755)
@@ -232,7 +229,7 @@ def initrd_tree(root: Tree, kernel: Kernel) -> Tree:
     return tree
 
 
-def _busybox(tree: Tree) -> None:
+def _busybox(tree: FileTree) -> None:
     """Link busybox under the name of every program it is that the tree has not got."""
     with contextlib.ExitStack() as stack:
         fd = stack.enter_context(_memory_file(tree.read("bin/busybox")))
@@ -273,14 +270,14 @@ def _module_indexes(kernel: Kernel) -> Iterator[tuple[str, bytes]]:
             yield path.name, path.read_bytes()
 
 
-def _accounts(tree: Tree) -> None:
+def _accounts(tree: FileTree) -> None:
     tree.add_file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     tree.add_file("etc/group", b"root::0:\n")
     tree.add_file("etc/hosts", b"127.0.0.1 localhost\n")
 
 
 def _hypervisor(debs: list[Path], into: Path) -> None:
-    tree = Tree.from_debs(debs, keep=["boot"])
+    tree = FileTree.from_debs(debs, keep=["boot"])
     images = tree.glob("boot/xen-*.gz")
     if len(images) != 1:
         raise RigError(f"the Xen package holds {len(images)} hypervisors, one was expected")

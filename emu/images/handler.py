@@ -21,10 +21,10 @@ from elftools.elf.sections import SymbolTableSection
 from emu import paths
 from emu.errors import InputError
 from emu.images import cbuild, kbuild
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, fetch, lock_digest
-from emu.progress import Progress
+from emu.images.packages import lock_digest
 
 NAME = "handler_ledger.so"
 """As dom0 has it; tcmu-runner loads what begins with `handler_`."""
@@ -50,16 +50,15 @@ _PROVIDED = re.compile(r"tcmur?_\w+")
 _UNVERSIONED = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
 
 
-def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path:
+def build(context: BuildContext) -> Path:
     """The handler, built (seconds) unless the cache has it.
 
     Raises InputError without a compiler, or where it would need what dom0 has not got.
     """
-    lock = lock or Lock.load()
     toolchain = kbuild.find_toolchain()
     folder = paths.guest_images() / "handler"
     inputs: dict[str, JSON] = {
-        "packages": lock_digest(lock, [SOURCE, LIBC]),
+        "packages": lock_digest(context.lock, [SOURCE, LIBC]),
         "sources": cbuild.sources(folder),
         "flags": list(FLAGS),
         "toolchain": toolchain.version,
@@ -67,9 +66,9 @@ def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path
     }
 
     def fill(made: Path) -> None:
-        with cache.scratch("handler") as scratch:
-            unpack(scratch, cache, progress, lock)
-            with progress.stage("compiling the LUN server"):
+        with context.cache.scratch("handler") as scratch:
+            unpack(scratch, context)
+            with context.progress.stage("compiling the LUN server"):
                 sources = [*(path.name for path in sorted(folder.glob("*.c"))), cbuild.CRC32]
                 include, library = search(toolchain.cc, scratch)
                 output = ["-o", str(made / NAME)]
@@ -78,12 +77,12 @@ def build(cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Path
         if missing:
             raise InputError(f"the LUN server needs {', '.join(missing)}, which dom0 has not got")
 
-    return cache.entry("lun-server", inputs, fill, progress) / NAME
+    return context.entry("lun-server", inputs, fill) / NAME
 
 
-def unpack(into: Path, cache: Cache, progress: Progress, lock: Lock) -> None:
+def unpack(into: Path, context: BuildContext) -> None:
     """tcmu-runner's source to `into/tcmu-runner`, the C library to `into/usr` and `into/lib`."""
-    files = fetch(lock, [SOURCE, LIBC], cache, progress)
+    files = fetch([SOURCE, LIBC], context)
     (tarball,) = (path for package, path in files.items() if SOURCE in package.sets)
     source = into / "tcmu-runner"
     source.mkdir()

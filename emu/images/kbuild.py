@@ -73,9 +73,9 @@ def series(directory: Path, version: str = "") -> tuple[Path, ...]:
         raise InputError(f"there is no directory of patches {directory}")
     patches = {path.name: path for path in directory.glob("*.patch")}
     variants = {path.name: path for path in directory.glob(f"{version}/*.patch")} if version else {}
-    if strangers := sorted(variants.keys() - patches.keys()):
+    if unknown := sorted(variants.keys() - patches.keys()):
         raise InputError(
-            f"{directory / version} has {', '.join(strangers)}, which {directory} has not",
+            f"{directory / version} has {', '.join(unknown)}, which {directory} has not",
             hint="a variant has the name of the patch that it stands for",
         )
     return tuple(path for _, path in sorted((patches | variants).items()))

@@ -7,6 +7,7 @@ and what modules are built against. `guest-images/kernels.toml` lists them.
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -18,18 +19,20 @@ from typing import Any
 from emu import paths
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.depends import find_modules, keep_modules, order_of, plain
+from emu.images.fetch import fetch
 from emu.images.kconfig import Requirements, check_fragment, check_requirements
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, fetch, lock_digest
-from emu.progress import Progress
+from emu.images.packages import lock_digest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
+DEFAULT_RELEASE = "6.1"
+"""The release of a kernel that is named without one."""
 _DEBIAN_RECIPE, _LAB_RECIPE = 1, 1
 """Raised when the way a kernel is made changes the outcome; parts of cache keys."""
 _LAB_STEPS = 1940
@@ -133,6 +136,11 @@ def specs() -> dict[str, Spec]:
     return found
 
 
+def full_name(kernel: str) -> str:
+    """The name in kernels.toml of a kernel that may be named without its release (then 6.1)."""
+    return kernel if re.search(r"-\d+\.\d+$", kernel) else f"{kernel}-{DEFAULT_RELEASE}"
+
+
 def spec(name: str) -> Spec:
     """One entry of kernels.toml; InputError names those there are."""
     known = specs()
@@ -147,16 +155,15 @@ def requirements() -> Requirements:
     return Requirements(tuple(asked["built-in"]), tuple(asked["modules"]), tuple(asked["either"]))
 
 
-def get_kernel(name: str, cache: Cache, progress: Progress, *, lock: Lock | None = None) -> Kernel:
+def get_kernel(name: str, context: BuildContext) -> Kernel:
     """The kernel `name`, from the cache or made now (lab: minutes).
 
     Raises InputError for an unknown name, a missing tool, a patch or an option that does
     not take, or a kernel without Xen support.
     """
     wanted = spec(name)
-    lock = lock or Lock.load()
     make = {"debian": _debian, "lab": _lab}[wanted.flavour]
-    return _load(make(wanted, lock, cache, progress), name, wanted.flavour)
+    return _load(make(wanted, context), name, wanted.flavour)
 
 
 def kernel_at(root: Path) -> Kernel:
@@ -177,25 +184,28 @@ def kernel_at(root: Path) -> Kernel:
 # -- below: the packaged kernel
 
 
-def _debian(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+def _debian(wanted: Spec, context: BuildContext) -> Path:
     sets = [wanted.packages["image"], wanted.packages["headers"]]
     keep = tuple(_document()["keep"]["modules"])
     inputs: dict[str, JSON] = {
-        "packages": lock_digest(lock, sets),
+        "packages": lock_digest(context.lock, sets),
         "modules": keep,
         "recipe": _DEBIAN_RECIPE,
     }
 
     def build(made: Path) -> None:
-        debs = fetch(lock, sets, cache, progress)
-        with progress.stage(f"unpacking {wanted.name}"), cache.scratch("kernel") as scratch:
+        debs = fetch(sets, context)
+        with (
+            context.progress.stage(f"unpacking {wanted.name}"),
+            context.cache.scratch("kernel") as scratch,
+        ):
             ours = [(package, deb) for package, deb in debs.items() if "linux-" in package.name]
             for number, (package, deb) in enumerate(ours):
-                progress.tick(package.name, number, len(ours))
+                context.progress.tick(package.name, number, len(ours))
                 packed.unpack_deb(deb, scratch)
             _collect_debian(scratch, made, keep)
 
-    return cache.entry("kernel-debian", inputs, build, progress)
+    return context.entry("kernel-debian", inputs, build)
 
 
 def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
@@ -227,11 +237,11 @@ def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
 # -- below: the kernel of our own
 
 
-def _lab(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+def _lab(wanted: Spec, context: BuildContext) -> Path:
     patches = [patch for folder in wanted.patches for patch in kbuild.series(folder)]
     toolchain = kbuild.find_toolchain()
     inputs: dict[str, JSON] = {
-        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "source": lock_digest(context.lock, [wanted.packages["source"]]),
         "config": kbuild.digest(wanted.config),
         "patches": kbuild.digest(patches),
         "toolchain": toolchain.version,
@@ -240,21 +250,21 @@ def _lab(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
 
     def build(made: Path) -> None:
         kbuild.need_kernel_tools(toolchain)
-        deb = source_deb(wanted, lock, cache, progress)
+        deb = source_deb(wanted, context)
         with (
-            progress.stage(f"building {wanted.name} from {deb.name}"),
-            kbuild.workplace(cache, "kernel") as scratch,
+            context.progress.stage(f"building {wanted.name} from {deb.name}"),
+            kbuild.workplace(context.cache, "kernel") as scratch,
         ):
             tree = scratch / "linux"
-            progress.tick("unpacking the source")
+            context.progress.tick("unpacking the source")
             _unpack_source(deb, tree)
             for patch in patches:
-                progress.tick(f"applying {patch.name}")
+                context.progress.tick(f"applying {patch.name}")
                 kbuild.apply_patch(patch, tree)
             fragment = "".join(path.read_text() for path in wanted.config)
             (scratch / "fragment").write_text(fragment)
             make = functools.partial(
-                kbuild.make, tree, toolchain=toolchain, progress=progress, what=wanted.name
+                kbuild.make, tree, toolchain=toolchain, progress=context.progress, what=wanted.name
             )
             make("allnoconfig", f"KCONFIG_ALLCONFIG={scratch / 'fragment'}")
             check_fragment(fragment, (tree / ".config").read_text())
@@ -264,12 +274,12 @@ def _lab(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
             make("modules_install", f"INSTALL_MOD_PATH={scratch / 'root'}", "DEPMOD=true")
             _collect_lab(tree, scratch / "root/lib/modules", made)
 
-    return cache.entry("kernel-lab", inputs, build, progress, room=_LAB_ROOM)
+    return context.entry("kernel-lab", inputs, build, room=_LAB_ROOM)
 
 
-def source_deb(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+def source_deb(wanted: Spec, context: BuildContext) -> Path:
     """The linux-source package of a kernel."""
-    debs = fetch(lock, [wanted.packages["source"]], cache, progress)
+    debs = fetch([wanted.packages["source"]], context)
     return next(deb for package, deb in debs.items() if package.name.startswith("linux-source-"))
 
 

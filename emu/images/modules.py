@@ -23,11 +23,11 @@ from typing import Literal
 
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.depends import plain
 from emu.images.kernels import Kernel, Spec, source_deb, spec
 from emu.images.manifest import JSON
-from emu.images.packages import Lock, lock_digest
+from emu.images.packages import lock_digest
 from emu.progress import Progress
 
 End = Literal["front", "back"]
@@ -70,11 +70,9 @@ def get_driver(
     end: End,
     which: str | Path,
     kernel: Kernel,
-    cache: Cache,
-    progress: Progress,
+    context: BuildContext,
     *,
     parameters: Iterable[str] = (),
-    lock: Lock | None = None,
 ) -> Driver:
     """The driver of one end for `kernel`: "stock", "patched" (built if need be), or a .ko.
 
@@ -87,7 +85,7 @@ def get_driver(
         path = Path(given)
     elif which == PATCHED:
         patches = patches_of(kernel)
-        path = build_drivers(kernel, patches, cache, progress, lock=lock) / f"{MODULE[end]}.ko"
+        path = build_drivers(kernel, patches, context) / f"{MODULE[end]}.ko"
     else:
         path = Path(which)
     info = elf.read_module(path)
@@ -137,61 +135,54 @@ def for_guest(driver: Driver, into: Path) -> Path:
     return file
 
 
-def build_drivers(
-    kernel: Kernel,
-    patches: Sequence[Path],
-    cache: Cache,
-    progress: Progress,
-    *,
-    lock: Lock | None = None,
-) -> Path:
+def build_drivers(kernel: Kernel, patches: Sequence[Path], context: BuildContext) -> Path:
     """A directory with both drivers of `kernel`, its source changed by `patches` in order.
 
     Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
     a source that does not compile.
     """
-    wanted, lock = spec(kernel.name), lock or Lock.load()
+    wanted = spec(kernel.name)
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,
-        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "source": lock_digest(context.lock, [wanted.packages["source"]]),
         "patches": kbuild.digest(patches),
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
     }
 
     def build(made: Path) -> None:
-        source = driver_source(wanted, lock, cache, progress)
+        source = driver_source(wanted, context)
         with (
-            progress.stage(f"building the drivers for {kernel.release}"),
-            kbuild.workplace(cache, "drivers") as scratch,
+            context.progress.stage(f"building the drivers for {kernel.release}"),
+            kbuild.workplace(context.cache, "drivers") as scratch,
         ):
             tree = scratch / "source"
             shutil.copytree(source / "drivers", tree / "drivers")
             for patch in patches:
                 kbuild.apply_patch(patch, tree)
-            unpack_devel(kernel, scratch, progress)
-            compile_drivers(kernel, scratch, toolchain, progress)
+            unpack_devel(kernel, scratch, context.progress)
+            compile_drivers(kernel, scratch, toolchain, context.progress)
             for end, built in compiled(scratch, kernel).items():
                 shutil.copy(built, made / f"{MODULE[end]}.ko")
 
-    return cache.entry("drivers", inputs, build, progress)
+    return context.entry("drivers", inputs, build)
 
 
-def driver_source(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+def driver_source(wanted: Spec, context: BuildContext) -> Path:
     """A directory with `drivers/block/…` as the kernel's source package has it, unpatched."""
     inputs: dict[str, JSON] = {
-        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "source": lock_digest(context.lock, [wanted.packages["source"]]),
         "files": list(_SOURCES),
         "recipe": _RECIPE,
     }
 
     def build(made: Path) -> None:
-        deb = source_deb(wanted, lock, cache, progress)
-        with progress.stage(f"taking the drivers' source out of {deb.name}"):
-            extract(deb, _SOURCES, made, lambda done: progress.tick("read (bytes)", done))
+        deb = source_deb(wanted, context)
+        with context.progress.stage(f"taking the drivers' source out of {deb.name}"):
+            extract(deb, _SOURCES, made, lambda done: context.progress.tick("read (bytes)", done))
 
-    return cache.entry("driver-source", inputs, build, progress)
+    return context.entry("driver-source", inputs, build)
 
 
 def extract(deb: Path, wanted: tuple[str, ...], made: Path, tick: Callable[[int], None]) -> None:

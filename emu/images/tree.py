@@ -52,7 +52,7 @@ class Node:
     device: tuple[int, int] = (0, 0)
 
 
-class Tree:
+class FileTree:
     """Paths are relative to the guest's root ("usr/bin/env").
 
     With `merged`, /bin, /sbin, /lib and /lib64 are links into /usr, as on any Debian
@@ -74,7 +74,7 @@ class Tree:
         keep: Iterable[str] = (),
         leave_out: Iterable[str] = (),
         merged: bool = True,
-    ) -> Tree:
+    ) -> FileTree:
         """The files of these packages: those `keep` matches (default: all), less `leave_out`.
 
         A pattern matches a path and everything below it; `*` stops at a slash, `**` not.

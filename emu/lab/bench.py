@@ -17,10 +17,13 @@ from typing import Any
 
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.kernels import full_name
 from emu.images.manifest import usage
 from emu.images.packages import Lock
 from emu.lab import store, turnaround
-from emu.lab.stack import Inputs, Wish, prepare, running
+from emu.lab.stack import Artifacts, prepare, running
+from emu.lab.wish import Wish
 from emu.machine.identity import host_cpu
 from emu.progress import Progress
 
@@ -124,48 +127,46 @@ class BenchWish:
     fresh: bool = False
 
 
-def perform(wish: BenchWish, cache: Cache, progress: Progress) -> BenchReport:
+def perform(wish: BenchWish, context: BuildContext) -> BenchReport:
     """Measure, one after the other. Raises what a run would."""
     load = os.getloadavg()[0]
     measured = _Measured()
-    with progress.stage("preparing"):
-        inputs = prepare(wish.stack, cache, progress)
-        with running(inputs, cache, progress):
+    with context.progress.stage("preparing"):
+        artifacts = prepare(wish.stack, context)
+        with running(artifacts, context):
             pass  # makes the checkpoint if need be, and brings it into memory
-    _starts(inputs, wish.repeats, measured, cache, progress)
-    with progress.stage("building both drivers of a changed source"):
-        measured.add("rebuilt_s", turnaround.measure(inputs, cache, progress))
-    _checkpoint_size(inputs, measured, cache)
-    _side_by_side(inputs, measured, cache, progress)
-    _cold("cold_debian_s", inputs, wish.cold_repeats, measured, cache, progress)
-    if wish.lab or _lab_is_built(cache):
-        lab = prepare(replace(wish.stack, kernel="lab"), cache, progress)
-        _cold("cold_lab_s", lab, wish.cold_repeats, measured, cache, progress)
+    _starts(artifacts, wish.repeats, measured, context)
+    with context.progress.stage("building both drivers of a changed source"):
+        measured.add("rebuilt_s", turnaround.measure(artifacts, context))
+    _checkpoint_size(artifacts, measured, context.cache)
+    _side_by_side(artifacts, measured, context)
+    _cold("cold_debian_s", artifacts, wish.cold_repeats, measured, context)
+    if wish.lab or _lab_is_built(context.cache):
+        lab = prepare(replace(wish.stack, kernel="lab"), context)
+        _cold("cold_lab_s", lab, wish.cold_repeats, measured, context)
     else:
         measured.notes["cold_lab_s"] = "the lab kernel is not built; --lab builds it"
     if wish.fresh:
-        _fresh(measured, progress)
+        _fresh(measured, context.progress)
     else:
         measured.notes["fresh_s"] = "not asked for; --fresh measures it"
     setting = Setting(
         date=time.strftime("%Y-%m-%d"),
         cores=len(os.sched_getaffinity(0)),
         cpu=host_cpu(),
-        accel=str(inputs.accel),
+        accel=str(artifacts.accel),
         load=load,
         memory_gib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30),
     )
     return BenchReport(setting, tuple(measured.result(target) for target in TARGETS.values()))
 
 
-def _starts(
-    inputs: Inputs, repeats: int, measured: _Measured, cache: Cache, progress: Progress
-) -> None:
-    with progress.stage(f"starting from the checkpoint, {repeats} times"):
+def _starts(artifacts: Artifacts, repeats: int, measured: _Measured, context: BuildContext) -> None:
+    with context.progress.stage(f"starting from the checkpoint, {repeats} times"):
         for number in range(repeats):
-            progress.tick("start", number, repeats)
+            context.progress.tick("start", number, repeats)
             began = time.monotonic()
-            with running(inputs, cache, progress) as stack:
+            with running(artifacts, context) as stack:
                 _answers(stack.domain.channel.run(["echo", "here"], timeout=10).text)
                 measured.add("dom0_s", stack.dom0_s)
                 measured.add("domu_s", stack.start_s)
@@ -178,18 +179,18 @@ def _answers(text: str) -> None:
         raise RigError(f"the domU answered {text!r}")
 
 
-def _checkpoint_size(inputs: Inputs, measured: _Measured, cache: Cache) -> None:
-    entry = cache.find("checkpoint", inputs.checkpoint_key())
+def _checkpoint_size(artifacts: Artifacts, measured: _Measured, cache: Cache) -> None:
+    entry = cache.find("checkpoint", artifacts.checkpoint_key())
     if entry is None:
         raise RigError("the checkpoint has gone while it was measured")
     measured.add("checkpoint_mb", usage(entry) / MB)
 
 
-def _side_by_side(inputs: Inputs, measured: _Measured, cache: Cache, progress: Progress) -> None:
+def _side_by_side(artifacts: Artifacts, measured: _Measured, context: BuildContext) -> None:
     with (
-        progress.stage("two hosts side by side"),
-        running(inputs, cache, progress),
-        running(inputs, cache, progress) as second,
+        context.progress.stage("two hosts side by side"),
+        running(artifacts, context),
+        running(artifacts, context) as second,
     ):
         _answers(second.domain.channel.run(["echo", "here"], timeout=10).text)
         memory = read_rollup(Path(f"/proc/{second.machine.pid}/smaps_rollup").read_text())
@@ -210,21 +211,16 @@ def read_rollup(text: str) -> dict[str, int]:
 
 
 def _cold(
-    name: str,
-    inputs: Inputs,
-    repeats: int,
-    measured: _Measured,
-    cache: Cache,
-    progress: Progress,
+    name: str, artifacts: Artifacts, repeats: int, measured: _Measured, context: BuildContext
 ) -> None:
-    cold = replace(inputs, wish=replace(inputs.wish, cold=True))
+    cold = replace(artifacts, wish=replace(artifacts.wish, cold=True))
     for _ in range(repeats):
-        with running(cold, cache, progress) as stack:
+        with running(cold, context) as stack:
             measured.add(name, stack.start_s)
 
 
 def _lab_is_built(cache: Cache) -> bool:
-    name = Wish(kernel="lab").kernel_name
+    name = full_name("lab")
     return any(
         image.kind == "kernel-lab" and image.name == name
         for image in store.images(cache, Lock.load())

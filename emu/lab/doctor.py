@@ -26,11 +26,11 @@ from emu.hosttools import HOST_PACKAGES, HostPackage, install_command, load_pack
 from emu.images import kbuild
 from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.lab import hostkernel, store
 from emu.machine.hostmemory import host_memory
 from emu.machine.identity import host_cpu, qemu_version
-from emu.progress import Progress
 
 State = Literal["ok", "note", "missing"]
 """missing: `emu run` can't work; note: it can, but something is worth knowing."""
@@ -44,7 +44,7 @@ _DEBIAN_12 = "CONFIG_GCC_VERSION=120200"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the doctor's: `mend` is the command or the change that helps."""
 
     subject: str
@@ -57,7 +57,7 @@ class Finding:
 class Diagnosis:
     """All findings, in the order they are read."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Check, ...]
 
     @property
     def able(self) -> bool:
@@ -91,32 +91,32 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
 # -- below: one finding each
 
 
-def _system() -> Finding:
+def _system() -> Check:
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     text = f"{release.get('PRETTY_NAME', platform.system())}, Linux {platform.release()}"
     if platform.machine() != "x86_64":
-        return Finding(
+        return Check(
             "system", "missing", f"{text} on {platform.machine()}", "the rig builds for x86_64 only"
         )
-    return Finding("system", "ok", text)
+    return Check("system", "ok", text)
 
 
-def _qemu(qemu: str, cache: Cache | None) -> tuple[str | None, Finding]:
+def _qemu(qemu: str, cache: Cache | None) -> tuple[str | None, Check]:
     """The program that `qemu` names, if it is one that runs."""
     try:
         path = emulator.found(qemu, cache)
     except InputError as error:
         installs = install_command(["qemu-system-x86"])
         mend = error.hint if qemu in qemubuild.PATCHED else installs
-        return None, Finding("QEMU", "missing", error.message, mend)
+        return None, Check("QEMU", "missing", error.message, mend)
     try:
         version = qemu_version(path)
     except (EmuError, OSError, subprocess.SubprocessError, IndexError) as error:
-        return None, Finding("QEMU", "missing", f"{path} does not run: {error}", "--qemu PATH")
-    return path, Finding("QEMU", "ok", f"{path}, {version.removeprefix('QEMU emulator ')}")
+        return None, Check("QEMU", "missing", f"{path} does not run: {error}", "--qemu PATH")
+    return path, Check("QEMU", "ok", f"{path}, {version.removeprefix('QEMU emulator ')}")
 
 
-def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Finding]:
+def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Check]:
     """What it gets wrong, tried now if it was not before. A cache keeps the answer."""
     if qemu is None:
         return
@@ -124,22 +124,22 @@ def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Finding]:
         with contextlib.ExitStack() as opened:
             if cache is None:
                 cache = Cache(Path(opened.enter_context(tempfile.TemporaryDirectory())))
-            found = faults.find(qemu, cache, Progress())
+            found = faults.find(qemu, BuildContext(cache))
     except EmuError as error:
-        yield Finding("TCG", "note", f"can't be tried: {error.message}", error.hint)
+        yield Check("TCG", "note", f"can't be tried: {error.message}", error.hint)
         return
     if not found:
-        yield Finding("TCG", "ok", f"gets right what Xen needs; guests get -cpu {faults.CPU}")
+        yield Check("TCG", "ok", f"gets right what Xen needs; guests get -cpu {faults.CPU}")
         return
     for fault in found:
-        yield Finding("TCG", "note", fault.what)
+        yield Check("TCG", "note", fault.what)
     mended = "make qemu; --qemu patched"
-    yield Finding("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", mended)
+    yield Check("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", mended)
 
 
-def _accelerator(qemu: str | None, cache: Cache | None) -> Finding:
+def _accelerator(qemu: str | None, cache: Cache | None) -> Check:
     if not accel.DEVICE.exists():
-        return Finding("accelerator", "ok", f"TCG (no {accel.DEVICE})")
+        return Check("accelerator", "ok", f"TCG (no {accel.DEVICE})")
     entries = [] if cache is None else cache.entries()
     if cache is not None and qemu is not None:
         for entry in entries:
@@ -147,52 +147,50 @@ def _accelerator(qemu: str | None, cache: Cache | None) -> Finding:
                 continue
             known = accel.remembered(qemu, entry.path / "xen", cache)
             if known is not None:
-                return Finding("accelerator", "ok", str(known))
-    return Finding("accelerator", "ok", "not known yet: the first run tries to start Xen under KVM")
+                return Check("accelerator", "ok", str(known))
+    return Check("accelerator", "ok", "not known yet: the first run tries to start Xen under KVM")
 
 
-def _processor() -> Finding:
+def _processor() -> Check:
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     text = f"{cores} cores, {host_cpu()}, load {load:.1f}"
     if cores < 2:
-        return Finding("cores", "note", text, "runs work with one core, slowly")
+        return Check("cores", "note", text, "runs work with one core, slowly")
     if load > 2 * cores:
-        return Finding("cores", "note", text, "EMU_TIMEOUT_SCALE=2 gives a busy machine more time")
-    return Finding("cores", "ok", text)
+        return Check("cores", "note", text, "EMU_TIMEOUT_SCALE=2 gives a busy machine more time")
+    return Check("cores", "ok", text)
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     memory = host_memory()
     text = f"{_gib(memory.available)} of {_gib(memory.total)} available"
     if memory.total < MEMORY_NEED:
-        return Finding("memory", "missing", text, f"one host needs {_gib(MEMORY_NEED)}")
+        return Check("memory", "missing", text, f"one host needs {_gib(MEMORY_NEED)}")
     if memory.available < MEMORY_NEED:
-        return Finding(
-            "memory", "note", text, f"one host may use {_gib(MEMORY_NEED)}: end something"
-        )
-    return Finding("memory", "ok", text)
+        return Check("memory", "note", text, f"one host may use {_gib(MEMORY_NEED)}: end something")
+    return Check("memory", "ok", text)
 
 
-def _disk(root: Path) -> Finding:
+def _disk(root: Path) -> Check:
     there = root
     while not there.exists() and there != there.parent:
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK):
-        return Finding("disk", "missing", f"{there} can't be written", "XDG_CACHE_HOME=… elsewhere")
+        return Check("disk", "missing", f"{there} can't be written", "XDG_CACHE_HOME=… elsewhere")
     free = shutil.disk_usage(there).free
     text = f"{_gib(free)} free at {root}"
     if free < DISK_NEED:
         empty = not (root / "checkpoint").exists()
         state: State = "missing" if empty else "note"
         hint = "emu cache prune, or XDG_CACHE_HOME=… on a larger disk"
-        return Finding("disk", state, f"{text}, a first run takes {_gib(DISK_NEED)}", hint)
-    return Finding("disk", "ok", text)
+        return Check("disk", state, f"{text}, a first run takes {_gib(DISK_NEED)}", hint)
+    return Check("disk", "ok", text)
 
 
-def _contents(cache: Cache | None) -> Iterator[Finding]:
+def _contents(cache: Cache | None) -> Iterator[Check]:
     if cache is None:
-        yield Finding("cache", "ok", "empty: the first run fetches and builds (minutes)")
+        yield Check("cache", "ok", "empty: the first run fetches and builds (minutes)")
         return
     entries, runs = cache.entries(), store.runs(cache)
     size = sum(entry.size for entry in [*entries, *runs])
@@ -205,34 +203,34 @@ def _contents(cache: Cache | None) -> Iterator[Finding]:
         )
     }
     held = ", ".join(f"{count} {what}" for what, count in counts.items())
-    yield Finding("cache", "ok", f"{_gib(size)}: {held}, {len(runs)} runs")
+    yield Check("cache", "ok", f"{_gib(size)}: {held}, {len(runs)} runs")
 
 
-def _python() -> Finding:
-    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+def _python() -> Check:
+    return Check("Python", "ok", f"{platform.python_version()}, {sys.executable}")
 
 
-def _compiler() -> Finding:
+def _compiler() -> Check:
     try:
         chain = kbuild.find_toolchain(_DEBIAN_12)
     except EmuError as error:
-        return Finding("compiler", "missing", error.message, error.hint)
+        return Check("compiler", "missing", error.message, error.hint)
     text = f"{shutil.which(chain.cc)}, {chain.version}"
     if " 12." not in chain.version:
         mend = f"Debian 12's kernel was made with gcc-12; {install_command(['gcc-12'])}"
-        return Finding("compiler", "note", text, mend)
-    return Finding("compiler", "ok", text)
+        return Check("compiler", "note", text, mend)
+    return Check("compiler", "ok", text)
 
 
-def _locked(cache: Cache | None) -> Iterator[Finding]:
+def _locked(cache: Cache | None) -> Iterator[Check]:
     try:
         lock, wanted = Lock.load(), load_wanted()
     except EmuError as error:
-        yield Finding("packages", "missing", error.message, error.hint)
+        yield Check("packages", "missing", error.message, error.hint)
         return
     if lock.wants != digest_of_wanted(wanted):
         text = "packages.lock was made from another packages.toml"
-        yield Finding("lock", "note", text, "emu images lock")
+        yield Check("lock", "note", text, "emu images lock")
     debs = cache.root / "store/debs" if cache else None
     there = [
         package
@@ -241,17 +239,17 @@ def _locked(cache: Cache | None) -> Iterator[Finding]:
     ]
     text = f"{len(there)} of {len(lock.entries)} locked packages are in the cache"
     if len(there) == len(lock.entries):
-        yield Finding("packages", "ok", text)
+        yield Check("packages", "ok", text)
         return
     try:
         find_mirrors()
     except EmuError as error:
-        yield Finding("packages", "note", f"{text}; {error.message}", error.hint)
+        yield Check("packages", "note", f"{text}; {error.message}", error.hint)
         return
-    yield Finding("packages", "ok", f"{text}; what a run needs is fetched")
+    yield Check("packages", "ok", f"{text}; what a run needs is fetched")
 
 
-def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Finding]:
+def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Check]:
     packages = tuple(packages)
     every = [package for package in packages if package.lacks]
     lacking = [package for package in every if package.needed_for != "qemu"]
@@ -260,25 +258,25 @@ def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Finding]:
         need = package.needed_for
         state: State = "missing" if need == "run" else "note"
         where = "" if need == "run" else f", for {'the lab kernel' if need == 'lab' else 'tests'}"
-        yield Finding("host tools", state, f"no {what}{where}", install_command([package.name]))
+        yield Check("host tools", state, f"no {what}{where}", install_command([package.name]))
     if lacking:
         all_of_them = install_command(package.name for package in lacking)
         state = "missing" if any(package.needed_for == "run" for package in lacking) else "note"
         mend = f"{all_of_them} (or: make setup)"
-        yield Finding("host tools", state, "all of these at once", mend)
+        yield Check("host tools", state, "all of these at once", mend)
     else:
-        yield Finding("host tools", "ok", f"all there, of {len(packages) - len(every)} packages")
+        yield Check("host tools", "ok", f"all there, of {len(packages) - len(every)} packages")
     if builds := [package.name for package in every if package.needed_for == "qemu"]:
         what = f"no {', '.join(builds)}: only to build a patched QEMU"
-        yield Finding("host tools", "ok", what, "make qemu installs them")
+        yield Check("host tools", "ok", what, "make qemu installs them")
 
 
-def _kernel_services() -> Iterator[Finding]:
+def _kernel_services() -> Iterator[Check]:
     troubles = hostkernel.troubles()
     for name, trouble in troubles.items():
-        yield Finding(name, "missing", trouble)
+        yield Check(name, "missing", trouble)
     if not troubles:
-        yield Finding("kernel", "ok", f"{', '.join(hostkernel.CHECKS)} are fine")
+        yield Check("kernel", "ok", f"{', '.join(hostkernel.CHECKS)} are fine")
 
 
 def _size(path: Path) -> int:

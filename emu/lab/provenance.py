@@ -17,15 +17,15 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
     `loaded` are the drivers that ran, by end. Values are hashes (SHA-256, build ids in hex,
     keys of the cache) or versions.
     """
-    inputs = stack.inputs
+    artifacts = stack.artifacts
     return {
         "qemu": _qemu(stack),
-        "accelerator": inputs.accel.name,
-        "clock": inputs.wish.clock,
-        "xen-sha256": _sha256(inputs.guests.xen),
-        "dom0-kernel": f"{inputs.kernel.release} {_sha256(inputs.kernel.vmlinux)}",
-        "domu-kernel": f"{inputs.domu_kernel.release} {_sha256(inputs.domu_kernel.vmlinux)}",
-        "guest-images": inputs.guests.root.name,
+        "accelerator": artifacts.accel.name,
+        "clock": artifacts.wish.guest_clock,
+        "xen-sha256": _sha256(artifacts.guests.xen),
+        "dom0-kernel": f"{artifacts.kernel.release} {_sha256(artifacts.kernel.vmlinux)}",
+        "domu-kernel": f"{artifacts.domu_kernel.release} {_sha256(artifacts.domu_kernel.vmlinux)}",
+        "guest-images": artifacts.guests.root.name,
         **{
             f"{driver.end}-driver": f"{driver.which} build id {driver.build_id}"
             for driver in loaded.values()

@@ -9,9 +9,8 @@ from emu.emulator import choice as emulator
 from emu.emulator import faults
 from emu.emulator.faults import Fault
 from emu.errors import InputError
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.machine.identity import qemu_version
-from emu.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,22 @@ class Qemu:
         return faults.cpu_model(self.faults)
 
 
-def examine(cache: Cache, progress: Progress) -> list[Qemu]:
+def examine(context: BuildContext) -> list[Qemu]:
     """Every QEMU that has a name, tried if it was not before; builds none."""
     found = []
     for name in emulator.NAMES:
         try:
-            program = emulator.found(name, cache)
+            program = emulator.found(name, context.cache)
         except InputError as error:
             found.append(Qemu(name, lacks=(error.message, error.hint or "")))
             continue
-        found.append(_examined(name, program, cache, progress))
+        found.append(_examined(name, program, context))
     return found
 
 
-def build(name: str, cache: Cache, progress: Progress) -> Qemu:
+def build(name: str, context: BuildContext) -> Qemu:
     """Build one of ours, if need be, and try it. Raises InputError as `qemubuild.build`."""
-    return _examined(name, emulator.program(name, cache, progress), cache, progress)
+    return _examined(name, emulator.program(name, context), context)
 
 
 def as_json(qemu: Qemu) -> dict[str, Any]:
@@ -62,6 +61,6 @@ def as_json(qemu: Qemu) -> dict[str, Any]:
     }
 
 
-def _examined(name: str, program: str, cache: Cache, progress: Progress) -> Qemu:
+def _examined(name: str, program: str, context: BuildContext) -> Qemu:
     version = qemu_version(program).removeprefix("QEMU emulator version ")
-    return Qemu(name, program, version, faults.find(program, cache, progress))
+    return Qemu(name, program, version, faults.find(program, context))

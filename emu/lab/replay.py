@@ -21,15 +21,17 @@ from typing import Any
 from emu.deadline import Deadline
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import recording
 from emu.lab.recording import HINT, Recorded
-from emu.lab.stack import Inputs, Wish, prepare
+from emu.lab.stack import Artifacts, prepare
+from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Recording
 from emu.progress import Progress
-from emu.xen.domain import DomuConfig
+from emu.xen.config import DomuConfig
 from emu.xen.host import AGENT_PORT
 
 CONSOLES = ("xen", "dom0")
@@ -67,18 +69,18 @@ class Replay:
         return all(not each.differs and each.recorded for each in self.consoles)
 
 
-def replay(run: Path, cache: Cache, progress: Progress, gdb: int | None = None) -> Replay:
+def replay(run: Path, context: BuildContext, gdb: int | None = None) -> Replay:
     """Replay the recording in a run's directory to its end.
 
     With `gdb` QEMU waits for a debugger on that port of 127.0.0.1, and goes on when told.
     Raises InputError for what can't be replayed here; RigError when it stands still.
     """
     recorded = recording.find(run)
-    inputs = _inputs(recorded, cache, progress)
-    made = _began(recorded, inputs, cache)
+    artifacts = _artifacts(recorded, context)
+    made = _began(recorded, artifacts, context.cache)
     before = {name: (run / f"{name}.log").read_text(errors="replace") for name in CONSOLES}
-    spec = replace(inputs.spec, recording=Recording(recorded.log, "replay"))
-    with RunDir.create() as rundir, progress.stage(f"replaying {run}"):
+    spec = replace(artifacts.spec, recording=Recording(recorded.log, "replay"))
+    with RunDir.create() as rundir, context.progress.stage(f"replaying {run}"):
         if made is None:
             halted = ("-S",) if gdb else ()
             machine = Machine.start(replace(spec, extra=spec.extra + halted), rundir)
@@ -87,8 +89,8 @@ def replay(run: Path, cache: Cache, progress: Progress, gdb: int | None = None) 
         with machine, _drained(machine.port(AGENT_PORT)):
             if gdb:
                 _listen(machine, gdb)
-                progress.note(f"the machine waits for gdb: target remote :{gdb}")
-            instructions = _followed(machine, recorded, progress, patient=bool(gdb))
+                context.progress.note(f"the machine waits for gdb: target remote :{gdb}")
+            instructions = _followed(machine, recorded, context.progress, patient=bool(gdb))
         after = {name: rundir.log(name).read_text(errors="replace") for name in CONSOLES}
     return Replay(
         recorded,
@@ -121,28 +123,28 @@ def _lines(log: str) -> list[str]:
     return [line.partition("] ")[2] for line in log.splitlines()][:-1]
 
 
-def _inputs(recorded: Recorded, cache: Cache, progress: Progress) -> Inputs:
+def _artifacts(recorded: Recorded, context: BuildContext) -> Artifacts:
     """What the recorded run was made of, found again."""
     fields: dict[str, Any] = {**recorded.wish, "record": False}
     try:
         wish = Wish(**{**fields, "domu": DomuConfig(**fields["domu"])})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the recording in {recorded.run} is another version's: {error}") from None
-    inputs = prepare(wish, cache, progress)
-    now = inputs.checkpoint_key()
+    artifacts = prepare(wish, context)
+    now = artifacts.checkpoint_key()
     if changed := [name for name in now if now[name] != recorded.key.get(name)]:
         raise InputError(
             f"the recording in {recorded.run} was made with another {', '.join(changed)}",
             hint=HINT,
         )
-    return inputs
+    return artifacts
 
 
-def _began(recorded: Recorded, inputs: Inputs, cache: Cache) -> Path | None:
+def _began(recorded: Recorded, artifacts: Artifacts, cache: Cache) -> Path | None:
     """The checkpoint that the recorded run began from; None for one that booted."""
     if not recorded.began:
         return None
-    made = cache.find("checkpoint", inputs.checkpoint_key())
+    made = cache.find("checkpoint", artifacts.checkpoint_key())
     if made is None or recording.state_of(made) != recorded.began:
         what = "is gone" if made is None else "was made anew since"
         raise InputError(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from emu.errors import InputError
 from emu.images.modules import Driver, End
-from emu.lab.stack import Inputs, Wish
+from emu.lab.stack import Artifacts
+from emu.lab.wish import RunWish
 from emu.progress import Progress
 from emu.xen import lun
 from emu.xen.drivers import LoadedDriver
@@ -23,34 +23,6 @@ DOM0 = 0
 SOURCES = {"drivers": "the drivers' own view", "xenstore": "the keys in xenstore"}
 """`Ring.source` in words."""
 _NAMES = {"front": "blkfront", "back": "blkback"}
-
-
-@dataclass(frozen=True)
-class RunWish:
-    """What `emu run` was asked for; `data_mib` MiB go through the ring both ways."""
-
-    stack: Wish
-    ring_pages: int = 16
-    front: str = "patched"
-    back: str = "patched"
-    data_mib: int = 64
-
-    def __post_init__(self) -> None:
-        pages = self.ring_pages
-        if pages < 1 or pages & (pages - 1):
-            below = 1 << (pages.bit_length() - 1) if pages > 0 else 1
-            raise InputError(
-                f"a ring has 1, 2, 4, … pages, not {pages}",
-                hint=f"--ring-pages {below}" + (f" or {2 * below}" if pages > 0 else ""),
-            )
-        # The domU holds the data in a tmpfs, half its memory, while it writes it.
-        most = min(self.stack.lun_mib, self.stack.domu.memory * 3 // 8)
-        if not 1 <= self.data_mib <= most:
-            raise InputError(
-                f"{self.data_mib} MiB of data does not fit: the LUN has {self.stack.lun_mib} MiB, "
-                f"the domU {self.stack.domu.memory} MiB of memory",
-                hint=f"--data 1 to {most}",
-            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +54,7 @@ class RunReport:
     """What a run found out."""
 
     wish: RunWish
-    inputs: Inputs
+    artifacts: Artifacts
     origin: str
     qemu: str
     xen: str
@@ -154,7 +126,7 @@ def checks(report: RunReport) -> Iterator[Check]:
 
 def as_json(report: RunReport) -> dict[str, Any]:
     """The report for scripts; times in seconds, sizes in bytes or MiB as named."""
-    inputs, ring = report.inputs, report.ring
+    artifacts, ring = report.artifacts, report.ring
 
     def driver(end: End, loaded: LoadedDriver) -> dict[str, Any]:
         return {
@@ -166,20 +138,20 @@ def as_json(report: RunReport) -> dict[str, Any]:
     return {
         "held": report.held,
         "checks": [vars(check) for check in report.checks],
-        "accel": inputs.accel.name,
-        "accel_reason": inputs.accel.reason,
-        "clock": inputs.wish.clock,
-        "cpu": inputs.spec.cpu_model,
+        "accel": artifacts.accel.name,
+        "accel_reason": artifacts.accel.reason,
+        "clock": artifacts.wish.guest_clock,
+        "cpu": artifacts.spec.cpu_model,
         "qemu": report.qemu,
         "origin": report.origin,
         "xen": report.xen,
-        "kernel": inputs.kernel.name,
+        "kernel": artifacts.kernel.name,
         "dom0_kernel": report.dom0_release,
         "domu": {
-            "kind": inputs.wish.domu.kind,
-            "memory_mib": inputs.wish.domu.memory,
+            "kind": artifacts.wish.domu.kind,
+            "memory_mib": artifacts.wish.domu.memory,
             "kernel": report.domu_release,
-            "kernel_name": inputs.domu_kernel.name,
+            "kernel_name": artifacts.domu_kernel.name,
         },
         "lun": {
             "size": report.lun.size,
@@ -220,20 +192,20 @@ def as_json(report: RunReport) -> dict[str, Any]:
 
 def lines(report: RunReport) -> list[str]:
     """The report for people."""
-    inputs, ring, times = report.inputs, report.ring, report.timing.stages
-    accel = f"{inputs.accel.name.upper()} ({inputs.accel.reason})"
-    clock = "instruction time" if inputs.wish.clock == "icount" else "wall time"
+    artifacts, ring, times = report.artifacts, report.ring, report.timing.stages
+    accel = f"{artifacts.accel.name.upper()} ({artifacts.accel.reason})"
+    clock = "instruction time" if artifacts.wish.clock == "icount" else "wall time"
     started = f"started from {'a checkpoint' if report.origin == 'checkpoint' else 'cold'}"
-    domu = inputs.wish.domu
+    domu = artifacts.wish.domu
     offered = "no order key" if ring.offer.order is None else f"order {ring.offer.order}"
     equal = report.written == report.read_back == report.seen_by_dom0
     grants = [len(t.mapped_by(DOM0)) for t in (report.before, report.attached, report.after)]
     own_kernel = ""
-    if inputs.domu_kernel != inputs.kernel:
+    if artifacts.domu_kernel != artifacts.kernel:
         own_kernel = f" · its Linux {report.domu_release}"
     return [
         f"host    QEMU {report.qemu} · {accel} · {clock} · {started} in {times['start_s']:.1f} s",
-        f"xen     {report.xen} · dom0 Linux {report.dom0_release} ({inputs.kernel.flavour}) · "
+        f"xen     {report.xen} · dom0 Linux {report.dom0_release} ({artifacts.kernel.flavour}) · "
         f"domU {domu.kind.upper()} {domu.memory} MiB{own_kernel}",
         f"lun     {report.lun.size // lun.MIB} MiB · tcmu-runner, iSCSI session "
         f"{'up' if report.session else 'down'} · seen as {report.lun.device}",

@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 from emu.channel.channel import Channel, CommandFailed, Process
 from emu.errors import EmuError
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
+from emu.lab.drivers import DISK, connect, drivers_for
 from emu.lab.report import SOURCES
-from emu.lab.run import DISK, connect, drivers_for
-from emu.lab.stack import Stack, Wish, prepare, running
-from emu.progress import Progress
+from emu.lab.stack import Stack, prepare, running
+from emu.lab.wish import Wish
 from emu.xen import queues
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 from emu.xen.ring import Ring
 
 Guest = Literal["dom0", "domu"]
@@ -56,7 +56,7 @@ class Attachment:
 
 
 @dataclass(frozen=True)
-class Descriptors:
+class TerminalFds:
     """Where the shell's bytes come from and go to; `stdin` None: no input at all."""
 
     stdin: int | None = 0
@@ -65,24 +65,24 @@ class Descriptors:
 
 
 @contextlib.contextmanager
-def opened(
-    wish: Wish, attachment: Attachment | None, cache: Cache, progress: Progress
-) -> Iterator[Stack]:
+def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> Iterator[Stack]:
     """The stack for a shell; with an attachment its LUN is there in the domU, as xvda.
 
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
-    inputs = prepare(wish, cache, progress)
+    inputs = prepare(wish, context)
     built: dict[End, Driver] = {}
     if attachment:
         front, back = attachment.front, attachment.back
-        built = drivers_for(inputs, cache, progress, front=front, back=back)
-    with running(inputs, cache, progress) as stack:
+        built = drivers_for(inputs, context, front=front, back=back)
+    with running(inputs, context) as stack:
         if attachment:
-            with progress.stage(f"loading the drivers, attaching {stack.lun.device} as {DISK}"):
-                ring = connect(stack, built, cache, attachment.ring_pages)
+            with context.progress.stage(
+                f"loading the drivers, attaching {stack.lun.device} as {DISK}"
+            ):
+                ring = connect(stack, built, context.cache, attachment.ring_pages)
             for line in _attached(stack, ring):
-                progress.note(line)
+                context.progress.note(line)
         yield stack
 
 
@@ -108,7 +108,7 @@ def channel_of(stack: Stack, guest: Guest) -> Channel:
     return stack.host.dom0 if guest == "dom0" else stack.domain.channel
 
 
-def pipe(channel: Channel, command: str | None, files: Descriptors) -> int:
+def pipe(channel: Channel, command: str | None, files: TerminalFds) -> int:
     """Run one command, or what standard input says, without a terminal.
 
     Output is passed on byte for byte. Returns the exit status, 128 + n after signal n.
@@ -136,7 +136,7 @@ def pipe(channel: Channel, command: str | None, files: Descriptors) -> int:
 
 
 def interactive(
-    stack: Stack, guest: Guest, files: Descriptors, say: Callable[[str], None]
+    stack: Stack, guest: Guest, files: TerminalFds, say: Callable[[str], None]
 ) -> int | None:
     """A shell of the guest's on our terminal `files.stdin`, until it ends or Ctrl-] is typed.
 

@@ -1,14 +1,13 @@
 """The whole stack, running: from what a person asked for to a host with an idle domU.
 
 Everything a guest boots from is found or made first; then the machine starts from a
-checkpoint, which is made once for each set of inputs, or cold.
+checkpoint, which is made once for each set of artifacts, or cold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,22 +17,23 @@ from typing import TypeVar
 from emu.channel.channel import Channel
 from emu.emulator import accel, faults
 from emu.emulator import choice as emulator
-from emu.emulator.accel import AccelChoice, Requested
+from emu.emulator.accel import AccelChoice
 from emu.errors import InputError, RigError
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
 from emu.lab import recording
+from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
-from emu.machine.spec import XEN_CMDLINE, Clock, Disk, MachineSpec
+from emu.machine.spec import XEN_CMDLINE, Disk, MachineSpec
 from emu.progress import Progress
 from emu.xen import granted
 from emu.xen import lun as luns
-from emu.xen.domain import Domain, DomuConfig
+from emu.xen.domain import Domain
 from emu.xen.host import AGENT_PORT, Host
 from emu.xen.lun import Lun
 
@@ -45,51 +45,12 @@ _BESIDE_GUESTS = 256
 """MiB for Xen itself and for a domU's page tables (measured: 60 MiB with one PVH domU)."""
 _STEP = 256
 _RECIPE = 3
-"""Raised when what a checkpoint holds changes without one of its inputs changing."""
+"""Raised when what a checkpoint holds changes without one of its artifacts changing."""
 BOOT_TIMEOUT = 120.0
-RELEASES = ("6.1", "6.12")
-LARGE_RING = 16
-
-
-def full_name(kernel: str) -> str:
-    """The name in kernels.toml of a kernel that may be named without its release (then 6.1)."""
-    return kernel if re.search(r"-\d+\.\d+$", kernel) else f"{kernel}-{RELEASES[0]}"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a person asked for. A kernel is a name of kernels.toml, perhaps without its release.
-
-    `domu_kernel` is the domU's where it is not dom0's. `qemu` is a name of `emulator` or a
-    path; `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
-    With `record` the run can be replayed (emu.lab.replay).
-    """
-
-    kernel: str = "debian"
-    domu_kernel: str | None = None
-    domu: DomuConfig = field(default_factory=DomuConfig)
-    accel: Requested = "auto"
-    clock: Clock = "wall"
-    qemu: str = field(default_factory=emulator.default)
-    cpu: str = ""
-    cold: bool = False
-    record: bool = False
-    lun_mib: int = 256
-    sector: int = 512
-
-    @property
-    def kernel_name(self) -> str:
-        """The full name in kernels.toml of dom0's kernel."""
-        return full_name(self.kernel)
-
-    @property
-    def domu_kernel_name(self) -> str:
-        """The full name of the domU's."""
-        return full_name(self.domu_kernel or self.kernel)
-
-
-@dataclass(frozen=True)
-class Inputs:
+class Artifacts:
     """What the wish comes to on this machine."""
 
     wish: Wish
@@ -118,7 +79,7 @@ class Stack:
     `domu` is None on a host that has none: it was never given one, or it has moved away.
     """
 
-    inputs: Inputs
+    artifacts: Artifacts
     machine: Machine
     host: Host
     domu: Domain | None
@@ -146,43 +107,31 @@ class Stack:
         self.domu = domain
 
 
-def prepare(wish: Wish, cache: Cache, progress: Progress) -> Inputs:
+def prepare(wish: Wish, context: BuildContext) -> Artifacts:
     """Find or make everything the machine boots from.
 
     Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
     """
-    if wish.lun_mib < 1:
-        raise InputError(f"a LUN of {wish.lun_mib} MiB is no disk")
     need, most = _memory_needed(wish), host_memory().total // 2**20
     if need > most:
         raise InputError(
             f"a domU of {wish.domu.memory} MiB takes {need} MiB with dom0 and Xen: {most} are here"
         )
-    if wish.clock == "icount" and wish.accel == "kvm":
-        raise InputError("instruction time needs TCG: --clock icount and --accel kvm exclude")
-    if wish.record and wish.clock != "icount":
-        raise InputError("a recording counts instructions", hint="--clock icount")
-    if wish.record and wish.qemu == emulator.SYSTEM:
-        raise InputError(
-            "QEMU as it comes records nothing of what the guests are told, see "
-            "qemu-patches/REPLAY.md",
-            hint=f"--qemu {emulator.RECORDING}",
-        )
-    qemu = emulator.program(wish.qemu, cache, progress)
-    kernel = get_kernel(wish.kernel_name, cache, progress)
+    qemu = emulator.program(wish.qemu, context)
+    kernel = get_kernel(wish.kernel_name, context)
     domu_kernel = kernel
     if wish.domu_kernel_name != wish.kernel_name:
-        domu_kernel = get_kernel(wish.domu_kernel_name, cache, progress)
-    guests = get_guests(kernel, cache, progress, domu_kernel=domu_kernel)
+        domu_kernel = get_kernel(wish.domu_kernel_name, context)
+    guests = get_guests(kernel, context, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
-        chosen = accel.choose(wish.accel, qemu, guests.xen, cache, progress)
+        chosen = accel.choose(wish.accel, qemu, guests.xen, context)
     cpu = ""
     if chosen.name == "tcg":
-        cpu = cpu_for(wish, qemu, faults.find(qemu, cache, progress))
+        cpu = cpu_for(wish, qemu, faults.find(qemu, context))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
-    return Inputs(wish, kernel, domu_kernel, guests, chosen, spec)
+    return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec)
 
 
 def _memory_needed(wish: Wish) -> int:
@@ -214,37 +163,40 @@ def machine_spec(
         disks=(Disk(guests.dom0, readonly=True), Disk(guests.scratch, format="qcow2")),
         ports=(AGENT_PORT,),
         accel=chosen.name,
-        clock=wish.clock,
+        clock=wish.guest_clock,
         memory_mib=max(2048, (need + _STEP - 1) // _STEP * _STEP),
     )
 
 
 @contextlib.contextmanager
-def running(inputs: Inputs, cache: Cache, progress: Progress) -> Iterator[Stack]:
+def running(artifacts: Artifacts, context: BuildContext) -> Iterator[Stack]:
     """The stack, for the life of the context. Nothing of it is left afterwards but its logs."""
     with contextlib.ExitStack() as opened:
-        if inputs.wish.cold:
+        if artifacts.wish.cold:
             rundir = opened.enter_context(RunDir.create())
-            with progress.stage("booting Xen, dom0 and the domU"):
-                stack = opened.enter_context(_cold(inputs, rundir, progress, savable=False))
+            with context.progress.stage("booting Xen, dom0 and the domU"):
+                stack = opened.enter_context(
+                    _cold(artifacts, rundir, context.progress, savable=False)
+                )
         else:
             stack = opened.enter_context(
                 from_checkpoint(
-                    inputs.checkpoint_key(),
-                    lambda into: _save(inputs, into, progress),
-                    lambda made, opened: _load(inputs, made, opened, progress),
-                    cache,
-                    progress,
+                    artifacts.checkpoint_key(),
+                    lambda into: _save(artifacts, into, context.progress),
+                    lambda made, opened: _load(artifacts, made, opened, context.progress),
+                    context,
                 )
             )
         yield stack
 
 
 @contextlib.contextmanager
-def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) -> Iterator[Stack]:
-    wish = inputs.wish
+def _cold(
+    artifacts: Artifacts, rundir: RunDir, progress: Progress, *, savable: bool
+) -> Iterator[Stack]:
+    wish = artifacts.wish
     began = time.monotonic()
-    spec = inputs.spec if savable else _recorded(inputs, rundir, None)
+    spec = artifacts.spec if savable else _recorded(artifacts, rundir, None)
     with (
         Machine.start(spec, rundir, savable=savable) as machine,
         contextlib.closing(Host(machine)) as host,
@@ -258,7 +210,7 @@ def _cold(inputs: Inputs, rundir: RunDir, progress: Progress, *, savable: bool) 
         progress.tick("creating the domU")
         domain = host.create(wish.domu)
         start_s = time.monotonic() - began
-        yield Stack(inputs, machine, host, domain, lun, "cold", start_s, dom0_s)
+        yield Stack(artifacts, machine, host, domain, lun, "cold", start_s, dom0_s)
 
 
 @contextlib.contextmanager
@@ -266,8 +218,7 @@ def from_checkpoint(
     key: dict[str, JSON],
     save: Callable[[Path], None],
     load: Callable[[Path, contextlib.ExitStack], T],
-    cache: Cache,
-    progress: Progress,
+    context: BuildContext,
 ) -> Iterator[T]:
     """What `load` makes of the checkpoint `key`, for the life of the context.
 
@@ -275,24 +226,26 @@ def from_checkpoint(
     on its stack; a checkpoint that it finds broken is made again, once.
     """
     for attempt in ("first", "second"):
-        made = cache.entry("checkpoint", key, save, progress)
+        made = context.entry("checkpoint", key, save)
         with contextlib.ExitStack() as opened:
             try:
                 loaded = load(made, opened)
             except checkpoint.CheckpointBroken as broken:
                 if attempt == "second":
                     raise
-                progress.note(f"{broken.message}; making it again")
-                cache.discard("checkpoint", key)
+                context.progress.note(f"{broken.message}; making it again")
+                context.cache.discard("checkpoint", key)
                 continue
             yield loaded
         return
 
 
-def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack, progress: Progress) -> Stack:
+def _load(
+    artifacts: Artifacts, made: Path, opened: contextlib.ExitStack, progress: Progress
+) -> Stack:
     rundir = opened.enter_context(RunDir.create())
     began = time.monotonic()
-    spec = _recorded(inputs, rundir, made)
+    spec = _recorded(artifacts, rundir, made)
     machine = checkpoint.load(spec, made / "machine", rundir)
     opened.enter_context(machine)
     host = opened.enter_context(contextlib.closing(Host(machine)))
@@ -305,23 +258,23 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack, progress: Pr
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began
     said = saved["kernel_lines"]
-    return Stack(inputs, machine, host, domain, lun, "checkpoint", start_s, dom0_s, said)
+    return Stack(artifacts, machine, host, domain, lun, "checkpoint", start_s, dom0_s, said)
 
 
-def _recorded(inputs: Inputs, rundir: RunDir, made: Path | None) -> MachineSpec:
+def _recorded(artifacts: Artifacts, rundir: RunDir, made: Path | None) -> MachineSpec:
     """The spec of the machine, recorded into `rundir` if that is wished."""
-    if not inputs.wish.record:
-        return inputs.spec
-    key = inputs.checkpoint_key()
-    return recording.begin(inputs.spec, rundir, asdict(inputs.wish), key, made)
+    if not artifacts.wish.record:
+        return artifacts.spec
+    key = artifacts.checkpoint_key()
+    return recording.begin(artifacts.spec, rundir, asdict(artifacts.wish), key, made)
 
 
-def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
-    clock = "instruction time" if inputs.wish.clock == "icount" else "wall time"
+def _save(artifacts: Artifacts, into: Path, progress: Progress) -> None:
+    clock = "instruction time" if artifacts.wish.clock == "icount" else "wall time"
     with (
         progress.stage(f"booting once, for a checkpoint ({clock})"),
         RunDir.create() as rundir,
-        _cold(inputs, rundir, progress, savable=True) as stack,
+        _cold(artifacts, rundir, progress, savable=True) as stack,
     ):
         saved = {
             "domain": stack.domain.record(),
@@ -344,12 +297,3 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
 def kernel_log(guest: Channel) -> list[str]:
     """The lines of a guest's kernel log."""
     return guest.run(["dmesg"], timeout=20).text.splitlines()
-
-
-def memory_for(ring_pages: int) -> int:
-    """MiB of a domU in which a stock front end can have a ring of that many pages.
-
-    It allocates 33 pages for each of a ring's 32 requests a page before it connects; with
-    64 pages that is 264 MiB (run on 6.1: 256 MiB never finish, 640 MiB do).
-    """
-    return 256 if ring_pages <= LARGE_RING else 640

@@ -12,15 +12,15 @@ from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, kernels
 from emu.images.cache import Cache, EntryInfo
+from emu.images.context import BuildContext
+from emu.images.fetch import renew
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernels import Kernel, get_kernel
+from emu.images.kernels import Kernel, full_name, get_kernel
 from emu.images.manifest import usage
 from emu.images.modules import Driver, End
-from emu.images.packages import Lock, Package, load_wanted, lock_digest, renew
-from emu.lab.run import checked_driver
-from emu.lab.stack import Wish
+from emu.images.packages import Lock, Package, load_wanted, lock_digest
+from emu.lab.drivers import checked_driver
 from emu.machine import rundir
-from emu.progress import Progress
 
 GUEST_SETS = ("xen", "dom0", "domu")
 _CHIEF = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
@@ -121,15 +121,15 @@ class Built:
     drivers: Mapping[End, Driver]
 
 
-def build(kernel: str, cache: Cache, progress: Progress) -> Built:
+def build(kernel: str, context: BuildContext) -> Built:
     """Find or make all that a run needs, without running; `kernel` as `Wish.kernel`.
 
     Raises InputError as `get_kernel`, `get_guests` and `checked_driver`.
     """
-    made = get_kernel(Wish(kernel=kernel).kernel_name, cache, progress)
-    guests = get_guests(made, cache, progress)
+    made = get_kernel(full_name(kernel), context)
+    guests = get_guests(made, context)
     ends: tuple[End, ...] = ("front", "back")
-    drivers = {end: checked_driver(end, "patched", made, cache, progress) for end in ends}
+    drivers = {end: checked_driver(end, "patched", made, context) for end in ends}
     return Built(made, guests, drivers)
 
 
@@ -144,15 +144,15 @@ class LockChange:
     sets: tuple[str, ...]
 
 
-def renew_lock(cache: Cache, progress: Progress, path: Path | None = None) -> list[LockChange]:
+def renew_lock(context: BuildContext, path: Path | None = None) -> list[LockChange]:
     """Lock what the mirrors have now (default: in our packages.lock); what that changed."""
     path = path or paths.guest_images() / "packages.lock"
     try:
         before = Lock.load(path)
     except InputError:  # none yet, or unreadable: it is about to be replaced
         before = Lock("", ())
-    with progress.stage("asking the mirrors"):
-        after = renew(load_wanted(), cache, progress)
+    with context.progress.stage("asking the mirrors"):
+        after = renew(load_wanted(), context)
     after.save(path)
     return changes(before, after)
 

@@ -9,34 +9,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu.images import modules
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import spec
-from emu.images.packages import Lock
-from emu.lab.run import checked_driver, load_drivers
-from emu.lab.stack import Inputs, running
-from emu.progress import Progress
+from emu.lab.drivers import checked_driver, load_drivers
+from emu.lab.stack import Artifacts, running
 
 _CHANGED = ("drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/blkback.c")
 
 
-def measure(inputs: Inputs, cache: Cache, progress: Progress) -> float:
+def measure(artifacts: Artifacts, context: BuildContext) -> float:
     """Seconds to build both modules of a source that was never built before, and load them
     into guests started from the checkpoint. What they are patched with is the series."""
-    source = modules.driver_source(spec(inputs.kernel.name), Lock.load(), cache, progress)
-    series = modules.patches_of(inputs.kernel)
-    with cache.scratch("turnaround") as folder:
+    source = modules.driver_source(spec(artifacts.kernel.name), context)
+    series = modules.patches_of(artifacts.kernel)
+    with context.cache.scratch("turnaround") as folder:
         change = folder / "0000-a-change.patch"
         change.write_text("".join(_change(source)))
         began = time.monotonic()
-        made = modules.build_drivers(inputs.kernel, [change, *series], cache, progress)
+        made = modules.build_drivers(artifacts.kernel, [change, *series], context)
         built = {
             end: checked_driver(
-                end, str(made / f"{modules.MODULE[end]}.ko"), inputs.kernel, cache, progress
+                end, str(made / f"{modules.MODULE[end]}.ko"), artifacts.kernel, context
             )
             for end in modules.ENDS
         }
-        with running(inputs, cache, progress) as stack:
-            load_drivers(stack, built, cache, pages=1)
+        with running(artifacts, context) as stack:
+            load_drivers(stack, built, context.cache, pages=1)
             return time.monotonic() - began
 
 

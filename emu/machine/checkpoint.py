@@ -30,7 +30,7 @@ from emu.machine import ram
 from emu.machine.identity import hash_of_program, host_cpu, qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir, disk_errors
-from emu.machine.spec import Descriptors, MachineSpec, build_argv
+from emu.machine.spec import MachineSpec, QemuFds, build_argv
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def symbolic_argv(spec: MachineSpec) -> list[str]:
     files = {name: 1000 + number for number, name in enumerate(names)}
     fds = {name: 2000 + number for number, name in enumerate(links)}
     spec = replace(spec, recording=None)  # which is none of the machine's state
-    argv = build_argv(spec, Descriptors(files, fds), ram_shared=True)
+    argv = build_argv(spec, QemuFds(files, fds), ram_shared=True)
     return argv[1:] + [f"overlaid={disk.overlaid}" for disk in spec.disks]
 
 

@@ -27,7 +27,7 @@ from emu.machine.monitor import Event, Monitor, Refused
 from emu.machine.process import Child
 from emu.machine.reactor import reactor
 from emu.machine.rundir import RunDir, disk_full
-from emu.machine.spec import Descriptors, MachineSpec, build_argv, disk_layers
+from emu.machine.spec import MachineSpec, QemuFds, build_argv, disk_layers
 from emu.machine.verdict import LINUX, XEN
 from emu.machine.watch import Watch
 
@@ -54,7 +54,7 @@ class Machine:
         self.ram: int | None = None
         """Descriptor of the RAM's file, on a machine that can be saved."""
         self.overlays: dict[int, int] = {}
-        """Descriptors of the overlays, by disk index, on a machine that can be saved."""
+        """QemuFds of the overlays, by disk index, on a machine that can be saved."""
         self.frozen: tuple[tuple[Path, ...], ...] = tuple(() for _ in spec.disks)
         self._links: list[Link] = []
         self._sockets: dict[str, socket.socket] = {}
@@ -125,7 +125,7 @@ class Machine:
             self._make_links(theirs, wire)
             argv = build_argv(
                 self.spec,
-                Descriptors(files, {name: sock.fileno() for name, sock in theirs.items()}),
+                QemuFds(files, {name: sock.fileno() for name, sock in theirs.items()}),
                 layers=layers,
                 ram_shared=ram_shared,
                 incoming=incoming,

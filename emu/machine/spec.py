@@ -115,7 +115,7 @@ class MachineSpec:
 
 
 @dataclass(frozen=True)
-class Descriptors:
+class QemuFds:
     """The descriptors QEMU inherits, by what they are for.
 
     `files`: xen, dom0, initrd, ram, one per disk layer (`disk0.0` is disk 0's base).
@@ -136,7 +136,7 @@ def disk_layers(index: int, count: int) -> list[str]:
 
 def build_argv(
     spec: MachineSpec,
-    fds: Descriptors,
+    fds: QemuFds,
     *,
     layers: tuple[int, ...] = (),
     ram_shared: bool = False,
@@ -207,7 +207,7 @@ def _accel(spec: MachineSpec) -> str:
     return ",".join(options)
 
 
-def _ram(spec: MachineSpec, fds: Descriptors, shared: bool) -> dict[str, object]:
+def _ram(spec: MachineSpec, fds: QemuFds, shared: bool) -> dict[str, object]:
     size = spec.memory_mib * 2**20
     if "ram" not in fds.files:
         return {"qom-type": "memory-backend-ram", "id": "ram", "size": size}
@@ -228,14 +228,14 @@ def _card(mac: str, wire: int) -> list[str]:
     return ["-netdev", f"socket,id=wire,fd={wire}", "-device", _json(card)]
 
 
-def _modules(spec: MachineSpec, fds: Descriptors) -> str:
+def _modules(spec: MachineSpec, fds: QemuFds) -> str:
     # One multiboot module per comma; Xen passes over a module's first word, its path.
     kernel = f"{fds.path('dom0')} {spec.dom0_cmdline}".replace(",", ",,")
     return kernel + ("," + fds.path("initrd") if spec.initrd else "")
 
 
 def _disk(
-    index: int, disk: Disk, layers: int, fds: Descriptors, *, recorded: bool = False
+    index: int, disk: Disk, layers: int, fds: QemuFds, *, recorded: bool = False
 ) -> list[str]:
     argv: list[str] = []
     backing: str | None = None

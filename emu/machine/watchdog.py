@@ -22,11 +22,11 @@ minute each with a PV and a PVH domU; 0.07 on instruction time): Xen and dom0 ha
 _LOOK = 0.25
 
 
-class Pulse:
-    """Feels a machine's pulse from now on; `nudge` is what sends its guest an interrupt.
+class Watchdog:
+    """Feels a machine's watchdog from now on; `nudge` is what sends its guest an interrupt.
 
     `nudge` is called on a thread of its own, and what it raises for a guest (EmuError) is no
-    matter of the pulse: whoever waits for the guest hears of that.
+    matter of the watchdog: whoever waits for the guest hears of that.
     """
 
     def __init__(self, machine: Machine, nudge: Callable[[], object]) -> None:

@@ -29,14 +29,16 @@ import pytest
 
 from emu.emulator import choice as emulator
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import provenance
-from emu.lab.stack import Inputs, Stack, Wish, prepare, running
+from emu.lab.stack import Artifacts, Stack, prepare, running
+from emu.lab.wish import Wish
 from emu.machine.watch import Finding
 from emu.pytestplugin import options, timer
 from emu.pytestplugin.marks import MARKERS, declared_by, wish_for
 from emu.pytestplugin.reports import (
     RIG,
-    Told,
+    PrintedProgress,
     add_sections,
     hide_our_frames,
     is_of_the_rig,
@@ -81,10 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     options.configure(config)
     config.pluginmanager.register(timer, "emu-timer")
-    qemu = config.getoption("--qemu")
-    if config.getoption("--record"):
-        qemu = qemu or emulator.default(recording=True)
-    if qemu:
+    if qemu := config.getoption("--qemu"):
         # As with the drivers: the workers of `pytest -n`, and the `emu` that tests start.
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     for marker in MARKERS:
@@ -153,50 +152,52 @@ def emu_cache() -> Cache:
 
 
 @pytest.fixture(scope="session")
-def emu_progress(pytestconfig: pytest.Config) -> Told:
+def emu_progress(pytestconfig: pytest.Config) -> PrintedProgress:
     """Prints what is done, and keeps the notes."""
-    return Told(pytestconfig)
+    return PrintedProgress(pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def emu_prepared(emu_cache: Cache, emu_progress: Told) -> Callable[[Wish], Inputs]:
-    """Makes the inputs of a wish, once in a session."""
-    return functools.lru_cache(lambda wish: prepare(wish, emu_cache, emu_progress))
+def emu_context(emu_cache: Cache, emu_progress: PrintedProgress) -> BuildContext:
+    """What builds get: the cache, the progress, the lock."""
+    return BuildContext(emu_cache, emu_progress)
+
+
+@pytest.fixture(scope="session")
+def emu_prepared(emu_context: BuildContext) -> Callable[[Wish], Artifacts]:
+    """Makes the artifacts of a wish, once in a session."""
+    return functools.lru_cache(lambda wish: prepare(wish, emu_context))
 
 
 @pytest.fixture
 def stack(
     request: pytest.FixtureRequest,
-    emu_prepared: Callable[[Wish], Inputs],
-    emu_cache: Cache,
-    emu_progress: Told,
+    emu_prepared: Callable[[Wish], Artifacts],
+    emu_context: BuildContext,
 ) -> Iterator[Stack]:
     """A running stack from its checkpoint, as the markers `stack` say (the default without)."""
     wish = wish_for(request.node)
-    with running(emu_prepared(wish), emu_cache, emu_progress) as stack:
+    with running(emu_prepared(wish), emu_context) as stack:
         request.node.stash[_stack] = stack
         yield stack
 
 
 @pytest.fixture
-def host(
-    request: pytest.FixtureRequest, stack: Stack, emu_cache: Cache, emu_progress: Told
-) -> RigHost:
+def host(request: pytest.FixtureRequest, stack: Stack, emu_context: BuildContext) -> RigHost:
     """The host of `stack`: its dom0, its LUN, its domU to be created."""
-    made = request.node.stash[_host] = RigHost(stack, emu_cache, emu_progress)
+    made = request.node.stash[_host] = RigHost(stack, emu_context)
     return made
 
 
 @pytest.fixture
 def two_hosts(
     request: pytest.FixtureRequest,
-    emu_prepared: Callable[[Wish], Inputs],
-    emu_cache: Cache,
-    emu_progress: Told,
+    emu_prepared: Callable[[Wish], Artifacts],
+    emu_context: BuildContext,
 ) -> Iterator[tuple[RigHost, RigHost]]:
     """Two hosts with a network between them: the first has the domU and serves the LUN, to
     which the second has logged in over the network. In place of `host`, `stack` and `domu`."""
-    with rig_hosts.two_hosts(emu_prepared(wish_for(request.node)), emu_cache, emu_progress) as (
+    with rig_hosts.two_hosts(emu_prepared(wish_for(request.node)), emu_context) as (
         here,
         there,
     ):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from emu.lab.stack import Wish
-from emu.xen.domain import DomuConfig
+from emu.images.kernels import full_name
+from emu.lab.wish import Wish
+from emu.xen.config import DomuConfig
 
 MARKERS = (
     "stack(domu, domu_memory, domu_vcpus, kernel, kernel_options, grant_frames, clock, ...): "
@@ -43,9 +42,8 @@ def wish_for(node: pytest.Item) -> Wish:
     if "two_hosts" in getattr(node, "fixturenames", ()):
         clock = None
     elif node.config.getoption("--record"):
-        clock = clock or "icount"
-        asked["record"] = asked.get("clock", clock) == "icount"
-    return wish_of(**{**({"clock": clock} if clock else {}), **asked, **kernel})
+        asked["record"] = asked.get("clock", clock or "icount") == "icount"
+    return wish_from_marks(**{**({"clock": clock} if clock else {}), **asked, **kernel})
 
 
 def kernel_for(asked: object, option: str | None) -> dict[str, object]:
@@ -56,11 +54,11 @@ def kernel_for(asked: object, option: str | None) -> dict[str, object]:
     if option is None:
         return {} if asked is None else {"kernel": asked}
     if asked == "lab":
-        return {"kernel": f"lab-{Wish(kernel=option).kernel_name.partition('-')[2]}"}
+        return {"kernel": f"lab-{full_name(option).partition('-')[2]}"}
     return {"kernel": option if asked is None else asked}
 
 
-def wish_of(
+def wish_from_marks(
     domu: str = "pv",
     domu_memory: int = 256,
     domu_vcpus: int = 1,
@@ -76,7 +74,7 @@ def wish_of(
         kernel_options=kernel_options,
         grant_frames=grant_frames,
     )
-    return replace(Wish(domu=config), **wish)  # type: ignore[arg-type]
+    return Wish(domu=config, **wish)  # type: ignore[arg-type]
 
 
 def declared_by(node: pytest.Item) -> frozenset[str]:

@@ -24,7 +24,7 @@ _OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
 """RigErrors that tell of a guest: under test, it is what they fail that failed."""
 
 
-class Told(Progress):
+class PrintedProgress(Progress):
     """Prints what it is told, for pytest to show when a test fails; keeps the notes.
 
     What has stages is done once for many tests (a kernel, a checkpoint, the wait for another

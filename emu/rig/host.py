@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from emu.channel.channel import Channel
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
-from emu.lab import run
+from emu.lab import drivers
 from emu.lab.stack import Stack
 from emu.progress import Progress
 from emu.rig.domu import RigDomu
@@ -24,12 +24,12 @@ class RigHost:
     `loaded` are the drivers that run now, by end, as tests asked for them.
     """
 
-    def __init__(self, stack: Stack, cache: Cache, progress: Progress | None = None) -> None:
+    def __init__(self, stack: Stack, context: BuildContext) -> None:
         self.stack = stack
-        self.cache = cache
+        self.cache = context.cache
         self.lun = RigLun(stack.lun, stack.host.dom0)
         self.loaded: dict[End, tuple[Driver, LoadedDriver]] = {}
-        self._progress = progress or Progress()
+        self._progress = context.progress or Progress()
         self._created = False
 
     @property
@@ -44,14 +44,16 @@ class RigHost:
 
     def driver(self, end: End, which: str = "patched") -> Driver:
         """One end's driver for this host's kernels: "stock", "patched", or a path."""
-        return run.driver_for(end, which, self.stack.inputs, self.cache, self._progress)
+        return drivers.driver_for(
+            end, which, self.stack.artifacts, BuildContext(self.cache, self._progress)
+        )
 
     def load(
         self, end: End, channel: Channel, which: str, parameters: Mapping[str, str | int]
     ) -> LoadedDriver:
         """Swap one end's driver in; no disk may use the one that is there."""
         driver = self.driver(end, which)
-        now = run.load_driver(channel, driver, self.cache, dict(parameters))
+        now = drivers.load_driver(channel, driver, self.cache, dict(parameters))
         self.loaded[end] = driver, now
         return now
 
@@ -61,7 +63,7 @@ class RigHost:
 
     def limit(self, end: End, pages: int, which: str = "patched") -> dict[str, str | int]:
         """The parameter that limits the rings of a driver to `pages`, as that driver calls it."""
-        return run.ring_limit(self.driver(end, which), pages)
+        return drivers.ring_limit(self.driver(end, which), pages)
 
     def set_back(self, **parameters: str | int) -> None:
         """Change parameters of the loaded back end; what connects later follows them."""

@@ -24,9 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from emu.errors import InputError, RigError
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.manifest import JSON
-from emu.lab.stack import BOOT_TIMEOUT, Inputs, Stack, from_checkpoint
+from emu.lab.stack import BOOT_TIMEOUT, Artifacts, Stack, from_checkpoint
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
@@ -47,45 +47,41 @@ _RECIPE = 1
 
 
 @contextlib.contextmanager
-def two_hosts(
-    inputs: Inputs, cache: Cache, progress: Progress | None = None
-) -> Iterator[tuple[RigHost, RigHost]]:
-    """Two hosts made of `inputs`, for the life of the context; each is ended, whatever happens.
+def two_hosts(artifacts: Artifacts, context: BuildContext) -> Iterator[tuple[RigHost, RigHost]]:
+    """Two hosts made of `artifacts`, for the life of the context; each is ended, whatever happens.
 
     Raises what `running` raises for one, and InputError for hosts on instruction time.
     """
-    if inputs.wish.clock == "icount":
+    if artifacts.wish.clock == "icount":
         raise InputError("two hosts have no clock of instructions in common: give them wall time")
-    progress = progress or Progress()
     pair = from_checkpoint(
-        pair_key(inputs),
-        lambda into: _save(inputs, into, progress),
-        lambda made, opened: _load(inputs, made, opened),
-        cache,
-        progress,
+        pair_key(artifacts),
+        lambda into: _save(artifacts, into, context.progress),
+        lambda made, opened: _load(artifacts, made, opened),
+        context,
     )
     with pair as (first, second):
-        here, there = RigHost(first, cache, progress), RigHost(second, cache, progress)
+        here, there = RigHost(first, context), RigHost(second, context)
         there.lun = replace(here.lun, lun=second.lun)
         yield here, there
 
 
-def pair_key(inputs: Inputs) -> dict[str, JSON]:
+def pair_key(artifacts: Artifacts) -> dict[str, JSON]:
     """Everything the checkpoint of a pair depends on."""
     return {
-        **inputs.checkpoint_key(),
-        **checkpoint.checkpoint_inputs(_specs(inputs)[0]),
+        **artifacts.checkpoint_key(),
+        **checkpoint.checkpoint_inputs(_specs(artifacts)[0]),
         "pair": [_RECIPE, *MACS, *ADDRESSES, sharing.MTU],
     }
 
 
-def _specs(inputs: Inputs) -> tuple[MachineSpec, MachineSpec]:
-    return replace(inputs.spec, mac=MACS[0]), replace(inputs.spec, mac=MACS[1])
+def _specs(artifacts: Artifacts) -> tuple[MachineSpec, MachineSpec]:
+    return replace(artifacts.spec, mac=MACS[0]), replace(artifacts.spec, mac=MACS[1])
 
 
-def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> tuple[Stack, Stack]:
+def _load(artifacts: Artifacts, made: Path, opened: contextlib.ExitStack) -> tuple[Stack, Stack]:
     saved = json.loads((made / "stack.json").read_text())
-    specs = _specs(inputs)
+    specs = _specs(artifacts)
     began = time.monotonic()
     machines = []
     with _wires() as wires:
@@ -104,7 +100,7 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> tuple[Sta
     times = ("checkpoint", time.monotonic() - began, dom0_s)
     first, second = (
         # What a machine is made of belongs to its stack: its card, too.
-        Stack(replace(inputs, spec=machine.spec), machine, host, domu, Lun(**lun), *times)
+        Stack(replace(artifacts, spec=machine.spec), machine, host, domu, Lun(**lun), *times)
         for machine, host, domu, lun in zip(
             machines, hosts, (domain, None), saved["luns"], strict=True
         )
@@ -112,14 +108,14 @@ def _load(inputs: Inputs, made: Path, opened: contextlib.ExitStack) -> tuple[Sta
     return first, second
 
 
-def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
+def _save(artifacts: Artifacts, into: Path, progress: Progress) -> None:
     with (
         progress.stage("booting two hosts once, for a checkpoint of both"),
         contextlib.ExitStack() as opened,
     ):
         machines = []
         with _wires() as wires:
-            for spec, wire in zip(_specs(inputs), wires, strict=True):
+            for spec, wire in zip(_specs(artifacts), wires, strict=True):
                 rundir = opened.enter_context(RunDir.create())
                 machine = Machine.start(spec, rundir, savable=True, wire=wire)
                 machines.append(opened.enter_context(machine))
@@ -127,13 +123,13 @@ def _save(inputs: Inputs, into: Path, progress: Progress) -> None:
         progress.tick("waiting for both dom0s")
         _at_once(lambda: _connect(here, ADDRESSES[0]), lambda: _connect(there, ADDRESSES[1]))
         progress.tick("exporting the LUN, creating the domU")
-        lun = here.create_lun("lun0", inputs.wish.lun_mib * luns.MIB, inputs.wish.sector)
+        lun = here.create_lun("lun0", artifacts.wish.lun_mib * luns.MIB, artifacts.wish.sector)
         sharing.offer(here.dom0, lun, ADDRESSES[0])
         seen = sharing.join(there.dom0, lun, ADDRESSES[0], INITIATOR)
         if seen.device != lun.device:
             # xl sends the domU's configuration along, with the name the device has at the source.
             raise RigError(f"the LUN is {lun.device} on one host and {seen.device} on the other")
-        domain = here.create(inputs.wish.domu)
+        domain = here.create(artifacts.wish.domu)
         saved = {
             "domain": domain.record(),
             "luns": [vars(lun), vars(seen)],

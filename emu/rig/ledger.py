@@ -25,7 +25,7 @@ from emu.rig.known_leaks import left_by_console
 from emu.xen import granted, hypervisor, ledger, memory
 from emu.xen.domain import Domain
 from emu.xen.grants import GrantTable
-from emu.xen.ledger import Books, Difference, DomainBooks, differences_table
+from emu.xen.ledger import Books, DomainBooks, LedgerDifference, differences_table
 from emu.xen.memory import Growth, Memory
 
 SETTLES_WITHIN = 8.0
@@ -41,7 +41,7 @@ _AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || tr
 
 
 @dataclass(frozen=True)
-class Taken:
+class Snapshot:
     """The books of all domains, and what has no noise in either kernel and Xen."""
 
     books: Books
@@ -52,7 +52,7 @@ class Taken:
 class Changes:
     """What is not as it was."""
 
-    grants: tuple[Difference, ...]
+    grants: tuple[LedgerDifference, ...]
     standing: tuple[Growth, ...]
 
     def __bool__(self) -> bool:
@@ -77,7 +77,7 @@ class Changes:
         return shown
 
 
-def _named(each: Difference) -> str:
+def _named(each: LedgerDifference) -> str:
     if each.ref is None:
         return f"{each.what} of {each.domain}: {each.before} before, {each.after} after"
     return f"grant reference {each.ref} of {each.domain} ({each.what}) is {each.after}"
@@ -94,12 +94,12 @@ class Ledger:
         """Let the domU's kernel free all at once that it could not free while it was mapped."""
         self.host.stack.domain.channel.run(_AT_ONCE, timeout=20)
 
-    def take(self) -> Taken:
+    def take(self) -> Snapshot:
         """The books and the standing numbers of this instant."""
         xen = hypervisor.read(self.host.dom0)
         books = [self._domain(table, xen.names) for table in xen.grants.tables]
         standing = [self._own(memory.read_standing(guest)) for guest in self._guests()]
-        return Taken(
+        return Snapshot(
             Books(MappingProxyType({each.name: each for each in books})), (*standing, xen.ports)
         )
 
@@ -109,14 +109,14 @@ class Ledger:
             if info.domid:
                 self._remember(info.domid, granted.read_table(self.host.dom0, info.domid))
 
-    def compare(self, before: Taken, after: Taken) -> Changes:
+    def compare(self, before: Snapshot, after: Snapshot) -> Changes:
         """What is not as it was. A domain that is gone is no change, one that is new is."""
         return Changes(
             ledger.compare(before.books, after.books, self._remembered),
             tuple(_risen(before.standing, after.standing)),
         )
 
-    def settled(self, before: Taken, within: float = SETTLES_WITHIN) -> Taken:
+    def settled(self, before: Snapshot, within: float = SETTLES_WITHIN) -> Snapshot:
         """Wait until all is as it was; what was taken then.
 
         Raises NotHeld with a table of what is not, when `within` seconds have passed.
@@ -129,8 +129,8 @@ class Ledger:
         return now
 
     def settled_but(
-        self, before: Taken, refs: Collection[int], within: float = SETTLES_WITHIN
-    ) -> tuple[Difference, ...]:
+        self, before: Snapshot, refs: Collection[int], within: float = SETTLES_WITHIN
+    ) -> tuple[LedgerDifference, ...]:
         """Wait until the grants are as they were but for `refs`, which may not be; those that
         are not. Raises NotHeld as `settled` for any other.
         """
@@ -185,7 +185,7 @@ class Ledger:
     def _not_held(changes: Changes, until: Deadline) -> NotHeld:
         return NotHeld(f"{changes.headline()} ({until.spent:.0f} s later)", lines=changes.lines())
 
-    def _start(self) -> Taken:
+    def _start(self) -> Snapshot:
         if self._domu is not None:
             self.settle_at_once()
         return self.take()
@@ -196,7 +196,7 @@ class Ledger:
         domu = self.host.stack.domu
         return domu if domu is not None and domu.is_open else None
 
-    def _wait_for_grants(self, before: Taken, within: float) -> None:
+    def _wait_for_grants(self, before: Snapshot, within: float) -> None:
         """Wait until the guest has taken back what it granted; its window alone costs little."""
         domid = -1 if self.host.stack.domu is None else self.host.stack.domu.domid
         known = {each.domid: each for each in before.books.domains.values()}
@@ -219,7 +219,7 @@ class Ledger:
         stack = self.host.stack
         if self._domu is None or taken.owner != self._domu.channel.name or not stack.resumes:
             return taken
-        left = left_by_console(stack.inputs.domu_kernel)
+        left = left_by_console(stack.artifacts.domu_kernel)
         numbers = {
             name: number - stack.resumes * left.get(name, 0)
             for name, number in taken.numbers.items()

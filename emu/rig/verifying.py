@@ -16,7 +16,7 @@ from emu.deadline import Deadline
 from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.lun import RigLun
 from emu.xen import ioledger
-from emu.xen.account import Account, Asked, parse_account
+from emu.xen.account import Asked, IoAccount, parse_account
 from emu.xen.ioledger import IoLedger
 from emu.xen.requests import Records
 
@@ -82,7 +82,7 @@ class VerifyingIo:
         self._process = process
         self._file = file
 
-    def account(self) -> Account:
+    def account(self) -> IoAccount:
         """The guest's account, up to now."""
         # gzip: a channel into a domU is slow.
         packed = self.domu.channel.run(f"emu-io show {self._file} | gzip -c", timeout=60).stdout
@@ -111,7 +111,7 @@ class VerifyingIo:
                 )
             time.sleep(0.1)
 
-    def stop(self) -> Account:
+    def stop(self) -> IoAccount:
         """Let it ask for no more, and wait until all it asked for is answered; its account.
 
         Raises NotHeld with what is not, in the guest and at the LUN.
@@ -131,7 +131,7 @@ class VerifyingIo:
             raise RigError(f"emu-io in domU {self.domu.name} is {account.state}{why}")
         return account
 
-    def judge(self, account: Account, *, may_fail: bool = False) -> IoLedger:
+    def judge(self, account: IoAccount, *, may_fail: bool = False) -> IoLedger:
         """Compare the guest's account with the LUN; NotHeld where they differ, or where
         requests failed and may not."""
         sums = self.lun.sums(0, -(-account.end // self.lun.lun.sector))

@@ -21,13 +21,10 @@ from elftools.elf.elffile import ELFFile
 from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, modules
-from emu.images.cache import Cache
-from emu.images.kernels import Kernel, get_kernel, spec, specs
+from emu.images.context import BuildContext
+from emu.images.kernels import Kernel, full_name, get_kernel, spec, specs
 from emu.images.manifest import JSON
 from emu.images.modules import End
-from emu.images.packages import Lock
-from emu.lab.stack import Wish
-from emu.progress import Progress
 from emu.series import checkpatch, git_am
 from emu.series.checkpatch import Allowed, Remark, Style
 from emu.series.compiler_messages import (
@@ -56,7 +53,7 @@ class SeriesWish:
 
 
 @dataclass(frozen=True)
-class Fault:
+class Failure:
     """Something that did not hold: `what` in a few words for a table, then all of it."""
 
     what: str
@@ -82,7 +79,7 @@ class Step:
     `warnings` are those that the patch before did not have.
     """
 
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Failure, ...] = ()
     build: Build | None = None
     warnings: tuple[Message, ...] = ()
     tried: bool = True
@@ -149,7 +146,7 @@ class SeriesReport:
         return styled and all(kernel.held for kernel in self.kernels)
 
 
-def perform(wish: SeriesWish, cache: Cache, progress: Progress) -> SeriesReport:
+def perform(wish: SeriesWish, context: BuildContext) -> SeriesReport:
     """Check the series; the report says what held.
 
     Raises InputError for what can't be checked: no patches, no such kernel, a missing tool.
@@ -162,22 +159,19 @@ def perform(wish: SeriesWish, cache: Cache, progress: Progress) -> SeriesReport:
         raise InputError(f"{wish.patches} holds no patches (*.patch)")
     allowed = checkpatch.read_allowed(wish.patches)
     sparse = _first_line(["sparse", "--version"])
-    lock = Lock.load()
     names = _names(wish)
     read = {name: kbuild.series(wish.patches, spec(name).version) for name in names}
-    kernels = [get_kernel(name, cache, progress, lock=lock) for name in names]
+    kernels = [get_kernel(name, context) for name in names]
     newest = max(kernels, key=lambda kernel: [int(n) for n in re.findall(r"\d+", kernel.release)])
-    tool = checkpatch.scripts(spec(newest.name), lock, cache, progress)
+    tool = checkpatch.scripts(spec(newest.name), context)
     checked = []
-    with progress.stage("checkpatch"), cache.scratch("checkpatch") as place:
+    with context.progress.stage("checkpatch"), context.cache.scratch("checkpatch") as place:
         for number, path in enumerate(found):
-            progress.tick(path.name, number, len(found))
+            context.progress.tick(path.name, number, len(found))
             files = dict.fromkeys([path, *(patches[number] for patches in read.values())])
             styles = tuple((one, checkpatch.check(one, allowed, tool, place)) for one in files)
             checked.append(Patch(path, git_am.subject(path), styles))
-    reports = tuple(
-        _on_kernel(kernel, read[kernel.name], sparse, lock, cache, progress) for kernel in kernels
-    )
+    reports = tuple(_on_kernel(kernel, read[kernel.name], sparse, context) for kernel in kernels)
     remarks = [remark for patch in checked for remark in patch.excused]
     unused = tuple(one for one in allowed if not any(one.excuses(remark) for remark in remarks))
     return SeriesReport(tuple(checked), reports, newest.release, sparse, unused)
@@ -189,27 +183,22 @@ def own_series() -> Path:
 
 
 def _names(wish: SeriesWish) -> list[str]:
-    asked = [Wish(kernel=name).kernel_name for name in wish.kernels]
+    asked = [full_name(name) for name in wish.kernels]
     every = [one.name for one in specs().values() if one.flavour == "debian" and one.driver_patches]
     return list(dict.fromkeys(asked or every))
 
 
 def _on_kernel(
-    kernel: Kernel,
-    patches: Sequence[Path],
-    sparse: str,
-    lock: Lock,
-    cache: Cache,
-    progress: Progress,
+    kernel: Kernel, patches: Sequence[Path], sparse: str, context: BuildContext
 ) -> KernelReport:
-    source = modules.driver_source(spec(kernel.name), lock, cache, progress)
+    source = modules.driver_source(spec(kernel.name), context)
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     steps: list[Step] = []
     with (
-        progress.stage(f"{len(patches)} patches on {kernel.name}"),
-        kbuild.workplace(cache, "series") as place,
+        context.progress.stage(f"{len(patches)} patches on {kernel.name}"),
+        kbuild.workplace(context.cache, "series") as place,
     ):
-        builder = _Builder(kernel, toolchain, sparse, place, cache, progress)
+        builder = _Builder(kernel, toolchain, sparse, place, context)
         tree = place / "tree"
         shutil.copytree(source / "drivers", tree / "drivers")
         repository = git_am.Repository(tree, place)
@@ -219,7 +208,7 @@ def _on_kernel(
             if steps and (not steps[-1].tried or _unapplied(steps[-1])):
                 steps.append(Step(tried=False))
                 continue
-            progress.tick(patch.name, number, len(patches))
+            context.progress.tick(patch.name, number, len(patches))
             step = _step(patch, tree, repository, builder)
             if step.build is not None:
                 warnings = new_messages(last.of("build"), step.build.of("build"))
@@ -232,7 +221,7 @@ def _on_kernel(
 
 
 def _step(patch: Path, tree: Path, repository: git_am.Repository, builder: _Builder) -> Step:
-    faults: list[Fault] = []
+    faults: list[Failure] = []
     try:
         kbuild.apply_patch(patch, tree)
     except InputError as error:
@@ -242,7 +231,7 @@ def _step(patch: Path, tree: Path, repository: git_am.Repository, builder: _Buil
         repository.am(patch)
         if repository.tree_id() != wanted:
             words = f"git am makes another source of {patch.name} than patch does"
-            faults.append(Fault("git am differs", words))
+            faults.append(Failure("git am differs", words))
     except InputError as error:
         faults.append(_fault("git am fails", error))
         kbuild.apply_patch(patch, tree)
@@ -267,9 +256,9 @@ def _since(message: Message, base: Build, steps: Sequence[Step]) -> int:
     raise AssertionError("a message of the last build is one of some build")
 
 
-def _fault(what: str, error: InputError) -> Fault:
+def _fault(what: str, error: InputError) -> Failure:
     hint = (error.hint,) if error.hint else ()
-    return Fault(what, error.message, (*error.lines, *hint))
+    return Failure(what, error.message, (*error.lines, *hint))
 
 
 class _Builder:
@@ -281,11 +270,10 @@ class _Builder:
         toolchain: kbuild.Toolchain,
         sparse: str,
         place: Path,
-        cache: Cache,
-        progress: Progress,
+        context: BuildContext,
     ) -> None:
         self._kernel, self._toolchain, self._sparse = kernel, toolchain, sparse
-        self._place, self._cache, self._progress = place, cache, progress
+        self._place, self._cache, self._progress = place, context.cache, context.progress
 
     def build(self, tree: Path, tree_id: str, what: str) -> Build:
         """The drivers in `tree`, built from nothing: what a source says does not depend on

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu.errors import InputError, RigError
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import Spec, source_deb
 from emu.images.manifest import JSON
 from emu.images.modules import extract
-from emu.images.packages import Lock, lock_digest
-from emu.progress import Progress
+from emu.images.packages import lock_digest
 
 ALLOWED = "checkpatch-allowed"
 _FILES = ("scripts/checkpatch.pl", "scripts/const_structs.checkpatch", "scripts/spelling.txt")
@@ -70,20 +69,20 @@ class Style:
     excused: tuple[Remark, ...]
 
 
-def scripts(wanted: Spec, lock: Lock, cache: Cache, progress: Progress) -> Path:
+def scripts(wanted: Spec, context: BuildContext) -> Path:
     """The directory of checkpatch.pl and the lists it reads, out of the kernel's source."""
     inputs: dict[str, JSON] = {
-        "source": lock_digest(lock, [wanted.packages["source"]]),
+        "source": lock_digest(context.lock, [wanted.packages["source"]]),
         "files": list(_FILES),
         "recipe": _RECIPE,
     }
 
     def build(made: Path) -> None:
-        deb = source_deb(wanted, lock, cache, progress)
-        with progress.stage(f"taking checkpatch out of {deb.name}"):
-            extract(deb, _FILES, made, lambda done: progress.tick("read (bytes)", done))
+        deb = source_deb(wanted, context)
+        with context.progress.stage(f"taking checkpatch out of {deb.name}"):
+            extract(deb, _FILES, made, lambda done: context.progress.tick("read (bytes)", done))
 
-    return cache.entry("checkpatch", inputs, build, progress) / "scripts"
+    return context.entry("checkpatch", inputs, build) / "scripts"
 
 
 def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> Style:

@@ -28,7 +28,7 @@ from pathlib import Path
 from emu import paths
 from emu.errors import EmuError, InputError
 from emu.images import modules
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import get_kernel
 from emu.progress import Progress
 from emu.suite.testruns import Outcome, Runs, Trial
@@ -151,25 +151,30 @@ def read(path: Path) -> Mutant:
 
 
 def perform(
-    wish: MutantsWish, cache: Cache, progress: Progress, told: Callable[[Judged], None]
+    wish: MutantsWish, context: BuildContext, told: Callable[[Judged], None]
 ) -> list[Judged]:
     """Judge them all, in order; `told` hears of each as it is done.
 
     Raises InputError before anything runs for what `find` refuses.
     """
     mutants = find(wish)
-    runs = Runs(cache, again=wish.again)
+    runs = Runs(context.cache, again=wish.again)
     done: dict[Mutant, Judged] = {}
-    with progress.stage(f"{len(mutants)} mutants"), ThreadPoolExecutor(max(1, wish.jobs)) as pool:
+    with (
+        context.progress.stage(f"{len(mutants)} mutants"),
+        ThreadPoolExecutor(max(1, wish.jobs)) as pool,
+    ):
         try:
-            left = {pool.submit(_judge, one, wish, runs, cache, progress) for one in mutants}
+            left = {pool.submit(_judge, one, wish, runs, context) for one in mutants}
             while left:
                 ended, left = wait(left, return_when=FIRST_COMPLETED)
                 for future in ended:
                     judged = future.result()
                     done[judged.mutant] = judged
                     told(judged)
-                    progress.tick(f"{len(done)} of {len(mutants)} done", len(done), len(mutants))
+                    context.progress.tick(
+                        f"{len(done)} of {len(mutants)} done", len(done), len(mutants)
+                    )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runs.stop()
@@ -177,9 +182,7 @@ def perform(
     return [done[one] for one in mutants]
 
 
-def _judge(
-    mutant: Mutant, wish: MutantsWish, runs: Runs, cache: Cache, progress: Progress
-) -> Judged:
+def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext) -> Judged:
     began = time.monotonic()
 
     def judged(verdict: Verdict, test: str, line: str) -> Judged:
@@ -187,13 +190,13 @@ def _judge(
 
     quiet = Progress()  # several may build at once: a screen has one line
     try:
-        kernel = get_kernel(mutant.kernel, cache, quiet)
+        kernel = get_kernel(mutant.kernel, BuildContext(context.cache))
         patches = [*modules.patches_of(kernel), mutant.path]
-        progress.tick(f"building {mutant.name}")
-        modules.build_drivers(kernel, patches, cache, quiet)
+        context.progress.tick(f"building {mutant.name}")
+        modules.build_drivers(kernel, patches, BuildContext(context.cache))
         decided = judged(Verdict.KILLED, "", "")
         for node in mutant.caught_by:
-            progress.tick(f"{node} on the series")
+            context.progress.tick(f"{node} on the series")
             sound = runs.outcome(Trial(node), quiet)
             if sound.kind != "passed":
                 verdict = Verdict.RIG if sound.kind == "error" else Verdict.SPOILT
@@ -202,7 +205,7 @@ def _judge(
             if wish.baseline:
                 decided = judged(Verdict.KILLED, node, "passes on the series")
                 continue
-            progress.tick(f"{node} on {mutant.name}")
+            context.progress.tick(f"{node} on {mutant.name}")
             verdict, line = decide(runs.outcome(Trial(node, mutant.path), quiet), mutant.says)
             decided = judged(verdict, node, line)
             if verdict is not Verdict.KILLED:

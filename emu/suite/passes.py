@@ -54,11 +54,11 @@ class Passes:
         self._file = self._place()
 
     def _place(self) -> Path:
-        inputs: dict[str, JSON] = {
+        artifacts: dict[str, JSON] = {
             "files": digest(_files(self._checkout), self._checkout),
             "arguments": list(self._arguments),
         }
-        return self._cache.store(_STORE) / f"{key_of(_STORE, inputs)}.json"
+        return self._cache.store(_STORE) / f"{key_of(_STORE, artifacts)}.json"
 
     def known(self) -> tuple[Pass, ...]:
         """What is kept of the row that goes on."""

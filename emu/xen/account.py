@@ -40,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Account:
+class IoAccount:
     """All of it. Block number b is `size` bytes at `start` + b × `stride` of the disk.
 
     `state`: running, stopped, full (of as many events as it was made for), broken (by `error`,
@@ -85,7 +85,7 @@ class Account:
         return tuple(zlib.crc32(content[at : at + sector]) for at in range(0, len(content), sector))
 
 
-def parse_account(data: bytes) -> Account:
+def parse_account(data: bytes) -> IoAccount:
     """Read an account, of a program that runs or has ended. Raises RigError."""
     if len(data) < _HEADER.size:
         raise RigError(f"the guest's account has {len(data)} bytes, not even its head")
@@ -105,7 +105,7 @@ def parse_account(data: bytes) -> Account:
             results[current.pop(tag)] = result
         elif kind == _FOUND:
             found[current[tag]] = block, generation, result
-    return Account(
+    return IoAccount(
         seed, size, blocks, start, stride, _STATES.get(state, str(state)), error,
         tuple(
             replace(each, result=results.get(each.number), found=found.get(each.number))

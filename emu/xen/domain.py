@@ -2,85 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel, CommandFailed
+from emu.channel.channel import Channel
 from emu.channel.result import PAUSE
 from emu.deadline import Deadline
-from emu.errors import InputError, NotHeld, RigError
+from emu.errors import NotHeld, RigError
 from emu.machine.console import Console
-from emu.machine.spec import LINUX_OPTIONS
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
+from emu.xen.config import virtual_device
 from emu.xen.lun import Lun
 
 if TYPE_CHECKING:
     from emu.xen.host import Host
 
-KINDS = ("pv", "pvh")
-KERNEL = "/boot/domu/vmlinux"
-INITRD = "/boot/domu/initrd"
-
 CONNECT_TIMEOUT = 30.0
 """Seconds for both ends of a disk to connect, before scaling."""
-XVD_MAJOR = 202
-"""Linux' block major of xvd disks; a virtual device number is major << 8 | minor."""
-
-
-@dataclass(frozen=True)
-class DomuConfig:
-    """What a domU is made of; memory in MiB. `grant_frames` limits its grant table to so many
-    frames of 512 grants (None: xl's default)."""
-
-    name: str = "u1"
-    kind: str = "pv"
-    memory: int = 256
-    vcpus: int = 1
-    kernel_options: str = ""
-    grant_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"a domU is pv or pvh, not {self.kind!r}")
-        if self.memory < 64:
-            raise InputError(f"a domU of {self.memory} MiB can't boot Linux: give it 64 or more")
-
-    def render(self) -> str:
-        """The configuration as xl reads it (xl.cfg(5))."""
-        # libxl starts a device model for every console past the first; ours is a small
-        # back end that serves just that console (guest-images/agent/emu-channeld.c).
-        values = {
-            "name": self.name,
-            "type": self.kind,
-            "kernel": KERNEL,
-            "ramdisk": INITRD,
-            "memory": self.memory,
-            "vcpus": self.vcpus,
-            "cmdline": f"console=hvc0 {LINUX_OPTIONS} {self.kernel_options}".strip(),
-            "on_poweroff": "destroy",
-            "on_reboot": "destroy",
-            "on_crash": "preserve",
-            # xl 4.17 numbers channels from 0 and libxl refuses that one with a line in xl's
-            # log: of two, one always becomes a console past the first.
-            "channel": ["name=emu,connection=socket,path=/run/emu/channel"] * 2,
-            "device_model_version": "qemu-xen",
-            "device_model_override": "/usr/lib/emu/emu-channeld",
-        }
-        if self.grant_frames is not None:
-            values["max_grant_frames"] = self.grant_frames
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-
-
-def virtual_device(disk: str) -> int:
-    """The number libxl gives `xvda` … `xvdp` (Xen's docs/man/xen-vbd-interface.7)."""
-    if not re.fullmatch(r"xvd[a-p]", disk):
-        raise InputError(f"{disk!r} is no disk xvda to xvdp")
-    return XVD_MAJOR << 8 | (ord(disk[3]) - ord("a")) << 4
 
 
 class NoDomain(RigError):
@@ -151,11 +91,11 @@ class Domain:
         """Where the back end's directory is in xenstore."""
         return f"/local/domain/0/backend/vbd/{self.domid}/{virtual_device(disk)}"
 
-    def front_tree(self, disk: str = "xvda") -> xenstore.Tree:
+    def front_tree(self, disk: str = "xvda") -> xenstore.XenstoreTree:
         """The front end's directory in xenstore."""
         return self.host.xenstore(self.front_path(disk))
 
-    def back_tree(self, disk: str = "xvda") -> xenstore.Tree:
+    def back_tree(self, disk: str = "xvda") -> xenstore.XenstoreTree:
         """The back end's directory in xenstore."""
         return self.host.xenstore(self.back_path(disk))
 
@@ -254,28 +194,3 @@ class Domain:
         """End the domU at once."""
         self.close()
         self.host.xl("destroy", str(self.domid), timeout=60)
-
-
-def create(host: Host, config: DomuConfig, *, boot_timeout: float = 120.0) -> Domain:
-    """Create a domU, follow its console and wait until its agent answers.
-
-    Raises NotHeld with xl's own words when xl refuses the configuration, or when the domU ends
-    as soon as it was started.
-    """
-    path = f"/run/emu/{config.name}.cfg"
-    host.dom0.put(config.render().encode(), path)
-    try:
-        host.xl("create", path, timeout=120)
-    except CommandFailed as failed:
-        said = failed.result.stderr.decode(errors="replace").splitlines()
-        raise NotHeld(f"xl refused to create domU {config.name}", lines=said[-8:]) from None
-    try:
-        domain = host.find(config.name)
-    except NoDomain as missing:
-        log = host.dom0.run(["cat", f"/var/log/xen/xl-{config.name}.log"], timeout=20, check=False)
-        raise NotHeld(
-            f"domU {config.name} ended as soon as it was started: {missing}",
-            lines=log.text.splitlines()[-8:],
-        ) from None
-    domain.open_channel(boot_timeout)
-    return domain

@@ -66,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Account:
+class GrantAccount:
     """What a guest's kernel says of its references, `size` in all.
 
     `taken` are those that are not free, None on kernels before 5.19, which keep no map;
@@ -119,7 +119,7 @@ def parse_table(text: str, domid: int) -> Table:
     return Table(domid, version, frames, most, tuple(entries))
 
 
-def parse_account(text: str) -> Account:
+def parse_account(text: str) -> GrantAccount:
     """Read what `emu-grants account` printed. Raises RigError for anything of another form."""
     numbers: dict[str, int] = {}
     taken: frozenset[int] | None = None
@@ -135,7 +135,7 @@ def parse_account(text: str) -> Account:
         free, size, frames = (numbers.pop(name) for name in ("free", "size", "frames"))
     except (ValueError, KeyError):
         raise RigError("emu-grants account printed what it should not", lines=_tail(text)) from None
-    return Account(free, size, frames, taken, deferred, numbers.get("leaked"))
+    return GrantAccount(free, size, frames, taken, deferred, numbers.get("leaked"))
 
 
 def _ranges(words: Iterable[str]) -> Iterator[int]:
@@ -158,7 +158,7 @@ def read_table(dom0: Channel, domid: int) -> Table | None:
     return parse_table(answer.text, domid)
 
 
-def read_account(guest: Channel) -> Account:
+def read_account(guest: Channel) -> GrantAccount:
     """What the guest's kernel says of its references; takes seconds the first time after a boot."""
     answer = guest.run([PROGRAM, "account"], timeout=60, check=False)
     if answer.status:

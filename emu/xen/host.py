@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from emu.channel.channel import Channel, CommandFailed, CommandResult
 from emu.channel.process import Process
-from emu.errors import EmuError, RigError
+from emu.errors import EmuError, NotHeld, RigError
 from emu.machine.console import Console
 from emu.machine.qemu import Machine
-from emu.machine.watchdog import Pulse
+from emu.machine.watchdog import Watchdog
 from emu.xen import domain as domains
 from emu.xen import grants, xenstore
 from emu.xen import lun as luns
+from emu.xen.config import DomuConfig
 
 AGENT_PORT = "emu.agent"
 """Name of the virtio-serial port that dom0's agent listens on."""
@@ -56,7 +57,7 @@ class Host:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch.check)
-        self.pulse: Pulse | None = None
+        self.watchdog: Watchdog | None = None
         """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
         self._domains: list[domains.Domain] = []
 
@@ -64,7 +65,7 @@ class Host:
         """Wait until dom0's agent answers."""
         self.dom0.hello(timeout)
         # What comes in for the agent is an interrupt.
-        self.pulse = self.pulse or Pulse(self.machine, self.dom0.ping)
+        self.watchdog = self.watchdog or Watchdog(self.machine, self.dom0.ping)
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until dom0's init has started everything."""
@@ -105,7 +106,7 @@ class Host:
         answer = self.dom0.run([_XENSTORE, "read", path], timeout=20, check=False)
         return answer.text if answer.status == 0 else None
 
-    def xenstore(self, path: str) -> xenstore.Tree:
+    def xenstore(self, path: str) -> xenstore.XenstoreTree:
         """The part of xenstore below `path`; an empty tree where there is nothing."""
         answer = self.dom0.run([_XENSTORE, "ls", path], timeout=20)
         return xenstore.parse(answer.text, path)
@@ -125,9 +126,30 @@ class Host:
         """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
         return luns.create(self.dom0, name, size, sector, server_timeout)
 
-    def create(self, config: domains.DomuConfig) -> domains.Domain:
-        """Create a domU and wait for its agent: see `emu.xen.domain.create`."""
-        return domains.create(self, config)
+    def create(self, config: DomuConfig, *, boot_timeout: float = 120.0) -> domains.Domain:
+        """Create a domU, follow its console and wait until its agent answers.
+
+        Raises NotHeld with xl's own output when xl refuses the configuration, or when the domU
+        ends as soon as it was started.
+        """
+        path = f"/run/emu/{config.name}.cfg"
+        self.dom0.put(config.render().encode(), path)
+        try:
+            self.xl("create", path, timeout=120)
+        except CommandFailed as failed:
+            output = failed.result.stderr.decode(errors="replace").splitlines()
+            raise NotHeld(f"xl refused to create domU {config.name}", lines=output[-8:]) from None
+        try:
+            domain = self.find(config.name)
+        except domains.NoDomain as missing:
+            log = f"/var/log/xen/xl-{config.name}.log"
+            output = self.dom0.run(["cat", log], timeout=20, check=False).text.splitlines()
+            raise NotHeld(
+                f"domU {config.name} ended as soon as it was started: {missing}",
+                lines=output[-8:],
+            ) from None
+        domain.open_channel(boot_timeout)
+        return domain
 
     def adopt(self, name: str, domid: int, tty: str) -> domains.Domain:
         """Take up a domU that runs already; its console is followed, its channel not open yet."""
@@ -152,8 +174,8 @@ class Host:
 
     def close(self) -> None:
         """Let go of every channel and console."""
-        if self.pulse:
-            self.pulse.close()
+        if self.watchdog:
+            self.watchdog.close()
         for domain in self._domains:
             domain.close()
         self.dom0.close()
@@ -168,6 +190,3 @@ def _pump(bridge: Process, console: Console) -> None:
         while data := bridge.recv(65536):
             console.feed(data)
     console.close()
-
-
-__all__ = ["AGENT_PORT", "CommandFailed", "DomainInfo", "Host", "parse_info", "parse_list"]

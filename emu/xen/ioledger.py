@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from emu.errors import InputError, RigError
-from emu.xen.account import Account, Asked
+from emu.xen.account import Asked, IoAccount
 from emu.xen.requests import Flag, Records, Request, blocks
 
 SHOWN = 12
@@ -20,7 +20,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Difference:
+class IoDifference:
     """One thing that is not as it should be. `kind`: lost, overwritten, torn, wrong, unasked,
     stale, misread; `words` say what was found."""
 
@@ -47,7 +47,7 @@ class IoLedger:
 
     acknowledged: int
     verified: int
-    differences: tuple[Difference, ...]
+    differences: tuple[IoDifference, ...]
     repeated: tuple[Repeated, ...]
     in_flight: tuple[Asked, ...]
     failed: tuple[Asked, ...]
@@ -79,7 +79,7 @@ class IoLedger:
         return lines + ([f"… and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else [])
 
 
-def compare(account: Account, records: Records, sums: Sequence[int]) -> IoLedger:
+def compare(account: IoAccount, records: Records, sums: Sequence[int]) -> IoLedger:
     """Judge an account by the LUN's records since before it was begun, and by the CRC-32 of
     every sector that the LUN holds now, up to the account's end.
 
@@ -98,7 +98,7 @@ def compare(account: Account, records: Records, sums: Sequence[int]) -> IoLedger
 class _Comparison:
     """One comparison at work: what each sector may hold, and what requests made of it."""
 
-    def __init__(self, account: Account, records: Records, sums: Sequence[int]) -> None:
+    def __init__(self, account: IoAccount, records: Records, sums: Sequence[int]) -> None:
         self.account = account
         self.records = records
         self.sums = sums
@@ -114,7 +114,7 @@ class _Comparison:
             first = self.first(asked.block)
             for at, crc in enumerate(account.sums(asked.block, asked.generation, self.sector)):
                 self.generations[first + at, crc] = asked.generation
-        self.differences: list[Difference] = []
+        self.differences: list[IoDifference] = []
         self.arrived: Counter[tuple[int, int]] = Counter()
         """Block and generation → sectors that requests answered as done brought."""
         self.last: dict[int, Request] = {}
@@ -270,7 +270,7 @@ class _Comparison:
         )
 
     def _differs(self, kind: str, block: int | None, words: str) -> None:
-        self.differences.append(Difference(kind, block, words))
+        self.differences.append(IoDifference(kind, block, words))
 
 
 def _runs(found: Iterable[int | None]) -> list[str]:

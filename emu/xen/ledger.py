@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from emu.xen.granted import Account, Entry, Table
+from emu.xen.granted import Entry, GrantAccount, Table
 from emu.xen.grants import Grant
-from emu.xen.xenstore import Tree
+from emu.xen.xenstore import XenstoreTree
 
 _RING = re.compile(r"vbd/(\d+)/(?:queue-(\d+)/)?ring-ref(\d*)$")
 _CONSOLE = re.compile(r"console/(\d+)/ring-ref$")
@@ -32,7 +32,7 @@ def disk_of(number: int) -> str:
     return f"xvd{chr(ord('a') + (number & 0xFF) // 16)}" if number >> 8 == 202 else f"vbd {number}"
 
 
-def purposes(tree: Tree) -> dict[int, str]:
+def purposes(tree: XenstoreTree) -> dict[int, str]:
     """What a domain's references are for, as far as its keys in xenstore tell; by reference.
 
     `tree` is /local/domain/<domid>/device. Keys stay after the reference is gone: what is not
@@ -60,7 +60,7 @@ class DomainBooks:
     domid: int
     mapped: tuple[Grant, ...]
     table: Table | None = None
-    account: Account | None = None
+    account: GrantAccount | None = None
     purposes: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def references(self) -> dict[int, State]:
@@ -124,7 +124,7 @@ class Books:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LedgerDifference:
     """A line of the table: one reference that is not what it was. Without one, `ref` is None."""
 
     domain: str
@@ -154,14 +154,14 @@ class Difference:
 
 def compare(
     before: Books, after: Books, remembered: Mapping[int, Mapping[int, str]] | None = None
-) -> tuple[Difference, ...]:
+) -> tuple[LedgerDifference, ...]:
     """What is not as it was. `remembered`: purposes of references seen in between, by domid.
 
     A domain that is gone has given everything back; one that is new, and grants something
     or is mapped, is a difference from its first reference on.
     """
     known = remembered or {}
-    found: list[Difference] = []
+    found: list[LedgerDifference] = []
     for name, now in sorted(after.domains.items()):
         then = before.domains.get(name, DomainBooks(name, now.domid, ()))
         found += _references(then, now, known.get(now.domid, {}))
@@ -171,7 +171,7 @@ def compare(
 
 def _references(
     then: DomainBooks, now: DomainBooks, remembered: Mapping[int, str]
-) -> Iterator[Difference]:
+) -> Iterator[LedgerDifference]:
     old, new = then.references(), now.references()
     pairs = list(_pairs(then, old, now, new))
     for before, after in pairs:
@@ -188,7 +188,7 @@ def _references(
         word = books.word(shown, names)
         if changed_hands and before:
             was += f" (to d{_to(before)}, by {list(before.mappers)})"
-        yield Difference(
+        yield LedgerDifference(
             now.name, shown.ref, shown.frame, _to(shown), shown.mappers, was, now_is, word
         )
 
@@ -211,11 +211,11 @@ def _pairs(
         yield left_old.get(ref), left_new.get(ref)
 
 
-def _counts(then: DomainBooks, now: DomainBooks) -> Iterator[Difference]:
+def _counts(then: DomainBooks, now: DomainBooks) -> Iterator[LedgerDifference]:
     """What only the allocator's numbers tell."""
 
-    def line(before: object, after: object, what: str) -> Difference:
-        return Difference(now.name, None, None, None, (), str(before), str(after), what)
+    def line(before: object, after: object, what: str) -> LedgerDifference:
+        return LedgerDifference(now.name, None, None, None, (), str(before), str(after), what)
 
     if then.account is None or then.table is None:
         return
@@ -240,15 +240,15 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     ]
 
 
-def differences_table(differences: Iterable[Difference]) -> list[str]:
+def differences_table(differences: Iterable[LedgerDifference]) -> list[str]:
     """The lines that say which references differ, and how."""
-    return table(Difference.HEAD, (each.cells() for each in differences))
+    return table(LedgerDifference.HEAD, (each.cells() for each in differences))
 
 
 __all__ = [
     "Books",
-    "Difference",
     "DomainBooks",
+    "LedgerDifference",
     "State",
     "compare",
     "differences_table",

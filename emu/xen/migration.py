@@ -118,7 +118,7 @@ def migrating(
     All its disks are connected then. Raises MigrationFailed, with both sides' words, when it
     did not get there: then it answers at its source. InputError for what Xen here can't do.
     """
-    kind = domu.host.stack.inputs.wish.domu.kind
+    kind = domu.host.stack.artifacts.wish.domu.kind
     if live and kind == "pv":
         raise InputError(
             "a PV domU can't migrate live: this Xen has no shadow paging",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from emu.errors import RigError
 from emu.xen.queues import Views
-from emu.xen.xenstore import Tree
+from emu.xen.xenstore import XenstoreTree
 
 PAGE_SIZE = 4096
 RING_HEADER = 64
@@ -113,7 +113,7 @@ class Ring:
         return self.front_state == self.back_state == "Connected"
 
 
-def negotiated(front: Tree, back: Tree, views: Views | None = None) -> Ring:
+def negotiated(front: XenstoreTree, back: XenstoreTree, views: Views | None = None) -> Ring:
     """Read the ring out of both ends' directories, and what the drivers show where they do.
 
     Raises RigError when the front end has published no complete ring. Old keys are not
@@ -134,7 +134,7 @@ def negotiated(front: Tree, back: Tree, views: Views | None = None) -> Ring:
     )
 
 
-def _chosen_pages(front: Tree) -> int | None:
+def _chosen_pages(front: XenstoreTree) -> int | None:
     order = front.integer("ring-page-order")
     pages = front.integer("num-ring-pages")
     if order is not None:
@@ -146,7 +146,7 @@ def _chosen_pages(front: Tree) -> int | None:
     return pages
 
 
-def _queue(front: Tree, place: str, pages: int | None) -> Queue:
+def _queue(front: XenstoreTree, place: str, pages: int | None) -> Queue:
     names = ["ring-ref"] if pages is None else [f"ring-ref{i}" for i in range(pages)]
     if pages == 1 and front.integer(place + "ring-ref0") is None:
         names = ["ring-ref"]

@@ -58,7 +58,7 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Tree:
+class XenstoreTree:
     """A part of xenstore at one instant: absolute path → value.
 
     `root` is the path it was read from; `get` and `sub` take paths relative to it.
@@ -83,11 +83,11 @@ class Tree:
         """The xenbus state of the device directory this tree is, as a word."""
         return state_of(self._absolute("state"), self.get("state"))
 
-    def sub(self, path: str) -> Tree:
+    def sub(self, path: str) -> XenstoreTree:
         """The tree below `path`."""
         root = self._absolute(path)
         inside = {p: v for p, v in self.values.items() if p == root or p.startswith(root + "/")}
-        return Tree(root, MappingProxyType(inside))
+        return XenstoreTree(root, MappingProxyType(inside))
 
     def children(self) -> tuple[str, ...]:
         """Names directly below the root, in the order xenstore gave them."""
@@ -105,7 +105,7 @@ class Tree:
         return self.root if not path else f"{self.root.rstrip('/')}/{path}"
 
 
-def parse(text: str, root: str) -> Tree:
+def parse(text: str, root: str) -> XenstoreTree:
     """Read the output of `xenstore-ls -f ROOT` (one `path = "value"` a line).
 
     Values are unescaped as xenstore-ls wrote them (C escapes for what is not printable).
@@ -117,4 +117,4 @@ def parse(text: str, root: str) -> Tree:
         if not match:
             raise RigError(f"a line of xenstore-ls -f that is no key: {line!r}")
         values[match.group(1)] = _unescape(match.group(2))
-    return Tree(root, MappingProxyType(values))
+    return XenstoreTree(root, MappingProxyType(values))

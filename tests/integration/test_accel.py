@@ -11,6 +11,8 @@ import tiny_guest
 from emu.emulator import accel
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.machine.qemu import Machine
 
 needs_qemu = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
@@ -25,11 +27,13 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_the_device_there_is_no_kvm(tmp_path: Path, guest: Path) -> None:
     cache = Cache(tmp_path / "cache")
     missing = tmp_path / "kvm"
-    choice = accel.choose("auto", "qemu-system-x86_64", guest, cache, device=missing)
+    choice = accel.choose("auto", "qemu-system-x86_64", guest, BuildContext(cache), device=missing)
     assert str(choice) == f"TCG (KVM: no {missing})"
     with pytest.raises(InputError, match=f"KVM can't be used here: no {missing}"):
-        accel.choose("kvm", "qemu-system-x86_64", guest, cache, device=missing)
-    assert accel.choose("tcg", "qemu-system-x86_64", guest, cache).reason == "as asked"
+        accel.choose("kvm", "qemu-system-x86_64", guest, BuildContext(cache), device=missing)
+    assert (
+        accel.choose("tcg", "qemu-system-x86_64", guest, BuildContext(cache)).reason == "as asked"
+    )
 
 
 @needs_qemu
@@ -47,14 +51,14 @@ def test_kvm_is_taken_only_after_a_proof_that_is_remembered(
             return answer
 
         monkeypatch.setattr(accel, "probe", probe)
-        return accel.choose("auto", "qemu-system-x86_64", guest, cache, device=device)
+        return accel.choose("auto", "qemu-system-x86_64", guest, BuildContext(cache), device=device)
 
     assert prove("opens, but Xen does not start under it (KVM internal error)").name == "tcg"
     assert prove(None).name == "tcg"
     assert len(probes) == 1
     other = Cache(tmp_path / "other")
     monkeypatch.setattr(accel, "probe", lambda qemu, xen: None)
-    choice = accel.choose("auto", "qemu-system-x86_64", guest, other, device=device)
+    choice = accel.choose("auto", "qemu-system-x86_64", guest, BuildContext(other), device=device)
     assert (choice.name, choice.reason) == ("kvm", "Xen starts under it")
 
 
@@ -94,6 +98,6 @@ def test_the_line_that_says_most_is_told_whole(told: str, monkeypatch: pytest.Mo
     def start(*_: object) -> object:
         raise error
 
-    monkeypatch.setattr(accel.Machine, "start", start)
+    monkeypatch.setattr(Machine, "start", start)
     trouble = accel.probe("qemu-system-x86_64", Path("xen"), root=None)
     assert trouble == f"opens, but Xen does not start under it ({told})"

@@ -23,7 +23,7 @@ from emu.machine import disks
 from emu.machine.monitor import Refused
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir, disk_full, sweep
-from emu.machine.spec import TCG_CPU, Descriptors, Disk, MachineSpec, Recording, build_argv
+from emu.machine.spec import TCG_CPU, Disk, MachineSpec, QemuFds, Recording, build_argv
 from emu.machine.watch import GuestTrouble
 
 needs_qemu = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def tiny(guest: Path, **more: object) -> MachineSpec:
 def argv(spec: MachineSpec, **more: bool) -> list[str]:
     files = {"xen": 3, "dom0": 4, "initrd": 5, "ram": 6, "disk0.0": 7, "disk0.1": 8}
     links = {"qmp": 20, "com1": 21, "com2": 22, "port.emu.agent": 23}
-    return build_argv(spec, Descriptors(files, links), layers=(2,) * len(spec.disks), **more)
+    return build_argv(spec, QemuFds(files, links), layers=(2,) * len(spec.disks), **more)
 
 
 def after(option: str, words: list[str]) -> list[str]:
@@ -122,11 +122,11 @@ def test_no_link_is_a_file() -> None:
 def test_a_network_card_hangs_on_an_inherited_socket_and_comes_last() -> None:
     mac = "52:54:00:0e:00:01"
     links = {"qmp": 20, "com1": 21, "com2": 22, "wire": 23}
-    words = build_argv(replace(EMPTY, mac=mac), Descriptors({}, links))
+    words = build_argv(replace(EMPTY, mac=mac), QemuFds({}, links))
     assert after("-netdev", words) == ["socket,id=wire,fd=23"]
     assert f'"mac":"{mac}"' in after("-device", words)[-1]
     # What others have stays where it is: a machine without a card keeps its checkpoints.
-    assert words[: words.index("-netdev")] == build_argv(EMPTY, Descriptors({}, links))
+    assert words[: words.index("-netdev")] == build_argv(EMPTY, QemuFds({}, links))
 
 
 def test_a_card_without_a_wire_is_refused(rundir: RunDir) -> None:

@@ -15,7 +15,7 @@ import tiny_guest
 
 from emu.errors import RigError
 from emu.machine.qemu import Machine
-from emu.machine.watchdog import ASLEEP_AFTER, Pulse, sleepers
+from emu.machine.watchdog import ASLEEP_AFTER, Watchdog, sleepers
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
@@ -43,31 +43,31 @@ def halt(machine: Machine, key: str = "H") -> None:
 
 def test_a_guest_that_sleeps_for_good_is_nudged(machine: Machine) -> None:
     nudged = threading.Event()
-    pulse = Pulse(machine, nudged.set)
+    watchdog = Watchdog(machine, nudged.set)
     try:
         halt(machine)
         assert nudged.wait(PATIENCE)
-        assert pulse.nudges
+        assert watchdog.nudges
         machine.watch.wait(lambda: REMARK in merged(machine), "the remark", PATIENCE)
     finally:
-        pulse.close()
+        watchdog.close()
 
 
 def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
     twice = threading.Event()
 
     def nudge() -> None:
-        if pulse.nudges == 2:
+        if watchdog.nudges == 2:
             twice.set()
         raise RigError("no answer from the guest agent")
 
-    pulse = Pulse(machine, nudge)
+    watchdog = Watchdog(machine, nudge)
     try:
         halt(machine)
         assert twice.wait(PATIENCE)
         machine.watch.check()
     finally:
-        pulse.close()
+        watchdog.close()
     assert REMARK not in merged(machine)
 
 
@@ -79,17 +79,17 @@ def test_one_that_need_not_be_woken_is_left_alone(machine: Machine, how: str) ->
         machine.pause()
     if how == "stopped":
         os.kill(machine.pid, signal.SIGSTOP)
-    pulse = Pulse(machine, lambda: None)
+    watchdog = Watchdog(machine, lambda: None)
     try:
         if how == "closed":
-            pulse.close()
+            watchdog.close()
         time.sleep(LONG)
-        assert pulse.nudges == 0
+        assert watchdog.nudges == 0
         if how == "stopped":
             assert sleepers(machine.pid) == {}
     finally:
         os.kill(machine.pid, signal.SIGCONT)
-        pulse.close()
+        watchdog.close()
 
 
 def test_a_process_that_has_ended_does_not_sleep(machine: Machine) -> None:

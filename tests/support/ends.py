@@ -14,7 +14,7 @@ from emu.lab.stack import Stack, kernel_log
 from emu.rig import RigHost
 from emu.rig.domu import DATA_WITHIN
 from emu.xen import data
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
 from emu.xen.xenstore import XENBUS_STATES

@@ -13,8 +13,8 @@ from emu.channel.process import Process
 from emu.deadline import Deadline
 from emu.rig import RigDomu, RigHost
 from emu.xen import granted
-from emu.xen.domain import virtual_device
-from emu.xen.xenstore import Tree
+from emu.xen.config import virtual_device
+from emu.xen.xenstore import XenstoreTree
 
 DISK = "xvda"
 NUMBER = virtual_device(DISK)
@@ -96,7 +96,7 @@ def data_refs(domu: RigDomu) -> list[int]:
     """References of the domU that are for data: neither a ring's, nor a console's."""
     table = granted.read_table(domu.host.dom0, domu.domain.domid)
     assert table
-    keys: Tree = domu.host.xen.xenstore(f"/local/domain/{domu.domain.domid}/device")
+    keys: XenstoreTree = domu.host.xen.xenstore(f"/local/domain/{domu.domain.domid}/device")
     named = {int(value) for key, value in keys.values.items() if "ring-ref" in key}
     return sorted(ref for ref in table.refs - named if ref >= granted.RESERVED)
 
@@ -112,7 +112,7 @@ def read_in_the_background(domu: RigDomu, requests: int) -> None:
 def power_off(domu: RigDomu) -> None:
     """Let the domU's kernel shut itself down; returns when the domain is gone."""
     # A PVH guest has no ACPI to switch itself off with: Xen takes its reset for an end.
-    letter = "o" if domu.host.stack.inputs.wish.domu.kind == "pv" else "b"
+    letter = "o" if domu.host.stack.artifacts.wish.domu.kind == "pv" else "b"
     domu.channel.spawn(f"echo {letter} > /proc/sysrq-trigger")
     wait_ended(domu.host, domu.name)
     domu.domain.close()

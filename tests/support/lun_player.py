@@ -11,8 +11,7 @@ from pathlib import Path
 from emu.channel.result import CommandResult
 from emu.images import agent, handler
 from emu.images.cache import Cache
-from emu.images.packages import Lock
-from emu.progress import Progress
+from emu.images.context import BuildContext
 from emu.xen.lun import Lun
 from emu.xen.lunserver import LunServer
 
@@ -88,9 +87,9 @@ class Player:
 
     def __init__(self, folder: Path) -> None:
         cache = Cache()
-        self.handler = handler.build(cache, Progress())
-        self.program = agent.build(cache, Progress()).lun
-        handler.unpack(folder, cache, Progress(), Lock.load())
+        self.handler = handler.build(BuildContext(cache))
+        self.program = agent.build(BuildContext(cache)).lun
+        handler.unpack(folder, BuildContext(cache))
         library = folder / "player.so"
         here = Path(__file__).with_name("handler_player.c")
         source = folder / "tcmu-runner"

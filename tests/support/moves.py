@@ -11,10 +11,11 @@ from ends import DISK, Ends
 
 from emu.deadline import Deadline
 from emu.images import modules
-from emu.progress import Progress
+from emu.images.context import BuildContext
 from emu.rig import RigHost, RigLun
 from emu.xen import save_restore
-from emu.xen.domain import Domain, virtual_device
+from emu.xen.config import virtual_device
+from emu.xen.domain import Domain
 from emu.xen.ring import Ring
 
 BACK_ENDS = Path(__file__).parent / "back-ends"
@@ -24,9 +25,9 @@ HELD_WITHIN = 30.0
 
 def back_end(host: RigHost, name: str) -> str:
     """The module of a back end of `back-ends/`: `patched` with one patch more."""
-    kernel = host.stack.inputs.kernel
+    kernel = host.stack.artifacts.kernel
     patches = [*modules.patches_of(kernel), BACK_ENDS / f"{name}.patch"]
-    made = modules.build_drivers(kernel, patches, host.cache, Progress())
+    made = modules.build_drivers(kernel, patches, BuildContext(host.cache))
     return str(made / "xen-blkback.ko")
 
 

@@ -12,13 +12,13 @@ from ends import Ends
 
 from emu.images import agent
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import spec
 from emu.images.modules import driver_source
-from emu.images.packages import Lock
-from emu.lab.run import driver_for, drivers_for
-from emu.lab.stack import Inputs, Wish, running
-from emu.progress import Progress
-from emu.pytestplugin.reports import Told
+from emu.lab.drivers import driver_for, drivers_for
+from emu.lab.stack import Artifacts, running
+from emu.lab.wish import Wish
+from emu.pytestplugin.reports import PrintedProgress
 from emu.rig import RigHost
 
 HERE = Path(__file__).parent
@@ -60,18 +60,23 @@ def cache(emu_cache: Cache) -> Cache:
 
 
 @pytest.fixture(scope="session")
-def progress(emu_progress: Told) -> Told:
+def context(emu_context: BuildContext) -> BuildContext:
+    return emu_context
+
+
+@pytest.fixture(scope="session")
+def progress(emu_progress: PrintedProgress) -> PrintedProgress:
     return emu_progress
 
 
 @pytest.fixture(scope="session")
-def prepared(emu_prepared: Callable[[Wish], Inputs]) -> Callable[[Wish], Inputs]:
-    """Makes the inputs of a wish, once in a session."""
+def prepared(emu_prepared: Callable[[Wish], Artifacts]) -> Callable[[Wish], Artifacts]:
+    """Makes the artifacts of a wish, once in a session."""
     return emu_prepared
 
 
 @pytest.fixture(scope="session")
-def inputs(prepared: Callable[[Wish], Inputs]) -> Inputs:
+def artifacts(prepared: Callable[[Wish], Artifacts]) -> Artifacts:
     """What the default stack boots from: debian kernel, PV domU, wall time."""
     return prepared(Wish())
 
@@ -85,29 +90,28 @@ def ends(host: RigHost) -> Ends:
 
 
 @pytest.fixture(scope="session")
-def everything(inputs: Inputs, cache: Cache, progress: Told) -> Cache:
+def everything(artifacts: Artifacts, context: BuildContext, cache: Cache) -> Cache:
     """The cache with all that `emu run` needs, the checkpoint too."""
-    drivers_for(inputs, cache, progress)
-    with running(inputs, cache, progress):
+    drivers_for(artifacts, context)
+    with running(artifacts, context):
         pass
     return cache
 
 
 @pytest.fixture
-def entries(inputs: Inputs, everything: Cache) -> dict[str, Path]:
+def entries(artifacts: Artifacts, everything: Cache) -> dict[str, Path]:
     """The entries of the cache that `emu run` uses, by kind."""
-    quiet = Progress()
-    checkpoint = everything.find("checkpoint", inputs.checkpoint_key())
+    checkpoint = everything.find("checkpoint", artifacts.checkpoint_key())
     assert checkpoint is not None
-    qemu = Path(inputs.spec.qemu)
+    qemu = Path(artifacts.spec.qemu)
     return {
         # One of ours: <cache>/qemu/<key>/bin/qemu-system-x86_64.
         **({"qemu": qemu.parents[1]} if everything.root in qemu.parents else {}),
-        inputs.kernel.root.parent.name: inputs.kernel.root,
-        "driver-source": driver_source(spec(inputs.kernel.name), Lock.load(), everything, quiet),
-        "drivers": driver_for("front", "patched", inputs, everything, quiet).path.parent,
-        "guest-programs": agent.build(everything, quiet).agent.parent,
-        "guests": inputs.guests.root,
+        artifacts.kernel.root.parent.name: artifacts.kernel.root,
+        "driver-source": driver_source(spec(artifacts.kernel.name), BuildContext(everything)),
+        "drivers": driver_for("front", "patched", artifacts, BuildContext(everything)).path.parent,
+        "guest-programs": agent.build(BuildContext(everything)).agent.parent,
+        "guests": artifacts.guests.root,
         "checkpoint": checkpoint,
     }
 

@@ -30,6 +30,7 @@ from emu.deadline import Deadline
 from emu.errors import RigError
 from emu.images import agent
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.progress import Progress
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ Change = Callable[[bytes], bytes]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """emu-agent, compiled."""
-    return agent.build(Cache(tmp_path_factory.mktemp("cache")), Progress()).agent
+    return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).agent
 
 
 class Faulty:

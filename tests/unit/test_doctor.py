@@ -14,8 +14,8 @@ import pytest
 from emu import cli, hosttools, paths
 from emu.emulator import faults
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import doctor, hostkernel
-from emu.progress import Progress
 
 QEMU = "qemu-system-x86_64"
 
@@ -31,7 +31,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache root in which nothing is but what this host's QEMU gets wrong (seconds)."""
     cache = Cache(tmp_path_factory.mktemp("known") / "emu-xen-block")
-    faults.find(QEMU, cache, Progress())
+    faults.find(QEMU, BuildContext(cache))
     return cache.root
 
 
@@ -41,7 +41,7 @@ def tried(nowhere: Path, known: Path) -> None:
     shutil.copytree(known, nowhere / known.name)
 
 
-def of(diagnosis: doctor.Diagnosis, subject: str) -> list[doctor.Finding]:
+def of(diagnosis: doctor.Diagnosis, subject: str) -> list[doctor.Check]:
     return [finding for finding in diagnosis.findings if finding.subject == subject]
 
 

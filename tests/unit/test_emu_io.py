@@ -14,13 +14,13 @@ import pytest
 
 from emu.images import agent
 from emu.images.cache import Cache
-from emu.progress import Progress
-from emu.xen.account import Account, parse_account
+from emu.images.context import BuildContext
+from emu.xen.account import IoAccount, parse_account
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return agent.build(Cache(), Progress()).io
+    return agent.build(BuildContext(Cache())).io
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def run(
     disk: Path,
     *words: str,
     meanwhile: Callable[[int], object] = lambda process: None,
-) -> Account:
+) -> IoAccount:
     file = disk.with_name("account")
     started = subprocess.run(
         [program, disk, file, *words], capture_output=True, text=True, check=True
@@ -55,7 +55,7 @@ def run(
     return account
 
 
-def show(program: Path, file: Path) -> Account:
+def show(program: Path, file: Path) -> IoAccount:
     return parse_account(subprocess.run([program, "show", file], stdout=-1, check=True).stdout)
 
 

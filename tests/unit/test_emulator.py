@@ -20,12 +20,14 @@ from emu.errors import EXIT_INPUT, InputError, RigError
 from emu.hosttools import HostPackage
 from emu.images import kbuild
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.packages import Lock
 from emu.lab import qemus
-from emu.lab.stack import Wish, cpu_for
+from emu.lab.stack import cpu_for
+from emu.lab.wish import Wish
 from emu.machine.spec import TCG_CPU
 from emu.progress import Progress
-from emu.xen.domain import DomuConfig
+from emu.xen.config import DomuConfig
 
 needs_qemu = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is missing")
 OURS = PATCHED["patched"]
@@ -40,7 +42,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
-class Told(Progress):
+class Recorder(Progress):
     """Keeps what it was told."""
 
     def __init__(self) -> None:
@@ -61,11 +63,11 @@ def test_a_program_is_taken_by_its_path(cache: Cache, tmp_path: Path) -> None:
     program = tmp_path / "my qemu"
     program.write_text("#!/bin/sh\n")
     with pytest.raises(InputError, match="is no program"):
-        emulator.program(str(program), cache, Progress())
+        emulator.program(str(program), BuildContext(cache))
     program.chmod(0o755)
-    assert emulator.program(str(program), cache, Progress()) == str(program)
+    assert emulator.program(str(program), BuildContext(cache)) == str(program)
     with pytest.raises(InputError, match="/nowhere is not there") as missing:
-        emulator.program("/nowhere", cache, Progress())
+        emulator.program("/nowhere", BuildContext(cache))
     assert missing.value.hint == "make setup, or one of system, patched, patched-10.2"
 
 
@@ -74,7 +76,7 @@ def test_ours_is_built_when_it_is_run_but_not_when_it_is_looked_for(
 ) -> None:
     wanted: list[Patched] = []
 
-    def build(one: Patched, cache: Cache, progress: Progress) -> Path:
+    def build(one: Patched, context: BuildContext) -> Path:
         wanted.append(one)
         return Path("/made/qemu")
 
@@ -83,7 +85,7 @@ def test_ours_is_built_when_it_is_run_but_not_when_it_is_looked_for(
         emulator.found("patched-10.2", cache)
     assert missing.value.hint == "make qemu ARGS=patched-10.2"
     assert not wanted
-    assert emulator.program("patched-10.2", cache, Progress()) == "/made/qemu"
+    assert emulator.program("patched-10.2", BuildContext(cache)) == "/made/qemu"
     assert wanted == [PATCHED["patched-10.2"]]
 
 
@@ -109,7 +111,7 @@ def test_a_run_with_a_qemu_that_is_not_there(
 def test_pytests_option_is_handed_to_workers_and_commands(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(
-        "from emu.lab.stack import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
+        "from emu.lab.wish import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
     )
     command = [sys.executable, "-m", "pytest", "-n1", "-p", "no:cacheprovider", "--qemu=patched"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -161,10 +163,10 @@ def test_a_qemu_is_tried_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(faults, "right", right)
     assert faults.known(PROGRAM, cache) is None
-    found = faults.find(PROGRAM, cache, Progress())
+    found = faults.find(PROGRAM, BuildContext(cache))
     assert [fault.name for fault in found] == ["xsetbv"]
     assert asked == [fault.name for fault in FAULTS]
-    assert faults.find(PROGRAM, cache, Progress()) == found == faults.known(PROGRAM, cache)
+    assert faults.find(PROGRAM, BuildContext(cache)) == found == faults.known(PROGRAM, cache)
     assert len(asked) == len(FAULTS)
 
 
@@ -173,7 +175,7 @@ def test_another_program_is_tried_again(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "right", lambda *_: True)
-    faults.find(PROGRAM, cache, Progress())
+    faults.find(PROGRAM, BuildContext(cache))
     other = tmp_path / "qemu"
     shutil.copyfile(str(shutil.which(PROGRAM)), other)
     other.chmod(0o755)
@@ -189,17 +191,17 @@ def test_a_guest_without_an_answer_is_an_error_that_is_not_kept(
 ) -> None:
     guests = tmp_path / "guests"
     guests.mkdir()
-    shutil.copyfile(faults.build(cache, Progress()) / "guest-mode", guests / "smap")
+    shutil.copyfile(faults.build(BuildContext(cache)) / "guest-mode", guests / "smap")
     monkeypatch.setattr(faults, "TIMEOUT", 0.5)
     monkeypatch.setattr(faults, "build", lambda *_: guests)
     with pytest.raises(RigError, match="the guest's answer"):
-        faults.find(PROGRAM, cache, Progress())
+        faults.find(PROGRAM, BuildContext(cache))
     assert faults.known(PROGRAM, cache) is None
 
 
 @needs_qemu
 def test_the_hosts_qemu_is_tried_for_real(cache: Cache) -> None:
-    found = qemus.examine(cache, Progress())[0]
+    found = qemus.examine(BuildContext(cache))[0]
     assert found.name == "system"
     assert found.cpu.startswith("max")
     if "7.2" in found.version:
@@ -226,11 +228,10 @@ def test_the_series_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_lock_of_another_version_is_refused(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = Lock.load()
-    files = dict.fromkeys(lock.packages(*OURS.sets), tmp_path)
+    files = dict.fromkeys(Lock.load().packages(*OURS.sets), tmp_path)
     monkeypatch.setattr(qemubuild, "fetch", lambda *_: files)
     with pytest.raises(InputError, match=r"has QEMU 1:7\.2\S+ for other, our patches are for 7\.1"):
-        qemubuild.unpack(Patched("other", "7.1"), tmp_path, cache, Progress(), lock)
+        qemubuild.unpack(Patched("other", "7.1"), tmp_path, BuildContext(cache))
 
 
 NINJA = f"""#!/bin/sh
@@ -249,7 +250,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "ninja").write_text(NINJA)
     (folder / "ninja").chmod(0o755)
 
-    def unpack(wanted: Patched, into: Path, cache: Cache, progress: Progress, lock: Lock) -> str:
+    def unpack(wanted: Patched, into: Path, context: BuildContext) -> str:
         (into / "configure").write_text("#!/bin/sh\necho configured with $* >&2\n")
         (into / "configure").chmod(0o755)
         if (folder / "broken").exists():
@@ -266,28 +267,30 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_qemu
 @pytest.mark.usefixtures("tools")
 def test_a_build_is_told_step_by_step_and_kept(cache: Cache) -> None:
-    progress = Told()
+    progress = Recorder()
     assert qemubuild.built(OURS, cache) is None
-    program = qemubuild.build(OURS, cache, progress)
+    program = qemubuild.build(OURS, BuildContext(cache, progress))
     assert ("Linking target qemu-system-x86_64", 2, 2) in progress.ticks
     (configured,) = [what for what, *_ in progress.ticks if "configured with" in what]
     assert "--target-list=x86_64-softmmu" in configured
     assert "--with-pkgversion=Debian 1:7.2-1, patched by emu-xen-block" in configured
     assert (program.parent.parent / "share/qemu/multiboot_dma.bin").exists()
-    again = Told()
-    assert qemubuild.build(OURS, cache, again) == program == qemubuild.built(OURS, cache)
+    again = Recorder()
+    assert (
+        qemubuild.build(OURS, BuildContext(cache, again)) == program == qemubuild.built(OURS, cache)
+    )
     assert not again.ticks
 
 
 @needs_qemu
 @pytest.mark.usefixtures("tools")
 def test_a_broken_entry_is_built_again(cache: Cache) -> None:
-    program = qemubuild.build(OURS, cache, Progress())
+    program = qemubuild.build(OURS, BuildContext(cache))
     program.chmod(0o755)
     program.write_bytes(b"not a program")
     assert qemubuild.built(OURS, cache) is None
-    progress = Told()
-    assert qemubuild.build(OURS, cache, progress).read_bytes()[:4] == b"\x7fELF"
+    progress = Recorder()
+    assert qemubuild.build(OURS, BuildContext(cache, progress)).read_bytes()[:4] == b"\x7fELF"
     assert "thrown away, building again" in progress.notes[0]
 
 
@@ -295,7 +298,7 @@ def test_a_broken_entry_is_built_again(cache: Cache) -> None:
 def test_a_source_that_does_not_compile(cache: Cache, tools: Path) -> None:
     (tools / "broken").touch()
     with pytest.raises(InputError, match="QEMU can't be built") as failed:
-        qemubuild.build(OURS, cache, Progress())
+        qemubuild.build(OURS, BuildContext(cache))
     assert failed.value.lines[0] == "one.c:3:1: error: no such thing"
     assert qemubuild.built(OURS, cache) is None
 
@@ -305,7 +308,7 @@ def test_what_the_host_lacks_is_named(cache: Cache, monkeypatch: pytest.MonkeyPa
     packages = (HostPackage("libnothing-dev", "qemu", ("/nowhere/nothing.h",), "x"),)
     monkeypatch.setattr(qemubuild, "load_packages", lambda: packages)
     with pytest.raises(InputError, match="to build QEMU this host lacks libnothing-dev") as lacks:
-        qemubuild.build(OURS, cache, Progress())
+        qemubuild.build(OURS, BuildContext(cache))
     assert lacks.value.hint is not None
     assert lacks.value.hint.startswith("make qemu, or ")
 

@@ -43,7 +43,7 @@ class TestGranted:
     def test_account(self) -> None:
         account = granted.parse_account(FREE_501)
         assert (account.free, account.size, account.leaked) == (501, 512, 0)
-        assert account.taken == {8, 9, 10}
+        assert account.taken == frozenset({8, 9, 10})
         assert account.deferred == ()
 
     def test_account_of_a_kernel_without_a_map(self) -> None:
@@ -72,7 +72,7 @@ def mapped(*refs: int) -> tuple[Grant, ...]:
 
 
 def books(table: str, account: str, *refs: int, domid: int = 1, name: str = "u1") -> Books:
-    purposes = ledger.purposes(xenstore.Tree(BASE, MappingProxyType(KEYS)))
+    purposes = ledger.purposes(xenstore.XenstoreTree(BASE, MappingProxyType(KEYS)))
     entries = granted.parse_table(table, domid)
     known = {ref: word for ref, word in purposes.items() if ref in entries.refs}
     one = DomainBooks(name, domid, mapped(*refs), entries, granted.parse_account(account), known)
@@ -88,7 +88,7 @@ class TestLedger:
         return [(each.ref, each.after, each.what) for each in found]
 
     def test_purposes(self) -> None:
-        assert ledger.purposes(xenstore.Tree(BASE, MappingProxyType(KEYS))) == {
+        assert ledger.purposes(xenstore.XenstoreTree(BASE, MappingProxyType(KEYS))) == {
             0: "console",
             1: "xenstore",
             8: "console 1",

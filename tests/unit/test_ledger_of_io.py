@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.errors import InputError, RigError
-from emu.xen.account import Account, Asked, parse_account
+from emu.xen.account import Asked, IoAccount, parse_account
 from emu.xen.ioledger import IoLedger, compare
 from emu.xen.requests import Flag, Records, Request, parse_records, parse_sums
 
@@ -19,7 +19,7 @@ SECTOR, SIZE, BLOCKS = 512, 1024, 4
 STRIDE = 2 * SIZE
 
 
-def recorded(name: str) -> tuple[Account, Records, tuple[int, ...]]:
+def recorded(name: str) -> tuple[IoAccount, Records, tuple[int, ...]]:
     return (
         parse_account((TRANSCRIPTS / f"{name}-account.bin").read_bytes()),
         parse_records((TRANSCRIPTS / f"{name}-records.bin").read_bytes()),
@@ -71,8 +71,8 @@ class History:
     requests: list[Request] = field(default_factory=list)
 
     @property
-    def account(self) -> Account:
-        return Account(7, SIZE, BLOCKS, 0, STRIDE, "stopped", 0, tuple(self.asked))
+    def account(self) -> IoAccount:
+        return IoAccount(7, SIZE, BLOCKS, 0, STRIDE, "stopped", 0, tuple(self.asked))
 
     def ask(self, block: int, result: int | None) -> Asked:
         generation = 1 + sum(asked.block == block for asked in self.asked)

@@ -9,7 +9,9 @@ import pytest
 
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.lab.stack import Inputs, Wish
+from emu.images.context import BuildContext
+from emu.lab.stack import Artifacts
+from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
 from emu.rig.hosts import two_hosts
 
@@ -65,7 +67,7 @@ def test_two_hosts_have_wall_time(options: dict[str, object]) -> None:
 
 
 def test_two_hosts_on_instruction_time_are_refused(emu_cache: Cache) -> None:
-    inputs = cast("Inputs", SimpleNamespace(wish=Wish(clock="icount")))
+    artifacts = cast("Artifacts", SimpleNamespace(wish=Wish(clock="icount")))
     refused = pytest.raises(InputError, match="no clock of instructions in common")
-    with refused, two_hosts(inputs, emu_cache):
+    with refused, two_hosts(artifacts, BuildContext(emu_cache)):
         pass

@@ -12,6 +12,7 @@ from small_modules import RELEASE, build_kernel, build_module, symvers
 from emu.errors import InputError
 from emu.images import kbuild, modules
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
 from emu.progress import Progress
 
@@ -38,23 +39,23 @@ def cache(tmp_path: Path) -> Cache:
 
 def test_stock_is_the_kernels_own(kernel: Kernel, cache: Cache) -> None:
     driver = modules.get_driver(
-        "back", "stock", kernel, cache, Progress(), parameters=["max_ring_page_order"]
+        "back", "stock", kernel, BuildContext(cache), parameters=["max_ring_page_order"]
     )
     assert driver.path == kernel.modules / "kernel/xen-blkback.ko"
     assert (driver.end, driver.which) == ("back", "stock")
     assert re.fullmatch("[0-9a-f]{40}", driver.build_id)
     with pytest.raises(InputError, match="xen_blkback has no parameter rings"):
-        modules.get_driver("back", "stock", kernel, cache, Progress(), parameters=["rings"])
+        modules.get_driver("back", "stock", kernel, BuildContext(cache), parameters=["rings"])
 
 
 def test_a_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path) -> None:
     path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
-    assert modules.get_driver("front", path, kernel, cache, Progress()).which == str(path)
+    assert modules.get_driver("front", path, kernel, BuildContext(cache)).which == str(path)
     with pytest.raises(InputError, match="module xen_blkfront, the back end is xen-blkback"):
-        modules.get_driver("back", path, kernel, cache, Progress())
+        modules.get_driver("back", path, kernel, BuildContext(cache))
     build_module(path, name="xen_blkfront", uses={"printk": 1})
     with pytest.raises(InputError, match="another version of printk"):
-        modules.get_driver("front", path, kernel, cache, Progress())
+        modules.get_driver("front", path, kernel, BuildContext(cache))
 
 
 def test_what_patched_means_can_be_changed(
@@ -73,7 +74,7 @@ def test_what_patched_means_can_be_changed(
         modules.patches_of(kernel)
     path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
     monkeypatch.setenv(modules.GIVEN["front"], str(path))
-    driver = modules.get_driver("front", "patched", kernel, cache, Progress())
+    driver = modules.get_driver("front", "patched", kernel, BuildContext(cache))
     assert (driver.which, driver.path) == ("patched", path)
 
 

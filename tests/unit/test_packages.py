@@ -23,15 +23,9 @@ from emu.errors import InputError, RigError
 from emu.images import apt
 from emu.images.apt import Archive, Mirrors
 from emu.images.cache import Cache
-from emu.images.packages import (
-    Lock,
-    Wanted,
-    digest_of_wanted,
-    fetch,
-    load_wanted,
-    lock_digest,
-    renew,
-)
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch, renew
+from emu.images.packages import Lock, Wanted, digest_of_wanted, load_wanted, lock_digest
 from emu.progress import Progress
 
 # -- recorded from apt 2.6.1 (Debian 12); the addresses are changed
@@ -363,11 +357,11 @@ class Seen(Progress):
 
 
 def locked(mirror: Mirror, cache: Cache, sets: tuple[Wanted, ...] = SETS) -> Lock:
-    return renew(sets, cache, Progress(), mirrors=mirror.mirrors)
+    return renew(sets, BuildContext(cache), mirrors=mirror.mirrors)
 
 
-def fetched(lock: Lock, mirror: Mirror, cache: Cache, progress: Progress) -> dict[str, Path]:
-    found = fetch(lock, ["tools"], cache, progress, wanted=SETS, mirrors=mirror.mirrors)
+def fetched(mirror: Mirror, context: BuildContext) -> dict[str, Path]:
+    found = fetch(["tools"], context, wanted=SETS, mirrors=mirror.mirrors)
     return {package.name: path for package, path in found.items()}
 
 
@@ -397,7 +391,7 @@ def test_fetched_once_then_no_network(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.asked.clear()
     seen = Seen()
-    found = fetched(lock, mirror, cache, seen)
+    found = fetched(mirror, BuildContext(cache, seen, lock))
     total = sum(package.size for package in lock.packages("tools"))
     assert ("packages (bytes)", total, total) in seen.ticks
     assert sorted(found) == ["deep", "lib", "provider", "tool"]
@@ -405,10 +399,10 @@ def test_fetched_once_then_no_network(mirror: Mirror, cache: Cache) -> None:
     assert _quietly("dpkg-deb", "--field", str(found["tool"]), "Version") == "1:2-3\n"
     assert any("/pool/tool_" in path for path in mirror.asked)
     mirror.asked.clear()
-    assert fetched(lock, mirror, cache, Progress()) == found
+    assert fetched(mirror, BuildContext(cache, pinned=lock)) == found
     assert mirror.asked == []
     mirror.stop()
-    assert fetched(lock, mirror, cache, Progress()) == found
+    assert fetched(mirror, BuildContext(cache, pinned=lock)) == found
 
 
 SOURCES = Archive("sources", ("test",), source=True)
@@ -426,7 +420,7 @@ def test_of_a_source_package_upstreams_tarball_is_locked_and_fetched(
         *("program", "1:3.1-2", "source", len("all of it")),
     )
     mirror.asked.clear()
-    found = fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
+    found = fetch(["made"], BuildContext(cache, pinned=lock), wanted=[MADE], mirrors=mirror.mirrors)
     assert found[package].read_text() == "all of it"
     assert [asked for asked in mirror.asked if "/source/program/" in asked] == [
         "/source/program/program_3.1.orig.tar.gz"
@@ -446,7 +440,10 @@ def test_debians_part_of_a_source_package_is_locked_and_fetched_by_itself(
     assert lock_digest(lock, ["packaged"]) != lock_digest(lock, ["made"])
     mirror.asked.clear()
     found = fetch(
-        lock, ["made", "packaged"], cache, Progress(), wanted=wanted, mirrors=mirror.mirrors
+        ["made", "packaged"],
+        BuildContext(cache, pinned=lock),
+        wanted=wanted,
+        mirrors=mirror.mirrors,
     )
     assert {one.arch: path.read_text() for one, path in found.items()} == {
         "source": "all of it",
@@ -467,21 +464,21 @@ def test_another_tarball_or_version_of_a_source_package_is_refused(
     mirror.add_source("program", "3.1-2", "something else")
     mirror.publish()
     with pytest.raises(InputError, match="is not the locked one"):
-        fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
+        fetch(["made"], BuildContext(cache, pinned=lock), wanted=[MADE], mirrors=mirror.mirrors)
     mirror.add_source("program", "3.2-1", "all of it")
     mirror.publish()
     with pytest.raises(InputError, match=r"no longer has program 3\.1-2: it has 3\.2-1"):
-        fetch(lock, ["made"], cache, Progress(), wanted=[MADE], mirrors=mirror.mirrors)
+        fetch(["made"], BuildContext(cache, pinned=lock), wanted=[MADE], mirrors=mirror.mirrors)
 
 
 def test_an_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
-    path = fetched(lock, mirror, cache, Progress())["lib"]
+    path = fetched(mirror, BuildContext(cache, pinned=lock))["lib"]
     right = path.read_bytes()
     path.write_bytes(right[:-1] + b"\0" if right[-1:] != b"\0" else right[:-1] + b"\1")
     mirror.asked.clear()
     seen = Seen()
-    fetched(lock, mirror, cache, seen)
+    fetched(mirror, BuildContext(cache, seen, lock))
     assert path.read_bytes() == right
     assert seen.notes == [f"cache: {path.name} is not what the lock says: fetching again"]
     assert [asked for asked in mirror.asked if "/pool/" in asked] == ["/pool/lib_1_amd64.deb"]
@@ -492,7 +489,7 @@ def test_a_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
     mirror.add("lib", "2", Pre_Depends="deep")
     mirror.publish()
     with pytest.raises(InputError) as caught:
-        fetched(lock, mirror, cache, Progress())
+        fetched(mirror, BuildContext(cache, pinned=lock))
     assert str(caught.value) == (
         "the mirror no longer has lib 1: it has 2\n  `emu images lock` locks what it has now"
     )
@@ -501,7 +498,7 @@ def test_a_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
     (mirror.root / "pool/lib_2_amd64.deb").unlink()
     mirror.publish()
     with pytest.raises(InputError, match="no longer has lib 1: it has none of that name"):
-        fetched(lock, mirror, cache, Progress())
+        fetched(mirror, BuildContext(cache, pinned=lock))
 
 
 def test_another_package_under_the_same_version_is_refused(mirror: Mirror, cache: Cache) -> None:
@@ -509,7 +506,7 @@ def test_another_package_under_the_same_version_is_refused(mirror: Mirror, cache
     mirror.add("lib", "1", content="something else", Pre_Depends="deep")
     mirror.publish()
     with pytest.raises(InputError, match="lib 1 from the mirror is not the locked one"):
-        fetched(lock, mirror, cache, Progress())
+        fetched(mirror, BuildContext(cache, pinned=lock))
     assert not list(cache.store("debs").iterdir())
 
 
@@ -518,7 +515,7 @@ def test_a_package_altered_on_the_way_is_refused(mirror: Mirror, cache: Cache) -
     deb = mirror.root / "pool/lib_1_amd64.deb"
     deb.write_bytes(deb.read_bytes()[:-1] + b"!")
     with pytest.raises(RigError, match="apt failed") as caught:
-        fetched(lock, mirror, cache, Progress())
+        fetched(mirror, BuildContext(cache, pinned=lock))
     assert any("Hash Sum mismatch" in line for line in caught.value.lines)
     assert not list(cache.store("debs").iterdir())
     assert not list((cache.root / "tmp").iterdir())
@@ -540,7 +537,7 @@ def test_no_network_and_nothing_cached_is_told_in_seconds(mirror: Mirror, cache:
     mirror.stop()
     began = time.monotonic()
     with pytest.raises(RigError, match="getting the package lists of test: apt failed") as caught:
-        fetched(lock, mirror, Cache(cache.root.parent / "empty"), Progress())
+        fetched(mirror, BuildContext(Cache(cache.root.parent / "empty"), pinned=lock))
     assert time.monotonic() - began < 10
     assert any("onnect" in line for line in caught.value.lines)
     assert "EMU_DEBIAN_MIRROR" in str(caught.value)

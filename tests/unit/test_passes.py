@@ -50,15 +50,15 @@ def test_a_row_goes_on(cache: Cache, checkout: Path) -> None:
 
 def test_one_that_fails_ends_it(cache: Cache, checkout: Path) -> None:
     passes = Passes(cache, QUIET, checkout)
-    passes.run(1, str)
+    passes.run(1, print)
     (checkout / "fails").touch()
-    row = passes.run(3, str)
+    row = passes.run(3, print)
     assert (len(row.passes), row.broken) == (1, True)
     assert passes.known() == ()
 
 
 def test_a_change_begins_another(cache: Cache, checkout: Path) -> None:
-    Passes(cache, QUIET, checkout).run(1, str)
+    Passes(cache, QUIET, checkout).run(1, print)
     (checkout / "tests/mutants/another.patch").write_text("no pass applies it")
     assert len(Passes(cache, QUIET, checkout).known()) == 1
     assert not Passes(cache, [*QUIET, "-x"], checkout).known()
@@ -70,13 +70,13 @@ def test_a_change_meanwhile_is_told(cache: Cache, checkout: Path) -> None:
     test = checkout / "tests/test_it.py"
     test.write_text("from pathlib import Path\ndef test_it(): Path(__file__).write_text('')\n")
     with pytest.raises(InputError, match="changed while the pass ran"):
-        Passes(cache, QUIET, checkout).run(1, str)
+        Passes(cache, QUIET, checkout).run(1, print)
     assert not Passes(cache, QUIET, checkout).known()
 
 
 def test_a_damaged_row_is_none(cache: Cache, checkout: Path) -> None:
     passes = Passes(cache, QUIET, checkout)
-    passes.run(1, str)
+    passes.run(1, print)
     (kept,) = cache.store("passes").iterdir()
     kept.write_text(kept.read_text()[:-9])
     assert passes.known() == ()
@@ -84,10 +84,10 @@ def test_a_damaged_row_is_none(cache: Cache, checkout: Path) -> None:
 
 def test_what_is_no_pass_is_told(cache: Cache, checkout: Path) -> None:
     with pytest.raises(InputError, match="ran no tests"):
-        Passes(cache, [*QUIET, "-k", "nothing"], checkout).run(1, str)
+        Passes(cache, [*QUIET, "-k", "nothing"], checkout).run(1, print)
     (checkout / "conftest.py").write_text("def pytest_sessionstart(): raise ZeroDivisionError")
     with pytest.raises(RigError, match="pytest ended with status 3"):
-        Passes(cache, QUIET, checkout).run(1, str)
+        Passes(cache, QUIET, checkout).run(1, print)
 
 
 def test_an_interruption_ends_pytest_and_counts_for_nothing(
@@ -104,7 +104,7 @@ def test_an_interruption_ends_pytest_and_counts_for_nothing(
     script = (
         "import sys; from pathlib import Path; from emu.images.cache import Cache; "
         "from emu.suite.passes import Passes; "
-        f"Passes(Cache(Path(sys.argv[1])), {QUIET!r}, Path(sys.argv[2])).run(1, str)"
+        f"Passes(Cache(Path(sys.argv[1])), {QUIET!r}, Path(sys.argv[2])).run(1, print)"
     )
     process = subprocess.Popen(
         ["env", "--default-signal=INT", sys.executable, "-c", script, cache.root, checkout],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,10 @@ from emu import cli
 from emu.commands import options
 from emu.errors import EXIT_INPUT, InputError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab import recording, replay
-from emu.lab.stack import Wish, prepare
+from emu.lab.wish import Wish
 from emu.machine.rundir import RunDir
-from emu.progress import Progress
 
 NOTE = {"wish": {}, "key": {}, "began": "", "instructions": 5}
 
@@ -62,7 +63,7 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
 def test_the_recording_of_another_version(tmp_path: Path) -> None:
     run = recorded(tmp_path, wish={"domu": {}, "sails": 3})
     with pytest.raises(InputError, match=r"another version's.*sails"):
-        replay.replay(run, Cache(tmp_path / "cache"), Progress())
+        replay.replay(run, BuildContext(Cache(tmp_path / "cache")))
 
 
 def test_a_recording_outlives_its_run(tmp_path: Path) -> None:
@@ -75,13 +76,14 @@ def test_a_recording_outlives_its_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        (Wish(record=True, qemu="patched"), "counts instructions"),
-        (Wish(record=True, clock="icount", qemu="system"), "records nothing"),
+        ({"clock": "wall", "qemu": "patched"}, "counts instructions"),
+        ({"clock": "icount", "qemu": "system"}, "records nothing"),
+        ({"accel": "kvm"}, "needs TCG"),
     ],
 )
-def test_what_can_not_be_recorded(tmp_path: Path, wish: Wish, said: str) -> None:
+def test_what_can_not_be_recorded(wish: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        prepare(wish, Cache(tmp_path), Progress())
+        Wish(record=True, **wish)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +92,13 @@ def test_what_can_not_be_recorded(tmp_path: Path, wish: Wish, said: str) -> None
         ([], "wall", "system"),
         (["--record"], "icount", "patched"),
         (["--record", "--qemu", "/my/qemu"], "icount", "/my/qemu"),
-        (["--record", "--clock", "wall", "--qemu", "system"], "wall", "system"),
     ],
 )
 def test_what_record_stands_for(
     words: list[str], clock: str, qemu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EMU_QEMU", raising=False)
-    wish = options.wish_of(cli._parser(["run"]).parse_args(["run", *words]))
+    wish = options.wish_from_options(cli._parser(["run"]).parse_args(["run", *words]))
     assert (wish.record, wish.clock, wish.qemu) == (bool(words), clock, qemu)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from emu.images import agent
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.progress import Progress
 
 HERE = "127.0.0.1"
@@ -20,7 +21,7 @@ DATA = os.urandom(3 << 20)
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return agent.build(Cache(tmp_path_factory.mktemp("cache")), Progress()).stream
+    return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).stream
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def listen(stream: Path, port: str, *program: str) -> subprocess.Popen[bytes]:
 
 
 def connect(stream: Path, port: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
-    command = [stream, "connect", HERE, port]
+    command = [str(stream), "connect", HERE, port]
     return subprocess.run(command, input=data, capture_output=True, timeout=30)
 
 

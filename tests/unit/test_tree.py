@@ -14,10 +14,10 @@ from typing import Literal
 import pytest
 
 from emu.errors import InputError, RigError
-from emu.images.tree import Tree
+from emu.images.tree import FileTree
 
 
-def listing(tree: Tree) -> dict[str, str]:
+def listing(tree: FileTree) -> dict[str, str]:
     return {path: node.target or stat.filemode(node.mode) for path, node in tree}
 
 
@@ -51,7 +51,7 @@ def deb(tmp_path: Path) -> Path:
 
 
 def test_a_package_lands_behind_the_links_of_a_merged_usr(deb: Path) -> None:
-    tree = Tree.from_debs([deb], leave_out=["usr/share"])
+    tree = FileTree.from_debs([deb], leave_out=["usr/share"])
     assert listing(tree) == {
         "bin": "usr/bin",
         "lib": "usr/lib",
@@ -73,12 +73,12 @@ def test_a_package_lands_behind_the_links_of_a_merged_usr(deb: Path) -> None:
 
 
 def test_without_the_merge_paths_stay(deb: Path) -> None:
-    tree = Tree.from_debs([deb], keep=["lib/so*"], merged=False)
+    tree = FileTree.from_debs([deb], keep=["lib/so*"], merged=False)
     assert listing(tree) == {"lib": "drwxr-xr-x", "lib/so": "so.1", "lib/so.1": "-rw-r--r--"}
 
 
 def test_patterns_stop_at_a_slash_and_reach_below() -> None:
-    tree = Tree()
+    tree = FileTree()
     for path in ("usr/lib/a/x.so", "usr/lib/a/b/x.so", "usr/lib/x.so"):
         tree.add_file(path, b"")
     assert tree.glob("lib/*/x.so") == ["usr/lib/a/x.so"]
@@ -88,7 +88,7 @@ def test_patterns_stop_at_a_slash_and_reach_below() -> None:
 
 
 def test_links_in_the_tree_are_followed() -> None:
-    tree = Tree()
+    tree = FileTree()
     tree.add_link("var/run", "/run")
     tree.add_link("etc/up", "../usr/bin")
     tree.add_file("var/run/lock/a", b"1")
@@ -100,7 +100,7 @@ def test_links_in_the_tree_are_followed() -> None:
 
 
 def test_what_cannot_be_put_is_refused() -> None:
-    tree = Tree()
+    tree = FileTree()
     tree.add_file("etc/passwd", b"")
     with pytest.raises(InputError, match="etc/passwd is not a directory"):
         tree.add_file("etc/passwd/x", b"")
@@ -118,11 +118,11 @@ def test_a_broken_package_is_named(tmp_path: Path, deb: Path) -> None:
     cut = tmp_path / "cut.deb"
     cut.write_bytes(deb.read_bytes()[:-100])
     with pytest.raises(RigError, match=r"cut\.deb cannot be unpacked"):
-        Tree.from_debs([cut])
+        FileTree.from_debs([cut])
 
 
-def a_tree() -> Tree:
-    tree = Tree()
+def a_tree() -> FileTree:
+    tree = FileTree()
     tree.add_file("init", b"#!/bin/sh\n", 0o755)
     tree.add_file("etc/a name with spaces", b"12345")
     tree.add_file("empty", b"")
@@ -194,7 +194,7 @@ def test_squashfs_reads_back(tmp_path: Path) -> None:
 def test_images_do_not_depend_on_order_time_or_umask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def digests(tree: Tree) -> list[str]:
+    def digests(tree: FileTree) -> list[str]:
         tree.write_cpio(tmp_path / "cpio")
         tree.write_cpio(tmp_path / "gz", "gzip")
         tree.write_cpio(tmp_path / "zst", "zstd")
@@ -203,7 +203,7 @@ def test_images_do_not_depend_on_order_time_or_umask(
         return [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names]
 
     first = digests(a_tree())
-    backwards = Tree()
+    backwards = FileTree()
     for path, node in reversed(list(a_tree())):
         if stat.S_ISREG(node.mode):
             backwards.add_file(path, node.data, stat.S_IMODE(node.mode))
@@ -254,14 +254,14 @@ def test_a_host_directory_goes_in_whole(tmp_path: Path) -> None:
     (tmp_path / "sub/run").write_text("x")
     (tmp_path / "sub/run").chmod(0o700)
     (tmp_path / "sub/link").symlink_to("run")
-    tree = Tree(merged=False)
+    tree = FileTree(merged=False)
     tree.add_host(tmp_path / "sub", "opt")
     assert listing(tree) == {"opt": "drwxr-xr-x", "opt/link": "run", "opt/run": "-rwxr-xr-x"}
 
 
 def test_a_library_that_is_not_there_is_found_out() -> None:
     program = Path(shutil.which("dpkg-deb") or "/bin/ls").resolve()
-    tree = Tree()
+    tree = FileTree()
     tree.add_file("usr/bin/program", program.read_bytes(), 0o755)
     missing = tree.missing_libraries()
     assert "libc.so.6" in missing["usr/bin/program"]

@@ -8,7 +8,7 @@ import pytest
 
 from emu.errors import InputError, RigError
 from emu.xen import grants, queues, ring, xenstore
-from emu.xen.domain import DomuConfig, virtual_device
+from emu.xen.config import DomuConfig, virtual_device
 from emu.xen.drivers import build_id_of_note
 from emu.xen.host import parse_info, parse_list
 
@@ -17,7 +17,7 @@ FRONT = "/local/domain/1/device/vbd/51712"
 BACK = "/local/domain/0/backend/vbd/1/51712"
 
 
-def tree(name: str, side: str) -> xenstore.Tree:
+def tree(name: str, side: str) -> xenstore.XenstoreTree:
     text = (TRANSCRIPTS / f"{name}-{side}.txt").read_text()
     return xenstore.parse(text, FRONT if side == "front" else BACK)
 
@@ -26,7 +26,7 @@ def dump(name: str) -> grants.GrantDump:
     return grants.parse((TRANSCRIPTS / f"{name}-grants.txt").read_text().splitlines())
 
 
-def with_keys(base: xenstore.Tree, **keys: str | None) -> xenstore.Tree:
+def with_keys(base: xenstore.XenstoreTree, **keys: str | None) -> xenstore.XenstoreTree:
     """The tree with keys changed or, where None, absent; `_` stands for `-`."""
     values = dict(base.values)
     for name, value in keys.items():
@@ -35,7 +35,7 @@ def with_keys(base: xenstore.Tree, **keys: str | None) -> xenstore.Tree:
             del values[path]
         else:
             values[path] = value
-    return xenstore.Tree(base.root, values)
+    return xenstore.XenstoreTree(base.root, values)
 
 
 class TestRing:

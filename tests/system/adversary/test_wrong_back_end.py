@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 from ends import CONNECTED, DISK, INIT_WAIT, INITIALISED, SETTLES_WITHIN, Ends
 
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 from emu.xen.drivers import BACK, unload
 from emu.xen.xenstore import XENBUS_STATES
 

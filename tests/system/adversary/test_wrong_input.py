@@ -146,6 +146,8 @@ def test_keys_changed_after_connecting(ends: Ends, again: str) -> None:
     assert ends.stack.domain.back_tree(DISK).state() == CONNECTED
     assert ends.sum_of_disk() == data
     views = ends.stack.domain.queues(DISK)
+    assert views.front is not None
+    assert views.back is not None
     assert [queue.pages for queue in (*views.front, *views.back)] == [4, 4]
     assert ends.errors() == []
     ends.publish({}, CONNECTED)

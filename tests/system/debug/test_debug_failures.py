@@ -17,7 +17,7 @@ from test_debug_series import MODULE, nothing_left, round_trip
 
 from emu.channel.channel import CommandFailed
 from emu.images.modules import End
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 
 pytestmark = [
     pytest.mark.debug,

@@ -16,8 +16,8 @@ from ends import DISK, SETTLES_WITHIN, Ends
 
 from emu.channel.channel import Channel
 from emu.images import fio as fio_program
+from emu.images.context import BuildContext
 from emu.images.modules import End
-from emu.progress import Progress
 from emu.xen import fio
 
 pytestmark = [pytest.mark.debug, pytest.mark.timeout(2400)]
@@ -95,7 +95,7 @@ def test_fio_verifies(ends: Ends, traced: tuple[End, ...], pages: int) -> None:
     ends.load("back")
     ends.load("front", max_ring_page_order=pages.bit_length() - 1)
     round_trip(ends, pages)
-    fio.install(ends.channel("front"), fio_program.build(ends.cache, Progress()))
+    fio.install(ends.channel("front"), fio_program.build(BuildContext(ends.cache)))
     with nothing_left(ends, traced):
         ends.attach()
         assert ends.stack.domain.wait_connected(DISK).pages == pages

@@ -49,7 +49,7 @@ def load(channel: Channel, module: Path, what: str) -> None:
 @pytest.mark.parametrize(("what", "name"), TROUBLE)
 def test_found_in_dom0(ends: Ends, trouble: Callable[[Kernel], Path], what: str, name: str) -> None:
     stack = ends.stack
-    module = trouble(stack.inputs.kernel)
+    module = trouble(stack.artifacts.kernel)
     watch = stack.machine.watch
     # SLUB prints its report under a lock, which lockdep does not like.
     printed = ["lockdep report"] if name == "slab corruption" else []
@@ -60,7 +60,7 @@ def test_found_in_dom0(ends: Ends, trouble: Callable[[Kernel], Path], what: str,
 @pytest.mark.stack(kernel="lab-debug")
 def test_leaks_are_found(ends: Ends, trouble: Callable[[Kernel], Path]) -> None:
     stack = ends.stack
-    module = trouble(stack.inputs.kernel)
+    module = trouble(stack.artifacts.kernel)
     debugging.forget_leaks(stack.host.dom0)
     assert debugging.leaks(stack.host.dom0) == ""
     load(stack.host.dom0, module, "leak")
@@ -76,6 +76,6 @@ def test_leaks_are_found(ends: Ends, trouble: Callable[[Kernel], Path]) -> None:
 @pytest.mark.parametrize("what", ["free", "beyond", "page"])
 def test_kasan_finds_in_the_domu(ends: Ends, trouble: Callable[[Kernel], Path], what: str) -> None:
     stack = ends.stack
-    module = trouble(stack.inputs.domu_kernel)
+    module = trouble(stack.artifacts.domu_kernel)
     with stack.machine.watch.expect_finding("KASAN report", guest="u1"):
         load(stack.domain.channel, module, what)

@@ -65,7 +65,7 @@ def test_front_end_unloaded(host: RigHost, lun: RigLun, ledger: Ledger, cycles: 
         ledger.look()
         granting.unbind_front(domu)
     for _ in ledger.cycles(cycles):
-        domu.load_front(**host.limit("front", 4))
+        domu.load_front("patched", **host.limit("front", 4))
         domu.domain.wait_connected(DISK)
         domu.fill(lun, mib=1)
         ledger.look()

@@ -9,7 +9,6 @@ from moves import wait_outstanding
 
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
-from emu.xen.domain import create
 
 PVH = pytest.mark.stack(domu="pvh")
 """dom0 does the same for both kinds: one case of a default run ends a PVH domU."""
@@ -71,9 +70,9 @@ def test_one_domu_after_the_other(host: RigHost, lun: RigLun, ledger: Ledger, en
     domu = connected(host, lun, ledger)
     domu.domain.destroy()
     for _ in ledger.cycles(5):
-        host.stack.domain = create(host.xen, host.stack.inputs.wish.domu)
+        host.stack.domain = host.xen.create(host.stack.artifacts.wish.domu)
         domu = RigDomu(host, host.stack.domain)
-        domu.load_front(**host.limit("front", 16))
+        domu.load_front("patched", **host.limit("front", 16))
         domu.attach(lun)
         domu.fill(lun, mib=1)
         ledger.look()

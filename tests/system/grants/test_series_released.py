@@ -7,7 +7,7 @@ import time
 import pytest
 from ends import DISK, Ends
 
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 from emu.xen.queues import FRONT_ROOT
 
 PARAMETERS = "/sys/module/xen_blkback/parameters"

@@ -14,7 +14,7 @@ import pytest
 from emu.rig import RigDomu, RigHost, RigLun
 from emu.rig.verifying import Load
 from emu.xen import sharing
-from emu.xen.domain import DomuConfig
+from emu.xen.config import DomuConfig
 from emu.xen.migration import MigrationFailed
 
 PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from ends import CLOSING, CONNECTED, DISK, LATER, Ends
 
-from emu.xen.domain import virtual_device
+from emu.xen.config import virtual_device
 
 KINDS = ("stock", "patched")
 FAMILY = ("ring-page-order", "num-ring-pages")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ends import CLOSING, DISK, Ends
 
@@ -19,7 +21,7 @@ OUT_OF_RANGE = [
 @pytest.mark.parametrize("end", ["front", "back"])
 @pytest.mark.parametrize(("given", "pages", "words"), OUT_OF_RANGE)
 def test_clamped_with_one_message(
-    ends: Ends, end: End, given: dict[str, int], pages: int, words: str
+    ends: Ends, end: End, given: dict[str, Any], pages: int, words: str
 ) -> None:
     now = ends.load(end, **given)
     assert now.parameters["max_ring_pages"] == str(pages), f"the limit is not clamped: {given}"

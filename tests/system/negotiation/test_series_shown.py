@@ -38,6 +38,7 @@ def test_ends_agree(ends: Ends, order: int) -> None:
     )
     assert back.persistent_grants == front.persistent_grants_free
     assert front.persistent_grants_free
+    assert front.grants_free is not None
     assert front.grants_free == front.grants
     assert front.persistent_grants_free <= front.grants_free
 

@@ -28,18 +28,18 @@ from emu.emulator.build import PATCHED
 from emu.emulator.faults import FAULTS, Fault
 from emu.images import kbuild
 from emu.images.cache import Cache
-from emu.images.packages import Lock
-from emu.lab.stack import Inputs, Wish
+from emu.images.context import BuildContext
+from emu.lab.stack import Artifacts
+from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.identity import qemu_version
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec
 from emu.machine.watch import GuestTrouble
-from emu.pytestplugin.reports import Told
 from emu.rig import RigHost, RigLun
 from emu.series import git_am
-from emu.xen.domain import DomuConfig
+from emu.xen.config import DomuConfig
 from emu.xen.host import Host
 
 PVH = DomuConfig(kind="pvh")
@@ -60,24 +60,24 @@ def fault(name: str) -> Fault:
     return next(one for one in FAULTS if one.name == name)
 
 
-def all_interrupts_come(qemu: str, cache: Cache, progress: Told) -> bool:
+def all_interrupts_come(qemu: str, context: BuildContext) -> bool:
     """What the guest for the race at VMRUN says; ten seconds if none is lost."""
-    guest = faults.build(cache, progress) / faults.LOST_INTERRUPT
+    guest = faults.build(context) / faults.LOST_INTERRUPT
     spec = MachineSpec(xen=guest, qemu=qemu, cpu=faults.CPU, memory_mib=64)
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
         return machine.xen.expect(["right", "wrong"], BOOT, "the guest's answer") == 0
 
 
 @pytest.fixture(scope="session")
-def stock(cache: Cache, progress: Told) -> tuple[Fault, ...]:
+def stock(context: BuildContext) -> tuple[Fault, ...]:
     """What the host's own QEMU gets wrong."""
-    return faults.find(emulator.program("system", cache, progress), cache, progress)
+    return faults.find(emulator.program("system", context), context)
 
 
 @pytest.fixture
 def exposed(
     request: pytest.FixtureRequest,
-    prepared: Callable[[Wish], Inputs],
+    prepared: Callable[[Wish], Artifacts],
     stock: tuple[Fault, ...],
 ) -> Iterator[Host]:
     """Xen, booting on stock QEMU with a CPU on which one fault can show: the test's parameter."""
@@ -135,25 +135,25 @@ def test_stock_pvh_domu_warns_of_its_xsave_state(exposed: Host) -> None:
 
 
 @pytest.mark.qemu
-def test_stock_loses_an_interrupt_at_vmrun(cache: Cache, progress: Told) -> None:
+def test_stock_loses_an_interrupt_at_vmrun(context: BuildContext) -> None:
     """Mended by patch 16. What the rig does about it: test_lost_interrupt.py."""
-    qemu = emulator.program("system", cache, progress)
+    qemu = emulator.program("system", context)
     version = re.search(r"version (\d+)\.(\d+)", qemu_version(qemu))
     assert version
     if tuple(map(int, version.groups())) >= (10, 2):
         pytest.skip("the host's QEMU gets this right")
-    assert all_interrupts_come(qemu, cache, progress) is False
+    assert all_interrupts_come(qemu, context) is False
 
 
 # On ours.
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_has_none_of_the_faults(name: str, cache: Cache, progress: Told) -> None:
+def test_ours_has_none_of_the_faults(name: str, context: BuildContext) -> None:
     """Needs all patches that are for its version."""
-    qemu = emulator.program(name, cache, progress)
-    assert faults.find(qemu, cache, progress) == ()
-    assert all_interrupts_come(qemu, cache, progress)
+    qemu = emulator.program(name, context)
+    assert faults.find(qemu, context) == ()
+    assert all_interrupts_come(qemu, context)
 
 
 @pytest.mark.qemu
@@ -161,7 +161,7 @@ def test_ours_has_none_of_the_faults(name: str, cache: Cache, progress: Told) ->
 @pytest.mark.stack(qemu="patched", accel="tcg", domu="pvh")
 def test_everything_runs_on_the_plain_cpu(host: RigHost, lun: RigLun) -> None:
     """A PV dom0 under SMAP and SMEP (patch 1), a PVH domU with RDTSCP (2) and XSAVE (3)."""
-    assert host.stack.inputs.spec.cpu_model == "max"
+    assert host.stack.artifacts.spec.cpu_model == "max"
     leaf_7 = int(host.xen.info()["hw_caps"].split(":")[5], 16)
     assert leaf_7 & SMEP
     assert leaf_7 & SMAP
@@ -176,12 +176,12 @@ def test_everything_runs_on_the_plain_cpu(host: RigHost, lun: RigLun) -> None:
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
 def test_a_checkpoint_of_a_busy_pvh_domu_goes_on(
-    prepared: Callable[[Wish], Inputs], tmp_path: Path
+    prepared: Callable[[Wish], Artifacts], tmp_path: Path
 ) -> None:
     """Needs patch 4: the domU's CPU is in guest mode when the machine stops."""
-    inputs = prepared(Wish(qemu="patched", accel="tcg", domu=PVH))
+    artifacts = prepared(Wish(qemu="patched", accel="tcg", domu=PVH))
     saved = tmp_path / "saved"
-    with RunDir.create() as rundir, Machine.start(inputs.spec, rundir, savable=True) as machine:
+    with RunDir.create() as rundir, Machine.start(artifacts.spec, rundir, savable=True) as machine:
         host = Host(machine)
         host.wait_ready(BOOT)
         domain = host.create(PVH)
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_a_busy_pvh_domu_goes_on(
         domid, tty = domain.domid, domain.tty
         host.close()
         checkpoint.save(machine, saved)
-    with RunDir.create() as rundir, checkpoint.load(inputs.spec, saved, rundir) as machine:
+    with RunDir.create() as rundir, checkpoint.load(artifacts.spec, saved, rundir) as machine:
         host = Host(machine)
         try:
             host.wait_agent(60)
@@ -220,12 +220,12 @@ def test_a_run_says_which_cpu_it_had(qemu: str, stock: tuple[Fault, ...]) -> Non
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_series_is_fit_to_be_sent(
-    name: str, cache: Cache, progress: Told, tmp_path: Path
+    name: str, context: BuildContext, cache: Cache, tmp_path: Path
 ) -> None:
     """It is mail that applies to the packaged source, checkpatch has nothing to say of it."""
     wanted = PATCHED[name]
     with kbuild.workplace(cache, "qemu-series") as tree:
-        qemubuild.unpack(wanted, tree, cache, progress, Lock.load())
+        qemubuild.unpack(wanted, tree, context)
         repository = git_am.Repository(tree, tmp_path)
         for patch in wanted.series:
             text = patch.read_text()

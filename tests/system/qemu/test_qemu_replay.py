@@ -21,22 +21,21 @@ from emu_command import run_emu
 from emu.emulator import choice as emulator
 from emu.emulator import faults
 from emu.errors import EXIT_HELD, EXIT_INPUT
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab.recording import NOTE
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec, Recording
 from emu.machine.watch import WaitTimeout
-from emu.pytestplugin.reports import Told
 
 LINE = (string.ascii_letters + string.digits)[:50] * 2
 """What the guest waits for: six times what the FIFO of a serial port holds."""
 
 
 @pytest.fixture
-def spec(cache: Cache, progress: Told) -> MachineSpec:
+def spec(context: BuildContext) -> MachineSpec:
     """The bare guest that says again what came to its serial port."""
-    guest = faults.build(cache, progress) / faults.SERIAL_RECORDED
+    guest = faults.build(context) / faults.SERIAL_RECORDED
     return MachineSpec(xen=guest, cpu=faults.CPU, clock="icount", memory_mib=64)
 
 
@@ -63,10 +62,8 @@ def test_stock_qemu_forgets_what_came_in(spec: MachineSpec, tmp_path: Path) -> N
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_what_came_in_comes_again(
-    spec: MachineSpec, cache: Cache, progress: Told, tmp_path: Path
-) -> None:
-    spec = replace(spec, qemu=emulator.program("patched", cache, progress))
+def test_what_came_in_comes_again(spec: MachineSpec, context: BuildContext, tmp_path: Path) -> None:
+    spec = replace(spec, qemu=emulator.program("patched", context))
     log = tmp_path / "a, log"
     assert LINE in said(spec, Recording(log, "record"), LINE)
     assert LINE in said(spec, Recording(log, "replay"))

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from emu.images.cache import Cache
-from emu.lab.run import connect, drivers_for
-from emu.lab.stack import Inputs, Wish, prepare, running
-from emu.progress import Progress
+from emu.images.context import BuildContext
+from emu.lab.drivers import connect, drivers_for
+from emu.lab.stack import Artifacts, prepare, running
+from emu.lab.wish import Wish
 
 JOB = (
     "read before rest < /proc/uptime; "
@@ -19,10 +20,10 @@ JOB = (
 )
 
 
-def guest_seconds(inputs: Inputs, cache: Cache) -> float:
+def guest_seconds(artifacts: Artifacts, cache: Cache) -> float:
     """How long the domU thinks reading 8 MiB through the ring took; one command, no host."""
-    with running(inputs, cache, Progress()) as stack:
-        connect(stack, drivers_for(inputs, cache, Progress()), cache, pages=1)
+    with running(artifacts, BuildContext(cache)) as stack:
+        connect(stack, drivers_for(artifacts, BuildContext(cache)), cache, pages=1)
         before, after = stack.domain.channel.run(JOB, timeout=200).text.split()
         return float(after) - float(before)
 
@@ -30,11 +31,11 @@ def guest_seconds(inputs: Inputs, cache: Cache) -> float:
 @pytest.mark.timeout(600)
 @pytest.mark.long
 def test_load_on_the_host_does_not_change_guest_time(cache: Cache) -> None:
-    inputs = prepare(Wish(clock="icount"), cache, Progress())
-    alone = guest_seconds(inputs, cache)
+    artifacts = prepare(Wish(clock="icount"), BuildContext(cache))
+    alone = guest_seconds(artifacts, cache)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
-        loaded = guest_seconds(inputs, cache)
+        loaded = guest_seconds(artifacts, cache)
     finally:
         for process in busy:
             process.kill()

@@ -10,18 +10,18 @@ import pytest
 
 from emu.errors import NotHeld
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
-from emu.lab.run import connect, driver_for, load_driver
-from emu.lab.stack import Inputs, Stack
-from emu.progress import Progress
+from emu.lab.drivers import connect, driver_for, load_driver
+from emu.lab.stack import Artifacts, Stack
 from emu.xen import drivers
 
 Get = Callable[[End, str], Driver]
 
 
 @pytest.fixture
-def driver(inputs: Inputs, cache: Cache) -> Get:
-    return lambda end, which: driver_for(end, which, inputs, cache, Progress())
+def driver(artifacts: Artifacts, cache: Cache) -> Get:
+    return lambda end, which: driver_for(end, which, artifacts, BuildContext(cache))
 
 
 def log_of(stack: Stack, end: End) -> str:
@@ -72,7 +72,7 @@ def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) 
 
 
 def test_guest_refuses_with_its_own_words(
-    stack: Stack, inputs: Inputs, driver: Get, tmp_path: Path
+    stack: Stack, artifacts: Artifacts, driver: Get, tmp_path: Path
 ) -> None:
     # Cut short on the host's disk after it was checked: what the guest's kernel says counts.
     whole = driver("front", "patched").path.read_bytes()

@@ -10,13 +10,13 @@ import pytest
 from emu.channel.channel import CommandFailed
 from emu.errors import NotHeld
 from emu.images.cache import Cache
-from emu.lab.run import drivers_for, load_drivers
-from emu.lab.stack import Inputs, Stack
+from emu.images.context import BuildContext
+from emu.lab.drivers import drivers_for, load_drivers
+from emu.lab.stack import Artifacts, Stack
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.watch import GuestTrouble
-from emu.progress import Progress
-from emu.xen.domain import DomuConfig
+from emu.xen.config import DomuConfig
 from emu.xen.host import Host
 
 pytestmark = pytest.mark.timeout(150)
@@ -57,8 +57,10 @@ def test_a_domu_that_panics_while_it_boots(stack: Stack) -> None:
     assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
 
 
-def test_a_dom0_that_panics_while_it_boots(inputs: Inputs) -> None:
-    spec = replace(inputs.spec, dom0_cmdline=f"{inputs.spec.dom0_cmdline} rdinit=/nonexistent")
+def test_a_dom0_that_panics_while_it_boots(artifacts: Artifacts) -> None:
+    spec = replace(
+        artifacts.spec, dom0_cmdline=f"{artifacts.spec.dom0_cmdline} rdinit=/nonexistent"
+    )
     began = time.monotonic()
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
         host = Host(machine)
@@ -82,7 +84,7 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
     host, domu = stack.host, stack.domain.channel
     before = host.grants().of(stack.domain.domid).refs
     lun = stack.host.create_lun("mortal", server_timeout=SERVER_TIMEOUT)
-    load_drivers(stack, drivers_for(stack.inputs, cache, Progress()), cache, pages=1)
+    load_drivers(stack, drivers_for(stack.artifacts, BuildContext(cache)), cache, pages=1)
     stack.domain.attach(lun)
     stack.domain.wait_connected()
     writer = domu.spawn(

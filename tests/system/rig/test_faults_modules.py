@@ -12,20 +12,20 @@ from emu_command import Warm
 
 from emu.errors import EXIT_INPUT, InputError
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.elf import read_module
 from emu.images.kernels import Kernel, get_kernel, kernel_at
-from emu.lab.run import driver_for
-from emu.lab.stack import Inputs
-from emu.progress import Progress
-from emu.pytestplugin.reports import Told
+from emu.lab.drivers import driver_for
+from emu.lab.stack import Artifacts
+from emu.pytestplugin.reports import PrintedProgress
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
-def module(inputs: Inputs, everything: Cache, tmp_path: Path) -> Path:
+def module(artifacts: Artifacts, everything: Cache, tmp_path: Path) -> Path:
     """A copy of the patched front end, to be spoilt."""
-    built = driver_for("front", "patched", inputs, everything, Progress()).path
+    built = driver_for("front", "patched", artifacts, BuildContext(everything)).path
     return Path(shutil.copy(built, tmp_path / "xen-blkfront.ko"))
 
 
@@ -40,19 +40,19 @@ def refusal(warm: Warm, *arguments: str) -> str:
     return said
 
 
-def test_another_kind_of_kernel(warm: Warm, module: Path, inputs: Inputs) -> None:
+def test_another_kind_of_kernel(warm: Warm, module: Path, artifacts: Artifacts) -> None:
     """As built for a kernel without SMP and symbol versions, of another release.
 
     (Where symbols have versions, these decide and not the release: kernel/module/version.c.)
     """
     content = module.read_bytes()
-    at = content.index(f"vermagic={inputs.kernel.release} ".encode())
+    at = content.index(f"vermagic={artifacts.kernel.release} ".encode())
     end = content.index(b"\0", at)
     edited = b"vermagic=6.0.0-9-other preempt mod_unload "
     module.write_bytes(content[:at] + edited.ljust(end - at, b"\0") + content[end:])
     said = refusal(warm, "--front", str(module))
     assert "6.0.0-9-other preempt mod_unload" in said
-    assert inputs.kernel.release in said
+    assert artifacts.kernel.release in said
     assert str(module) in said
 
 
@@ -80,12 +80,12 @@ def test_a_symbol_that_the_kernel_lacks(warm: Warm, module: Path) -> None:
 
 @pytest.mark.timeout(2700)  # it may have to build the lab kernel
 def test_the_module_of_the_lab_kernel(
-    warm: Warm, everything: Cache, inputs: Inputs, progress: Told
+    warm: Warm, everything: Cache, artifacts: Artifacts, progress: PrintedProgress
 ) -> None:
-    built = get_kernel("lab-6.1", everything, progress).module("xen-blkfront")
+    built = get_kernel("lab-6.1", BuildContext(everything, progress)).module("xen-blkfront")
     said = refusal(warm, "--front", str(built))
     assert read_module(built).vermagic.split()[0] in said
-    assert inputs.kernel.release in said
+    assert artifacts.kernel.release in said
 
 
 def test_the_other_end(warm: Warm, module: Path) -> None:
@@ -98,21 +98,21 @@ def test_no_module_at_all(warm: Warm, tmp_path: Path) -> None:
     assert "gone.ko" in refusal(warm, "--front", str(tmp_path / "gone.ko"))
 
 
-def test_a_kernel_without_xen_notes(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_kernel_without_xen_notes(artifacts: Artifacts, tmp_path: Path) -> None:
     """As one is that was built without CONFIG_XEN: its notes say nothing to a hypervisor."""
-    root = linked(inputs.kernel, tmp_path)
+    root = linked(artifacts.kernel, tmp_path)
     spoilt = root / "vmlinux"
     spoilt.unlink()
-    command = ["objcopy", "--remove-section=.notes", str(inputs.kernel.vmlinux), str(spoilt)]
+    command = ["objcopy", "--remove-section=.notes", str(artifacts.kernel.vmlinux), str(spoilt)]
     subprocess.run(command, check=True, capture_output=True)
     with pytest.raises(InputError, match=r"(?i)xen") as refused:
         kernel_at(root)
     assert str(root) in str(refused.value)
 
 
-def test_a_kernel_without_xen_options(inputs: Inputs, tmp_path: Path) -> None:
-    root = linked(inputs.kernel, tmp_path)
-    lines = inputs.kernel.config.read_text().splitlines()
+def test_a_kernel_without_xen_options(artifacts: Artifacts, tmp_path: Path) -> None:
+    root = linked(artifacts.kernel, tmp_path)
+    lines = artifacts.kernel.config.read_text().splitlines()
     (root / "config").unlink()
     kept = [line for line in lines if not line.startswith(("CONFIG_XEN", "CONFIG_HVC_XEN"))]
     (root / "config").write_text("\n".join(kept))

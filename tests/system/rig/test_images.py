@@ -7,9 +7,10 @@ from pathlib import Path
 
 from emu.images import agent, handler
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.fetch import fetch
 from emu.images.guests import GuestImages, OwnPrograms, build_images, debs_by_set
-from emu.images.packages import Lock, fetch
-from emu.lab.stack import Inputs
+from emu.lab.stack import Artifacts
 from emu.progress import Progress
 
 SETS = ("xen", "dom0", "domu")
@@ -19,14 +20,14 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-def test_two_builds_are_byte_identical(inputs: Inputs, cache: Cache, tmp_path: Path) -> None:
-    debs = debs_by_set(fetch(Lock.load(), SETS, cache, Progress()), SETS)
-    own = OwnPrograms(agent.build(cache, Progress()), handler.build(cache, Progress()))
+def test_two_builds_are_byte_identical(artifacts: Artifacts, cache: Cache, tmp_path: Path) -> None:
+    debs = debs_by_set(fetch(SETS, BuildContext(cache)), SETS)
+    own = OwnPrograms(agent.build(BuildContext(cache)), handler.build(BuildContext(cache)))
     built = []
     for name in ("one", "another, with a space"):
         folder = tmp_path / name
         folder.mkdir()
-        build_images(debs, inputs.kernel, own, GuestImages(folder), Progress())
+        build_images(debs, artifacts.kernel, own, GuestImages(folder), Progress())
         built.append(digests(folder))
     assert built[0] == built[1]
     assert set(built[0]) == {
@@ -38,10 +39,10 @@ def test_two_builds_are_byte_identical(inputs: Inputs, cache: Cache, tmp_path: P
     }
     # And the same as what the stack boots from.
     for name, digest in built[0].items():
-        assert digests(inputs.guests.root)[name] == digest, name
+        assert digests(artifacts.guests.root)[name] == digest, name
 
 
-def test_no_service_manager_in_dom0(inputs: Inputs) -> None:
-    listing = inputs.guests.dom0.read_bytes()
+def test_no_service_manager_in_dom0(artifacts: Artifacts) -> None:
+    listing = artifacts.guests.dom0.read_bytes()
     assert b"emu: dom0 is ready" in listing
     assert b"systemd-udevd" not in listing

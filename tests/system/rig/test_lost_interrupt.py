@@ -51,8 +51,8 @@ def test_a_machine_that_lost_a_timer_is_woken(lose: Path, host: RigHost) -> None
         lose.touch()
         process.wait(timeout=20)
     assert not lose.exists()
-    assert host.xen.pulse
-    assert host.xen.pulse.nudges
+    assert host.xen.watchdog
+    assert host.xen.watchdog.nudges
     machine = host.stack.machine
     log = machine.rundir.log("console")
     machine.watch.wait(lambda: REMARK in log.read_text(), "the remark", 10)

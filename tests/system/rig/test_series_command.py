@@ -18,9 +18,8 @@ from emu import cli
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images import kbuild, modules
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import spec
-from emu.images.packages import Lock
-from emu.pytestplugin.reports import Told
 from emu.series import check as series
 from emu.series.check import SeriesReport, SeriesWish
 from emu.series.checkpatch import ALLOWED
@@ -79,15 +78,15 @@ class Author:
 
 
 @pytest.fixture
-def author(cache: Cache, progress: Told, tmp_path: Path) -> Author:
-    source = modules.driver_source(spec(KERNEL), Lock.load(), cache, progress)
+def author(context: BuildContext, tmp_path: Path) -> Author:
+    source = modules.driver_source(spec(KERNEL), context)
     return Author(source, tmp_path)
 
 
 @pytest.fixture
-def check(author: Author, cache: Cache, progress: Told) -> Callable[[], SeriesReport]:
+def check(author: Author, context: BuildContext) -> Callable[[], SeriesReport]:
     """Checks the author's patches on one kernel."""
-    return lambda: series.perform(SeriesWish(author.patches, (KERNEL,)), cache, progress)
+    return lambda: series.perform(SeriesWish(author.patches, (KERNEL,)), context)
 
 
 def shown(author: Author, capsys: pytest.CaptureFixture[str]) -> str:

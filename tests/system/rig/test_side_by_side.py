@@ -6,20 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab.bench import read_rollup
-from emu.lab.run import connect, drivers_for
-from emu.lab.stack import Inputs, running
-from emu.progress import Progress
+from emu.lab.drivers import connect, drivers_for
+from emu.lab.stack import Artifacts, running
 
 MEMORY_LIMIT = 200 << 20
 """Bytes that one more host may take of its own."""
 
 
-def test_two_hosts_share_nothing(inputs: Inputs, cache: Cache) -> None:
-    built = drivers_for(inputs, cache, Progress())
+def test_two_hosts_share_nothing(artifacts: Artifacts, cache: Cache) -> None:
+    built = drivers_for(artifacts, BuildContext(cache))
     with (
-        running(inputs, cache, Progress()) as one,
-        running(inputs, cache, Progress()) as other,
+        running(artifacts, BuildContext(cache)) as one,
+        running(artifacts, BuildContext(cache)) as other,
         ThreadPoolExecutor(2) as pool,
     ):
         assert one.machine.rundir.path != other.machine.rundir.path

@@ -9,7 +9,7 @@ from ends import DISK, Ends
 
 from emu.errors import NotHeld
 from emu.images import fio as fio_program
-from emu.progress import Progress
+from emu.images.context import BuildContext
 from emu.xen import fio
 
 SPOIL = """
@@ -24,7 +24,7 @@ def test_fio_notices_what_another_wrote(ends: Ends) -> None:
     ends.load("back")
     ends.connect(order=2)
     domu, lun = ends.channel("front"), ends.stack.lun
-    fio.install(domu, fio_program.build(ends.cache, Progress()))
+    fio.install(domu, fio_program.build(BuildContext(ends.cache)))
     done = fio.verify(domu, DISK, mib=8)
     assert done.write_bytes == done.read_bytes == 8 << 20
     with ThreadPoolExecutor() as pool:

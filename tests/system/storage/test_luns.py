@@ -9,13 +9,13 @@ import pytest
 
 from emu.errors import InputError
 from emu.images.cache import Cache
-from emu.lab.run import drivers_for, load_drivers
-from emu.lab.stack import Inputs, Stack
-from emu.progress import Progress
+from emu.images.context import BuildContext
+from emu.lab.drivers import drivers_for, load_drivers
+from emu.lab.stack import Artifacts, Stack
 from emu.xen import lun
 
 
-def test_two_luns_beside_the_first(stack: Stack, inputs: Inputs, cache: Cache) -> None:
+def test_two_luns_beside_the_first(stack: Stack, artifacts: Artifacts, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
     large = host.create_lun("large", 5000 * lun.MIB, 4096)
@@ -29,7 +29,7 @@ def test_two_luns_beside_the_first(stack: Stack, inputs: Inputs, cache: Cache) -
         assert lun.session_up(host.dom0, one)
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
-    load_drivers(stack, drivers_for(inputs, cache, Progress()), cache, pages=1)
+    load_drivers(stack, drivers_for(artifacts, BuildContext(cache)), cache, pages=1)
     written = {}
     for disk, one in (("xvda", stack.lun), ("xvdb", small), ("xvdc", large)):
         domain.attach(one, disk)

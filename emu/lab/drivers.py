@@ -1,0 +1,89 @@
+"""The drivers of a stack: chosen and checked for its kernels, loaded, connected over a LUN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emu.channel.channel import Channel
+from emu.images import elf
+from emu.images.cache import Cache
+from emu.images.context import BuildContext
+from emu.images.kernels import Kernel
+from emu.images.modules import Driver, End, for_guest, get_driver
+from emu.lab.stack import Artifacts, Stack
+from emu.xen import drivers
+from emu.xen.domain import CONNECT_TIMEOUT
+from emu.xen.drivers import LoadedDriver
+from emu.xen.ring import Ring
+
+DISK = "xvda"
+PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
+"""What a driver's ring is limited by: the number is our series' own, stock ones know the order."""
+
+
+def driver_for(end: End, which: str, artifacts: Artifacts, context: BuildContext) -> Driver:
+    """One end's driver for the kernel it runs on, checked against it and its parameter."""
+    kernel = artifacts.domu_kernel if end == "front" else artifacts.kernel
+    return checked_driver(end, which, kernel, context)
+
+
+def checked_driver(end: End, which: str, kernel: Kernel, context: BuildContext) -> Driver:
+    """One end's driver, loadable by `kernel` with a limit on its ring.
+
+    Raises InputError as `get_driver`, and for a driver without such a limit.
+    """
+    driver = get_driver(end, which, kernel, context)
+    if PAGES_PARAMETER not in driver.info.parameters:
+        elf.check_module(driver.info, kernel.info(), parameters=[ORDER_PARAMETER])
+    return driver
+
+
+def ring_limit(driver: Driver, pages: int) -> dict[str, str | int]:
+    """The parameter that limits a driver's ring to `pages`, a power of two."""
+    if PAGES_PARAMETER in driver.info.parameters:
+        return {PAGES_PARAMETER: pages}
+    return {ORDER_PARAMETER: pages.bit_length() - 1}
+
+
+def drivers_for(
+    artifacts: Artifacts, context: BuildContext, *, front: str = "patched", back: str = "patched"
+) -> dict[End, Driver]:
+    """Both ends' drivers for the stack's kernels, checked."""
+    return {
+        "front": driver_for("front", front, artifacts, context),
+        "back": driver_for("back", back, artifacts, context),
+    }
+
+
+def connect(
+    stack: Stack,
+    built: Mapping[End, Driver],
+    cache: Cache,
+    pages: int,
+    timeout: float = CONNECT_TIMEOUT,
+) -> Ring:
+    """Load both ends, attach the stack's LUN, and wait for the ring they agree on."""
+    load_drivers(stack, built, cache, pages)
+    stack.domain.attach(stack.lun, DISK)
+    return stack.domain.wait_connected(DISK, timeout)
+
+
+def load_drivers(
+    stack: Stack, built: Mapping[End, Driver], cache: Cache, pages: int
+) -> dict[End, LoadedDriver]:
+    """Load both ends; the front end asks for a ring of `pages`, the back end offers its most."""
+    return {
+        "back": load_driver(stack.host.dom0, built["back"], cache, {}),
+        "front": load_driver(
+            stack.domain.channel, built["front"], cache, ring_limit(built["front"], pages)
+        ),
+    }
+
+
+def load_driver(
+    channel: Channel, driver: Driver, cache: Cache, parameters: dict[str, str | int]
+) -> LoadedDriver:
+    """Swap a checked driver into a running guest; debug information stays at home."""
+    module = drivers.FRONT if driver.end == "front" else drivers.BACK
+    with cache.scratch("module") as folder:
+        return drivers.swap(channel, module, for_guest(driver, folder), parameters)

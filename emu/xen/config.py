@@ -1,0 +1,67 @@
+"""What a domU is made of: its xl configuration, and the numbers of its virtual block devices."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from emu.errors import InputError
+from emu.machine.spec import LINUX_OPTIONS
+
+KINDS = ("pv", "pvh")
+KERNEL = "/boot/domu/vmlinux"
+INITRD = "/boot/domu/initrd"
+XVD_MAJOR = 202
+"""Linux' block major of xvd disks; a virtual device number is major << 8 | minor."""
+
+
+@dataclass(frozen=True)
+class DomuConfig:
+    """What a domU is made of; memory in MiB. `grant_frames` limits its grant table to so many
+    frames of 512 grants (None: xl's default)."""
+
+    name: str = "u1"
+    kind: str = "pv"
+    memory: int = 256
+    vcpus: int = 1
+    kernel_options: str = ""
+    grant_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"a domU is pv or pvh, not {self.kind!r}")
+        if self.memory < 64:
+            raise InputError(f"a domU of {self.memory} MiB can't boot Linux: give it 64 or more")
+
+    def render(self) -> str:
+        """The configuration as xl reads it (xl.cfg(5))."""
+        # libxl starts a device model for every console past the first; ours is a small
+        # back end that serves just that console (guest-images/agent/emu-channeld.c).
+        values = {
+            "name": self.name,
+            "type": self.kind,
+            "kernel": KERNEL,
+            "ramdisk": INITRD,
+            "memory": self.memory,
+            "vcpus": self.vcpus,
+            "cmdline": f"console=hvc0 {LINUX_OPTIONS} {self.kernel_options}".strip(),
+            "on_poweroff": "destroy",
+            "on_reboot": "destroy",
+            "on_crash": "preserve",
+            # xl 4.17 numbers channels from 0 and libxl refuses that one with a line in xl's
+            # log: of two, one always becomes a console past the first.
+            "channel": ["name=emu,connection=socket,path=/run/emu/channel"] * 2,
+            "device_model_version": "qemu-xen",
+            "device_model_override": "/usr/lib/emu/emu-channeld",
+        }
+        if self.grant_frames is not None:
+            values["max_grant_frames"] = self.grant_frames
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def virtual_device(disk: str) -> int:
+    """The number libxl gives `xvda` … `xvdp` (Xen's docs/man/xen-vbd-interface.7)."""
+    if not re.fullmatch(r"xvd[a-p]", disk):
+        raise InputError(f"{disk!r} is no disk xvda to xvdp")
+    return XVD_MAJOR << 8 | (ord(disk[3]) - ord("a")) << 4
