@@ -10,8 +10,15 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from emu.errors import InputError
+
+T = TypeVar("T")
+
+POLL_PAUSE = 0.05
+"""Seconds between two probes of `poll`."""
 
 _measured = 1.0
 
@@ -61,3 +68,24 @@ class Deadline:
 
     def __str__(self) -> str:
         return f"{self.what} ({self.spent:.0f} s of {self.seconds:.0f} s)"
+
+
+def poll(
+    probe: Callable[[], T],
+    deadline: Deadline,
+    *,
+    until: Callable[[T], object] = bool,
+    pause: float = POLL_PAUSE,
+) -> T:
+    """Call `probe` until `until` holds for its value, by default until that is true.
+
+    Returns the last value. When `deadline` has passed that is one for which `until` does not
+    hold: the caller raises, as it knows what the value means. `probe` is called once at least,
+    and once after the deadline; `pause` is in seconds, not scaled.
+    """
+    while True:
+        last = deadline.passed
+        value = probe()
+        if last or until(value):
+            return value
+        time.sleep(min(pause, deadline.left))

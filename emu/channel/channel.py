@@ -18,6 +18,7 @@ from emu.channel.frames import ExecFlag, Frame, ToGuest
 from emu.channel.mux import WINDOW, Guard, Mux, Stream
 from emu.channel.process import Output, Process
 from emu.channel.result import (
+    PAUSE,
     Arg,
     ChannelLost,
     CommandFailed,
@@ -43,7 +44,12 @@ __all__ = [
 
 OUTPUT_LIMIT = 256 * 1024 * 1024
 """Bytes that `run` takes of one command before it calls that an error."""
+TAIL_LIMIT = 64 * 1024
+"""Bytes of each output that `wait_until` keeps: the last ones."""
 _KILL_GRACE = 3.0
+# The pipe is there in our guests (see PAUSE); `sleep` is for any other.
+_UNTIL = f"""until {{condition}}
+do if [ -p /run/pause ]; then {PAUSE}; else sleep 0.02; fi; done"""
 _AGENT = "emu-agent"
 
 
@@ -102,7 +108,8 @@ class Channel:
         try:
             ended = _feed_and_wait(process, input, deadline)
         except CommandTimeout:
-            raise self._timed_out(process, deadline, output) from None
+            what = f"{shown(argv)} did not end within {deadline.seconds:g} s"
+            raise self._timed_out(process, what, output) from None
         finally:
             if process.ended is None:
                 process.close()
@@ -116,6 +123,32 @@ class Channel:
         if check and ended.status != 0:
             raise CommandFailed(self.name, result, ended)
         return result
+
+    def wait_until(self, condition: str, what: str, timeout: float, *arguments: Arg) -> str:
+        """Wait until a shell condition holds in the guest; what it wrote to standard output.
+
+        `condition` is what a shell's `until` takes, with `arguments` as $1, $2 and so on. One
+        command in the guest tries it every 20 ms (and at once). It should print to standard
+        output only when it holds; what it prints to standard error is in the errors. Where it
+        can't hold any more it may give up with `exit`. `what` is awaited, for errors; `timeout`
+        is in seconds before scaling, on this machine's clock.
+        Raises CommandTimeout, CommandFailed (it gave up, or is no condition), ChannelLost, or
+        what the guard raises.
+        """
+        output = _Collected(None)
+        deadline = Deadline(what, timeout)
+        argv = ("/bin/sh", "-c", _UNTIL.format(condition=condition.strip()), "sh", *arguments)
+        with self._spawn(argv, ExecFlag.NO_STDIN, on_output=output.take) as process:
+            try:
+                ended = process.wait(deadline)
+            except CommandTimeout:
+                waited = f"waited {deadline.seconds:g} s for {what}"
+                raise self._timed_out(process, waited, output) from None
+        stdout, stderr = output.bytes(1), output.bytes(2)
+        if ended.status != 0:
+            result = CommandResult(argv, ended.status, ended.signal, stdout, stderr, deadline.spent)
+            raise CommandFailed(self.name, result, ended)
+        return stdout.decode("utf-8", "replace")
 
     def spawn(
         self,
@@ -244,9 +277,7 @@ class Channel:
             )
             raise CommandFailed(self.name, result, ended)
 
-    def _timed_out(
-        self, process: Process, deadline: Deadline, output: _Collected
-    ) -> CommandTimeout:
+    def _timed_out(self, process: Process, what: str, output: _Collected) -> CommandTimeout:
         process.kill()
         stuck = ""
         try:
@@ -255,16 +286,16 @@ class Channel:
             stuck = " and could not be killed: it hangs in the guest's kernel, or all of it does"
         seen = output.bytes(1) + output.bytes(2)
         return CommandTimeout(
-            f"{self.name}: {shown(process.argv)} did not end within {deadline.seconds:g} s{stuck}",
+            f"{self.name}: {what}{stuck}",
             lines=last_lines(seen),
             hint="EMU_TIMEOUT_SCALE=2 doubles every time-out on a slow machine",
         )
 
 
 class _Collected:
-    """The output of one command, on its way into a result."""
+    """The output of one command: up to `limit` bytes, or (None) the last `TAIL_LIMIT` of each."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None) -> None:
         self.on_full: Callable[[], None] = lambda: None
         self.full = False
         self._limit = limit
@@ -274,8 +305,11 @@ class _Collected:
     def take(self, stream: int, data: bytes) -> None:
         if self.full:
             return
-        self._size += len(data)
         self._parts[stream].append(data)
+        if self._limit is None:
+            self._parts[stream] = [self.bytes(stream)[-TAIL_LIMIT:]]
+            return
+        self._size += len(data)
         if self._size > self._limit:
             self.full = True
             self.on_full()

@@ -13,8 +13,8 @@ Arg = str | bytes
 
 LAST_LINES = 15
 PAUSE = "read -t 0.02 x <> /run/pause || true"
-"""20 ms of rest in a loop of a guest's shell: from a pipe that nobody writes to, which a guest's
-init makes. For `usleep` a shell has to fork, and that is 13 ms of an emulated CPU (measured)."""
+"""Shell: sleep 20 ms. It reads a pipe that nobody writes to, made by the guest's init, because
+`usleep` makes the shell fork, which takes 13 ms of an emulated CPU (measured)."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,13 @@ class CommandFailed(EmuError):
 
 
 def shown(argv: Sequence[Arg], limit: int = 120) -> str:
-    """A command as one would type it, between backquotes, cut to `limit` characters."""
+    """A command as one would type it, between backquotes, cut to `limit` characters.
+
+    Of a script for /bin/sh, its text and its arguments.
+    """
     words = [a.decode("utf-8", "backslashreplace") if isinstance(a, bytes) else a for a in argv]
-    if words[:2] == ["/bin/sh", "-c"] and len(words) == 3:
-        line = " ".join(words[2].split())
+    if words[:2] == ["/bin/sh", "-c"] and len(words) >= 3:
+        line = " ".join([*words[2].split(), *words[4:]])
     else:
         line = shlex.join(words)
     return f"`{line if len(line) <= limit else line[: limit - 1] + '…'}`"
