@@ -21,10 +21,10 @@ from pexpect.spawnbase import SpawnBase
 from emu.deadline import Deadline
 from emu.errors import RigError
 from emu.machine.consolelog import CappedLog
-from emu.machine.reactor import reactor
 from emu.machine.terminal import Cleaner
 from emu.machine.verdict import LINUX, scan
 from emu.machine.watch import Finding, Watch
+from emu.reactor import reactor
 
 UNREAD_LIMIT = 2**20
 """Characters kept for a reader that has not come yet, and for pexpect's `before`."""

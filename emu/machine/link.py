@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from emu.errors import RigError
-from emu.machine.reactor import reactor
+from emu.reactor import reactor
 
 _CHUNK = 65536
 _OUTGOING_LIMIT = 2**20

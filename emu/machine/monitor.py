@@ -13,7 +13,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from emu.deadline import scale
 from emu.errors import RigError
-from emu.machine.reactor import reactor
+from emu.reactor import reactor
 
 Event = dict[str, Any]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emu.errors import InputError, RigError
-from emu.machine.reactor import reactor
+from emu.reactor import reactor
 
 _ONLY_UNDER_PARENT = '[ "$PPID" = "$0" ] && exec "$@"'
 _STDERR_LINES = 6

@@ -25,11 +25,11 @@ from emu.machine.disks import open_layers
 from emu.machine.link import Link
 from emu.machine.monitor import Event, Monitor, Refused
 from emu.machine.process import Child
-from emu.machine.reactor import reactor
 from emu.machine.rundir import RunDir, disk_full
 from emu.machine.spec import MachineSpec, QemuFds, build_argv, disk_layers
 from emu.machine.verdict import LINUX, XEN
 from emu.machine.watch import Watch
+from emu.reactor import reactor
 
 START_TIMEOUT = 20.0
 """Seconds for QEMU to answer on its monitor after it was started."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emu.errors import EmuError
 from emu.machine.qemu import Machine
-from emu.machine.reactor import reactor
+from emu.reactor import reactor
 
 ASLEEP_AFTER = 1.0
 """Seconds without a context switch in any thread. An idle stack had 0.41 at most (measured for a

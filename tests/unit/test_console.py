@@ -20,9 +20,9 @@ from emu.machine import console as console_module
 from emu.machine.console import Console
 from emu.machine.consolelog import CappedLog
 from emu.machine.link import Link
-from emu.machine.reactor import reactor
 from emu.machine.terminal import Cleaner
 from emu.machine.watch import GuestTrouble, WaitTimeout, Watch
+from emu.reactor import reactor
 
 Make = Callable[..., Console]
 
