@@ -37,11 +37,11 @@ def wish_for(node: pytest.Item) -> Wish:
     (`--qemu` is in the environment, where every `Wish` finds it.)
     """
     asked = asked_by(node)
-    kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("--kernel"))
-    clock = node.config.getoption("--clock")
-    if "two_hosts" in getattr(node, "fixturenames", ()):
+    kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("emu_kernel"))
+    clock = node.config.getoption("emu_clock")
+    if "emu_two_hosts" in getattr(node, "fixturenames", ()):
         clock = None
-    elif node.config.getoption("--record"):
+    elif node.config.getoption("emu_record"):
         asked["record"] = asked.get("clock", clock or "icount") == "icount"
     return wish_from_marks(**{**({"clock": clock} if clock else {}), **asked, **kernel})
 

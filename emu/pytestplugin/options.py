@@ -1,49 +1,103 @@
-"""Options that put another driver under test: what `patched` means for a whole run of pytest.
+"""The plugin's options: which kernel, clock, QEMU and drivers the tests run on.
 
-    pytest --driver-patches my.patch tests/system       our series with this patch more
-    pytest --front my/xen-blkfront.ko tests/system      this module as the patched front end
+    pytest --emu-kernel debian-6.12 tests/system          on another kernel
+    pytest --emu-driver-patches my.patch tests/system     the series with one more patch
+    pytest --emu-front my/xen-blkfront.ko tests/system    this module as the patched front end
 
-They are handed on in the environment, so that the workers of `pytest -n` and the `emu` that
-tests start have the same drivers.
+Each has a short name, too (`--kernel`), unless another plugin or a conftest.py has an option of
+that name. QEMU and drivers are passed on in the environment, so that the workers of `pytest -n`
+and the `emu` commands that tests start use the same.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from emu.emulator import choice as emulator
 from emu.images.modules import ENDS, GIVEN, MODULE, MORE_PATCHES
 
+PREFIX = "--emu-"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "kernel": {
+        "metavar": "NAME",
+        "help": "the kernel of tests that name none, as `emu run` takes it; tests that ask for "
+        '"lab" get the lab kernel of the same release',
+    },
+    "clock": {
+        "choices": ("wall", "icount"),
+        "help": "the clock of tests that name none: wall time, or instructions counted; two "
+        "hosts always have wall time",
+    },
+    "qemu": {
+        "metavar": "QEMU",
+        "help": f"the QEMU of tests that name none: {', '.join(emulator.NAMES)}, or a path",
+    },
+    "record": {
+        "action": "store_true",
+        "help": "record each host, so that `emu replay` can repeat a failure; implies "
+        f"instruction time and, by default, the QEMU {emulator.RECORDING}",
+    },
+    "driver-patches": {
+        "action": "append",
+        "default": [],
+        "metavar": "PATH",
+        "help": 'add this patch to the series that makes the "patched" drivers (a directory: '
+        "all its patches, by name); repeatable",
+    },
+    **{
+        end: {"metavar": "FILE.ko", "help": f'use this {MODULE[end]} as the "patched" one'}
+        for end in ENDS
+    },
+}
 
-def add_options(group: pytest.OptionGroup) -> None:
-    """Add the options to pytest's."""
-    group.addoption(
-        "--driver-patches",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help='what is "patched" has this patch, too, after the series (a directory: all in it, '
-        "by name); repeatable",
-    )
-    for end in ENDS:
-        group.addoption(
-            f"--{end}", metavar="FILE.ko", help=f'the module {MODULE[end]} that is "patched"'
-        )
+
+def dest(name: str) -> str:
+    """The name of an option's value: "driver-patches" is `config.option.emu_driver_patches`."""
+    return f"emu_{name.replace('-', '_')}"
 
 
-def configure(config: pytest.Config) -> None:
-    """Let `patched` mean what the options say. Raises UsageError for a file that is not there."""
-    patches = [_there(name) for name in config.getoption("--driver-patches")]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("emu", "the emulated Xen block stack")
+    for name, attributes in _OPTIONS.items():
+        group.addoption(f"{PREFIX}{name}", dest=dest(name), **attributes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser
+) -> Generator[None, None, None]:
+    """Add the short names as late as options can be: whoever else wants one has it by then."""
+    yield
+    group = parser.getgroup("emu-short", "short names of the above, where they are free")
+    for name, attributes in _OPTIONS.items():
+        if not _is_taken(early_config, f"--{name}"):
+            shown = {**attributes, "help": f"same as {PREFIX}{name}"}
+            group.addoption(f"--{name}", dest=dest(name), **shown)
+
+
+def _is_taken(config: pytest.Config, option: str) -> bool:
+    nobody = object()
+    return config.getoption(option, default=nobody) is not nobody
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Pass on drivers and QEMU. Raises UsageError for a file that does not exist."""
+    if qemu := config.getoption(dest("qemu")):
+        os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
+    patches = [_existing(name) for name in config.getoption(dest("driver-patches"))]
     if patches:
         os.environ[MORE_PATCHES] = os.pathsep.join(patches)
     for end in ENDS:
-        if given := config.getoption(f"--{end}"):
-            os.environ[GIVEN[end]] = _there(given)
+        if given := config.getoption(dest(end)):
+            os.environ[GIVEN[end]] = _existing(given)
 
 
-def _there(name: str) -> str:
+def _existing(name: str) -> str:
     path = Path(name).absolute()
     if not path.exists():
         raise pytest.UsageError(f"there is no {name}")

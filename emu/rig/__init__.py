@@ -1,7 +1,7 @@
 """What tests and scripts talk to: a host, its domU and its LUN, as a person speaks of them.
 
 `RigHost` and `RigDomu` join the verbs of `emu.xen` to what the rig knows of drivers and
-checkpoints. The fixtures of `emu.pytestplugin.hooks` are these; a script makes its own:
+checkpoints. The fixtures of `emu.pytestplugin.fixtures` are these; a script makes its own:
 
     with running(prepare(Wish(), cache, progress), cache, progress) as stack:
         host = RigHost(stack, cache)

@@ -130,7 +130,7 @@ class Runs:
                 "--junitxml", str(report), "-o", "junit_logging=no",
             ]  # fmt: skip
             if test.patch is not None:
-                command += ["--driver-patches", str(test.patch)]
+                command += ["--emu-driver-patches", str(test.patch)]
             with log.open("wb") as output, self._started([*command, test.node], output) as process:
                 status = process.wait()
             said = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]

@@ -19,6 +19,7 @@ from emu.lab.drivers import driver_for, drivers_for
 from emu.lab.stack import Artifacts, running
 from emu.lab.wish import Wish
 from emu.pytestplugin.reports import PrintedProgress
+from emu.pytestplugin.short_names import *  # noqa: F403
 from emu.rig import RigHost
 
 HERE = Path(__file__).parent

@@ -18,10 +18,10 @@ from emu.rig.hosts import two_hosts
 stack = pytest.mark.stack
 
 
-def item(*marks: pytest.MarkDecorator, fixture: str = "host", **options: object) -> pytest.Item:
+def item(*marks: pytest.MarkDecorator, fixture: str = "emu_host", **options: object) -> pytest.Item:
     """As much of a collected test as is looked at."""
-    chosen: dict[str, object] = {"--kernel": None, "--clock": None, "--record": False}
-    chosen |= {f"--{name}": value for name, value in options.items()}
+    chosen: dict[str, object] = {"emu_kernel": None, "emu_clock": None, "emu_record": False}
+    chosen |= {f"emu_{name}": value for name, value in options.items()}
     node = SimpleNamespace(
         iter_markers=lambda name: [each.mark for each in marks if each.name == name],
         fixturenames=[fixture],
@@ -62,7 +62,7 @@ def test_what_is_recorded_counts_instructions() -> None:
 
 @pytest.mark.parametrize("options", [{"clock": "icount"}, {"record": True}])
 def test_two_hosts_have_wall_time(options: dict[str, object]) -> None:
-    wish = wish_for(item(fixture="two_hosts", **options))
+    wish = wish_for(item(fixture="emu_two_hosts", **options))
     assert (wish.clock, wish.record) == ("wall", False)
 
 

@@ -1,0 +1,15 @@
+"""What the fixtures leave with a test for the hooks: the stacks it runs on."""
+
+from __future__ import annotations
+
+import pytest
+
+from emu.lab.stack import Stack
+from emu.rig import RigHost
+
+STACK = pytest.StashKey[Stack]()
+"""The stack of `emu_stack`; of two hosts, the first one's."""
+SECOND = pytest.StashKey[Stack]()
+"""The stack of the second of two hosts."""
+HOST = pytest.StashKey[RigHost]()
+"""The host of STACK."""

@@ -1,0 +1,78 @@
+"""The plugin's options and fixtures beside another plugin's of the same names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OTHER = """
+import pytest
+
+def pytest_addoption(parser):
+    parser.getgroup("other").addoption("--kernel", default="theirs")
+
+@pytest.fixture
+def host():
+    return "theirs"
+"""
+TESTS = """
+def test_other_plugin_keeps_its_names(host, pytestconfig):
+    assert host == "theirs"
+    assert pytestconfig.getoption("--kernel") == "5.10"
+    assert pytestconfig.getoption("--emu-kernel") == "debian-6.12"
+    assert pytestconfig.getoption("--emu-clock") == "icount"
+"""
+SHORT_CONFTEST = """
+import pytest
+from emu.pytestplugin.short_names import *
+
+for name in ("domu", "host", "ledger", "lun", "stack", "two_hosts"):
+    globals()[name + "_"] = pytest.fixture(name="emu_" + name)(lambda name=name: "emu_" + name)
+"""
+SHORT = """
+def test_short_names(domu, host, ledger, lun, stack, two_hosts, pytestconfig):
+    assert (domu, host, ledger) == ("emu_domu", "emu_host", "emu_ledger")
+    assert (lun, stack, two_hosts) == ("emu_lun", "emu_stack", "emu_two_hosts")
+    assert pytestconfig.getoption("--emu-kernel") == pytestconfig.getoption("--kernel") == "lab"
+    assert pytestconfig.getoption("--emu-driver-patches") == ["one", "two"]
+"""
+
+
+def run(folder: Path, *options: str) -> str:
+    (folder / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("loaded_by", ["option", "environment", "conftest"])
+def test_other_plugin_keeps_its_names(
+    tmp_path: Path, loaded_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is loaded before ours (-p) or after (PYTEST_PLUGINS, a conftest)."""
+    module = "conftest" if loaded_by == "conftest" else "other_plugin"
+    (tmp_path / f"{module}.py").write_text(OTHER)
+    (tmp_path / "test_names.py").write_text(TESTS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if loaded_by == "environment":
+        monkeypatch.setenv("PYTEST_PLUGINS", module)
+    options = ["-p", module] if loaded_by == "option" else []
+    output = run(
+        tmp_path, *options, "--kernel=5.10", "--emu-kernel", "debian-6.12", "--clock", "icount"
+    )
+    assert "1 passed" in output, output
+
+
+def test_short_names(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(SHORT_CONFTEST)
+    (tmp_path / "test_names.py").write_text(SHORT)
+    for name in ("one", "two"):
+        (tmp_path / name).touch()
+    patches = ["--driver-patches", "one", "--emu-driver-patches=two"]
+    output = run(tmp_path, "test_names.py", "--kernel", "lab", *patches)
+    assert "1 passed" in output, output
