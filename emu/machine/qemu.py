@@ -265,6 +265,12 @@ class Machine:
         """Whether QEMU's process lives."""
         return self._child is not None and self._child.running
 
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that ended QEMU, where this process did not send it."""
+        status = self._child.status if self._child else None
+        return None if self._ending or status is None or status >= 0 else -status
+
     def qmp(self, command: str, *, timeout: float = QMP_TIMEOUT, **arguments: Any) -> Any:
         """Run a QMP command (underscores in argument names become hyphens); its answer.
 

@@ -20,10 +20,12 @@ the rig itself is an error of the rig, never a failed test.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
 
 import pytest
 
+from emu.errors import EmuError, RigError
 from emu.lab import provenance
 from emu.lab.stack import Stack
 from emu.machine.watch import Finding
@@ -52,9 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """A test is over when its consoles are quiet: it answers for what they print until then."""
     yield
-    stacks = [item.stash[key] for key in (STACK, SECOND) if key in item.stash]
+    stacks = _stacks(item)
     if stacks:
         _only_declared(stacks, declared_by(item))
+    for stack in stacks:
+        _check_qemu(stack)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,12 +72,12 @@ def pytest_runtest_makereport(
     if call.when == "call" and stack is not None and stack.machine.running:
         host = item.stash.get(HOST, None)
         loaded = {end: driver for end, (driver, _) in host.loaded.items()} if host else {}
-        item.user_properties += provenance.of(stack, loaded).items()
+        with contextlib.suppress(EmuError):  # QEMU may end any moment
+            item.user_properties += provenance.of(stack, loaded).items()
     report = yield
     if report.failed and error is not None:
-        for key in (STACK, SECOND):
-            if key in item.stash:
-                add_sections(report, item.stash[key], timed_out=is_timeout(error))
+        for each in _stacks(item):
+            add_sections(report, each, timed_out=is_timeout(error))
     if call.when == "call" and error is not None and report.failed and is_of_the_rig(error):
         report.when = RIG  # type: ignore[assignment]
     if call.when == "teardown" and stack is not None:
@@ -86,6 +90,22 @@ def pytest_runtest_makereport(
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """An error of the rig is counted with the errors, beside what failed."""
     return ("error", "E", "RIG ERROR") if report.when == RIG else None
+
+
+def _stacks(item: pytest.Item) -> list[Stack]:
+    return [item.stash[key] for key in (STACK, SECOND) if key in item.stash]
+
+
+def _check_qemu(stack: Stack) -> None:
+    """Raise RigError for a QEMU that somebody else ended, the OOM killer for one."""
+    __tracebackhide__ = True
+    machine = stack.machine
+    if machine.running:
+        # One that was killed just now does not answer, and is reaped meanwhile.
+        with contextlib.suppress(RigError):
+            machine.qmp("query-status")
+    if machine.killed_by is not None:
+        raise RigError(f"QEMU was ended by signal {machine.killed_by}")
 
 
 def _only_declared(stacks: Sequence[Stack], declared: frozenset[str]) -> None:

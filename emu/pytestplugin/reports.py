@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +22,14 @@ SHOWN_LINES = 40
 RIG = "rig"
 """The phase that a report names when the rig broke: pytest counts all but "call" as errors."""
 _OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
-"""RigErrors that tell of a guest: under test, it is what they fail that failed."""
+"""RigErrors about a guest, which is what is under test: the test failed."""
 
 
 class PrintedProgress(Progress):
-    """Prints what it is told, for pytest to show when a test fails; keeps the notes.
+    """Prints to the test's captured output, which pytest shows if it fails; keeps the notes.
 
-    What has stages is done once for many tests (a kernel, a checkpoint, the wait for another
-    process that makes one), and may take longer than a test: it is nobody's time.
+    Stages are work that many tests share (a kernel, a checkpoint, waiting for a process that
+    makes one) and may take longer than a test: they do not count against its time limit.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -47,7 +48,7 @@ class PrintedProgress(Progress):
 
 
 def is_of_the_rig(error: BaseException) -> bool:
-    """Whether the rig broke, and nothing can be said of what is under test."""
+    """Whether the rig broke, which says nothing about what is under test."""
     return isinstance(error, RigError | InputError) and not isinstance(error, _OF_THE_STACK)
 
 
@@ -57,24 +58,34 @@ def is_timeout(error: BaseException) -> bool:
 
 
 def hide_our_frames(call: pytest.CallInfo[None]) -> None:
-    """Leave the lines of the test in a traceback, not the thirty of ours below them.
+    """Leave the test's frames in a traceback, not the thirty of ours below them.
 
-    pytest passes over frames whose globals have this name (its own and those of helpers).
+    pytest skips frames whose globals have `__tracebackhide__`.
     """
     if call.excinfo is None or not isinstance(call.excinfo.value, EmuError):
         return
     ours = Path(paths.__file__).parent
     for entry in call.excinfo.traceback:
         if ours in Path(entry.path).parents:
-            entry.frame.f_globals["__tracebackhide__"] = _tells_a_person
+            entry.frame.f_globals["__tracebackhide__"] = _is_ours
 
 
-def _tells_a_person(error: pytest.ExceptionInfo[BaseException]) -> bool:
+def _is_ours(error: pytest.ExceptionInfo[BaseException]) -> bool:
     return isinstance(error.value, EmuError)
 
 
 def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
-    """What the consoles said and, in files, how the stack stands; after a time-out shown, too."""
+    """Add the consoles' last lines and the state dump: its files, after a time-out its text.
+
+    Never raises: pytest takes an error in a report for one of its own, and ends the session.
+    """
+    try:
+        _add_sections(report, stack, timed_out)
+    except Exception:
+        report.sections.append(("state of the stack", traceback.format_exc()))
+
+
+def _add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
     run = stack.machine.rundir
     run.keep(report.nodeid)
     report.sections.append((f"consoles of {run.path}", last_lines(run.log("console"))))
@@ -83,9 +94,8 @@ def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> No
         for part in dump:
             report.sections.append((part.title, part.tail(SHOWN_LINES)))
     else:
-        report.sections.append(
-            ("state of the stack", "\n".join(str(part.path) for part in dump) or "not to be had")
-        )
+        paths = "\n".join(str(part.path) for part in dump)
+        report.sections.append(("state of the stack", paths or "none"))
 
 
 def last_lines(log: Path, count: int = SHOWN_LINES) -> str:

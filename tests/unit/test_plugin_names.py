@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-OTHER = """
-import pytest
+from emu import paths
 
-def pytest_addoption(parser):
-    parser.getgroup("other").addoption("--kernel", default="theirs")
-
-@pytest.fixture
-def host():
-    return "theirs"
-"""
+OTHER = paths.checkout() / "tests/system/rig/plugin/other_plugin.py"
 TESTS = """
 def test_other_plugin_keeps_its_names(host, pytestconfig):
     assert host == "theirs"
@@ -56,7 +49,7 @@ def test_other_plugin_keeps_its_names(
 ) -> None:
     """Whether it is loaded before ours (-p) or after (PYTEST_PLUGINS, a conftest)."""
     module = "conftest" if loaded_by == "conftest" else "other_plugin"
-    (tmp_path / f"{module}.py").write_text(OTHER)
+    (tmp_path / f"{module}.py").write_text(OTHER.read_text())
     (tmp_path / "test_names.py").write_text(TESTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     if loaded_by == "environment":

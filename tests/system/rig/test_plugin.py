@@ -15,6 +15,9 @@ from emu import paths
 from emu.images.cache import Cache
 
 TESTS = Path(__file__).parent / "plugin/written_by_others.py"
+OTHER_PLUGIN = Path(__file__).parent / "plugin/other_plugin.py"
+CONFTEST = "from emu.pytestplugin.short_names import *"
+"""The line that the README gives for the short names."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +41,9 @@ def run(everything: Cache, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 def _run(place: Path, report: Path) -> str:
     (place / "test_others.py").write_text(TESTS.read_text())
-    (place / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
+    (place / "conftest.py").write_text(f"{CONFTEST}\n")
+    (place / "other_plugin.py").write_text(OTHER_PLUGIN.read_text())
+    (place / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p other_plugin\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"],
         cwd=place,
@@ -63,10 +68,11 @@ def test_the_readme_shows_what_is_run() -> None:
     example = readme.partition("```python\n")[2].partition("```")[0]
     assert example
     assert example in TESTS.read_text()
+    assert f"`{CONFTEST}`" in readme
 
 
 def test_counts(run: tuple[str, Path]) -> None:
-    assert "4 failed, 1 passed, 1 error" in run[0].splitlines()[-1]
+    assert "4 failed, 1 passed, 2 errors" in run[0].splitlines()[-1]
 
 
 def test_what_ran_is_in_the_report(run: tuple[str, Path]) -> None:
@@ -100,6 +106,13 @@ def test_a_broken_rig_is_no_failed_test(run: tuple[str, Path]) -> None:
     broken = case(run[1], "test_in_which_qemu_ends")
     assert broken.find("error") is not None
     assert broken.find("failure") is None
+
+
+def test_killed_qemu_is_an_error_of_the_rig(run: tuple[str, Path]) -> None:
+    error = case(run[1], "test_in_which_qemu_is_killed").find("error")
+    assert error is not None
+    assert "QEMU was ended by signal 9" in (error.text or "")
+    assert "INTERNALERROR" not in run[0]
 
 
 def test_trouble_on_a_console_fails_the_test(run: tuple[str, Path]) -> None:

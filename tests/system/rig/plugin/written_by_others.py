@@ -1,5 +1,8 @@
 """Tests as a user of the plugin writes them; test_plugin.py runs them and reads the reports."""
 
+import os
+import signal
+
 import pytest
 
 
@@ -23,6 +26,10 @@ def test_in_which_nothing_connects(host, lun):
 def test_in_which_qemu_ends(host):
     host.stack.machine.kill()
     host.xen.info()
+
+
+def test_in_which_qemu_is_killed(host):
+    os.kill(host.stack.machine.pid, signal.SIGKILL)
 
 
 def test_that_leaves_trouble(host):
