@@ -18,6 +18,8 @@ from typing import Protocol, TypeVar
 
 from emu.deadline import Deadline
 from emu.errors import RigError
+from emu.machine import known_reports
+from emu.machine.known_reports import KnownReport
 from emu.machine.verdict import KNOWN_NAMES
 
 T = TypeVar("T")
@@ -25,6 +27,8 @@ T = TypeVar("T")
 LINES_BEFORE = 6
 LINES_AFTER = 24
 LAST_LINES = 15
+_VERSION_WITHIN = 2.0
+"""Seconds for the lines after a finding that may be known: the next ones name the kernel."""
 _QUIET = 0.3
 """Seconds without a byte after which a console is taken to have said what it had to say."""
 _SETTLE = 3.0
@@ -60,6 +64,17 @@ class WaitTimeout(RigError):
     """What was awaited did not come in time."""
 
 
+@dataclass(frozen=True)
+class _Undecided:
+    """A finding that fits a known report, whose kernel's version was not printed yet."""
+
+    finding: Finding
+    known: KnownReport
+    console: Listened
+    until: float
+    """Seconds since the machine's start; without a version by then it is trouble."""
+
+
 class Listened(Protocol):
     """What the watch asks of a console."""
 
@@ -92,6 +107,8 @@ class Watch:
         self._failure: RigError | None = None
         self._allowances: list[_Allowance] = []
         self._after_the_fact = 0
+        self._undecided: list[_Undecided] = []
+        self._known: list[tuple[KnownReport, Finding]] = []
 
     # What the reactor tells.
 
@@ -110,13 +127,43 @@ class Watch:
             if self._is_copy(finding):
                 return
             self._seen.append(finding)
-            for allowance in self._allowances:
-                if allowance.covers(finding):
-                    allowance.findings.append(finding)
-                    break
+            if undecided := self._fits_known(finding):
+                self._undecided.append(undecided)
             else:
-                self._findings.append(finding)
+                self._take(finding)
             self._changed.notify_all()
+
+    def _take(self, finding: Finding) -> None:
+        for allowance in self._allowances:
+            if allowance.covers(finding):
+                allowance.findings.append(finding)
+                return
+        self._findings.append(finding)
+
+    def _fits_known(self, finding: Finding) -> _Undecided | None:
+        for console in self._consoles:
+            if console.name == finding.console:
+                before = console.around(finding.number, known_reports.LINES_BEFORE, -1)
+                if known := known_reports.candidate(finding.line, before):
+                    return _Undecided(finding, known, console, self.now() + _VERSION_WITHIN)
+        return None
+
+    def _decide(self) -> None:
+        """Sort out undecided findings, as far as their kernels' versions were printed."""
+        if not self._undecided:
+            return
+        with self._changed:
+            undecided, self._undecided = self._undecided, []
+            for one in undecided:
+                number = one.finding.number
+                after = one.console.around(number, -1, known_reports.LINES_AFTER)
+                listed = known_reports.on_listed_kernel(one.known, after)
+                if listed is None and self.now() < one.until:
+                    self._undecided.append(one)
+                elif listed:
+                    self._known.append((one.known, one.finding))
+                else:
+                    self._take(one.finding)
 
     def _is_copy(self, finding: Finding) -> bool:
         # dom0's kernel writes every line to both of its consoles.
@@ -141,13 +188,22 @@ class Watch:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings nobody declared, in the order they came."""
+        """The findings nobody declared, in the order they came, without known reports."""
         with self._changed:
+            self._decide()
             return tuple(self._findings)
+
+    @property
+    def known(self) -> tuple[tuple[KnownReport, Finding], ...]:
+        """The known kernel reports that came, in order: they are no trouble."""
+        with self._changed:
+            self._decide()
+            return tuple(self._known)
 
     @property
     def in_trouble(self) -> bool:
         """Whether the next wait would end at once."""
+        self._decide()
         findings = bool(self._findings) and not self._after_the_fact
         return findings or self._failure is not None
 
@@ -256,10 +312,11 @@ class Watch:
         """Wait (0.3 s, 3 s at most) until no console prints any more."""
         end = time.monotonic() + _SETTLE
         while time.monotonic() < end:
+            self._decide()
             idle = min((console.idle() for console in self._consoles), default=_QUIET)
-            if idle >= _QUIET:
+            if idle >= _QUIET and not self._undecided:
                 return
-            time.sleep(_QUIET - idle + 0.01)
+            time.sleep(max(_QUIET - idle, 0.0) + 0.01)
 
     def _trouble(self, finding: Finding, deadline: Deadline | None) -> GuestTrouble:
         # What a dying kernel says next (registers, call trace) belongs to the message.

@@ -33,10 +33,12 @@ from emu.pytestplugin import timer
 from emu.pytestplugin.marks import MARKERS, declared_by
 from emu.pytestplugin.reports import (
     RIG,
+    add_known,
     add_sections,
     hide_our_frames,
     is_of_the_rig,
     is_timeout,
+    show_known,
 )
 from emu.pytestplugin.stash import HOST, SECOND, STACK
 
@@ -74,6 +76,8 @@ def pytest_runtest_makereport(
         loaded = {end: driver for end, (driver, _) in host.loaded.items()} if host else {}
         with contextlib.suppress(EmuError):  # QEMU may end any moment
             item.user_properties += provenance.of(stack, loaded).items()
+    if call.when != "setup":
+        add_known(item, _stacks(item))
     report = yield
     if report.failed and error is not None:
         for each in _stacks(item):
@@ -90,6 +94,10 @@ def pytest_runtest_makereport(
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """An error of the rig is counted with the errors, beside what failed."""
     return ("error", "E", "RIG ERROR") if report.when == RIG else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    show_known(terminalreporter)
 
 
 def _stacks(item: pytest.Item) -> list[Stack]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from emu.progress import Progress
 from emu.pytestplugin.timer import untimed
 
 SHOWN_LINES = 40
+KNOWN = "known-report"
+"""The property that names a known kernel report."""
 RIG = "rig"
 """The phase that a report names when the rig broke: pytest counts all but "call" as errors."""
 _OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
@@ -88,6 +90,9 @@ def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> No
 def _add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
     run = stack.machine.rundir
     run.keep(report.nodeid)
+    for known, finding in stack.machine.watch.known:
+        text = f"{finding.guest}: {finding.line}\n{known.reason}"
+        report.sections.append((f"known kernel report: {known.name}", text))
     report.sections.append((f"consoles of {run.path}", last_lines(run.log("console"))))
     dump = statedump.collect(stack, run)
     if timed_out:
@@ -96,6 +101,28 @@ def _add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> N
     else:
         paths = "\n".join(str(part.path) for part in dump)
         report.sections.append(("state of the stack", paths or "none"))
+
+
+def add_known(item: pytest.Item, stacks: Iterable[Stack]) -> None:
+    """Name the known kernel reports of a test's consoles in its properties."""
+    for stack in stacks:
+        for known, finding in stack.machine.watch.known:
+            found = (KNOWN, f"{known.name} (Linux {', '.join(known.kernels)}, {finding.guest})")
+            if found not in item.user_properties:
+                item.user_properties.append(found)
+
+
+def show_known(terminal: pytest.TerminalReporter) -> None:
+    """One line for each known kernel report, with the number of tests that met it."""
+    tests: dict[str, set[str]] = {}
+    for reports in terminal.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == KNOWN:
+                    tests.setdefault(str(value), set()).add(report.nodeid)
+    for value, nodes in sorted(tests.items()):
+        count = f"{len(nodes)} test" + ("s" if len(nodes) > 1 else "")
+        terminal.write_line(f"known kernel report in {count}: {value}")
 
 
 def last_lines(log: Path, count: int = SHOWN_LINES) -> str:
