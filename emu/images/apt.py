@@ -11,6 +11,7 @@ a mirror is taken over. apt checks the archive's signature against Debian's keyr
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+from debian import deb822
 
 from emu.errors import EmuError, InputError, RigError
 from emu.progress import Progress
@@ -144,58 +147,46 @@ def parse_solution(text: str) -> list[tuple[str, str]]:
 
 
 def parse_records(text: str) -> list[Record]:
-    """The paragraphs of `apt-cache show`."""
-    records = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        fields = dict(re.findall(r"^([A-Za-z0-9-]+): *(.*)$", paragraph, re.MULTILINE))
-        if "Package" not in fields:
-            continue
-        needs = [fields.get("Pre-Depends", ""), fields.get("Depends", "")]
-        records.append(
-            Record(
-                name=fields["Package"],
-                version=fields["Version"],
-                arch=fields["Architecture"],
-                sha256=fields["SHA256"],
-                size=int(fields["Size"]),
-                depends=parse_depends(",".join(filter(None, needs))),
-                provides=tuple(name for (name,) in parse_depends(fields.get("Provides", ""))),
-            )
+    """The stanzas of `apt-cache show`."""
+    return [
+        Record(
+            name=stanza["Package"],
+            version=stanza["Version"],
+            arch=stanza["Architecture"],
+            sha256=stanza["SHA256"],
+            size=int(stanza["Size"]),
+            depends=(*parse_depends(stanza, "Pre-Depends"), *parse_depends(stanza, "Depends")),
+            provides=tuple(names[0] for names in parse_depends(stanza, "Provides")),
         )
-    return records
+        for stanza in deb822.Packages.iter_paragraphs(text, use_apt_pkg=False)
+        if "Package" in stanza
+    ]
 
 
 def parse_sources_index(text: str, part: str = SOURCE) -> list[Record]:
-    """The paragraphs of `apt-cache showsrc`; those without a tarball of that part are left out."""
-    records = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        fields = dict(re.findall(r"^([A-Za-z0-9-]+): *(.*(?:\n .*)*)$", paragraph, re.MULTILINE))
-        tarball = re.search(
-            rf"^ (\w{{64}}) (\d+) \S+\.{_TARBALLS[part]}\.tar\.\w+$",
-            fields.get("Checksums-Sha256", ""),
-            re.MULTILINE,
+    """The stanzas of `apt-cache showsrc`; those without a tarball of that part are left out."""
+    name = re.compile(rf"\S+\.{_TARBALLS[part]}\.tar\.\w+")
+    return [
+        Record(
+            name=stanza["Package"],
+            version=stanza["Version"],
+            arch=part,
+            sha256=file["sha256"],
+            size=int(file["size"]),
+            depends=(),
+            provides=(),
         )
-        if tarball:
-            records.append(
-                Record(
-                    name=fields["Package"],
-                    version=fields["Version"],
-                    arch=part,
-                    sha256=tarball[1],
-                    size=int(tarball[2]),
-                    depends=(),
-                    provides=(),
-                )
-            )
-    return records
+        for stanza in deb822.Sources.iter_paragraphs(text, use_apt_pkg=False)
+        for file in stanza.get("Checksums-Sha256", ())
+        if name.fullmatch(file["name"])
+    ]
 
 
-def parse_depends(text: str) -> Depends:
-    """Names only: "a (>= 1), b:any | c" is (("a",), ("b", "c"))."""
+def parse_depends(stanza: deb822.Packages, field: str) -> Depends:
+    """Names only: "a (>= 1), b:any | c" is (("a",), ("b", "c")); none without the field."""
     return tuple(
-        tuple(re.split(r"[\s:(\[]", choice.strip())[0] for choice in group.split("|"))
-        for group in text.split(",")
-        if group.strip()
+        tuple(choice["name"] for choice in choices)
+        for choices in stanza.relations[field.lower()] or ()
     )
 
 
@@ -353,10 +344,10 @@ def _sources(archive: Archive, mirrors: Mirrors) -> str:
 
 
 def _os_release() -> dict[str, str]:
-    for path in (Path("/etc/os-release"), Path("/usr/lib/os-release")):
-        if path.exists():
-            return dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', path.read_text(), re.MULTILINE))
-    return {}
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
 
 
 def _host_targets() -> str:
