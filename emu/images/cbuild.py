@@ -12,13 +12,12 @@ from emu import paths
 from emu.images import kbuild
 from emu.images.manifest import JSON
 
+LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE")
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
 FLAGS = (
-    "-std=gnu11",
-    "-D_GNU_SOURCE",
+    *LANGUAGE,
+    *WARNINGS,
     "-O2",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
     "-ffile-prefix-map=.=",
     "-s",
     "-Wl,--build-id=none",
