@@ -93,3 +93,8 @@ def _fixed_addresses() -> tuple[str, ...]:
 def environment(**more: str) -> dict[str, str]:
     """This process's environment with the sanitizers' options."""
     return {**os.environ, **ENVIRONMENT, **more}
+
+
+def reports(prefix: Path) -> dict[str, str]:
+    """Options that write a report to `prefix`.PID in place of standard error."""
+    return {key: f"{value}:log_path={prefix}" for key, value in ENVIRONMENT.items()}

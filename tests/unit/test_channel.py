@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
+import re
 import select
 import shlex
 import signal
@@ -20,13 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sanitized
+from processes import alive, gone
 
 from emu.channel import frames
 from emu.channel.channel import Channel, ChannelLost, CommandFailed, CommandTimeout, Process, Stream
 from emu.channel.files import patience
 from emu.channel.frames import ToGuest
 from emu.channel.mux import WINDOW
-from emu.deadline import Deadline
+from emu.deadline import Deadline, scale
 from emu.errors import RigError
 from emu.images import agent
 from emu.images.cache import Cache
@@ -38,8 +42,14 @@ Change = Callable[[bytes], bytes]
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """emu-agent, compiled."""
+def program() -> Path:
+    """emu-agent, with ASan and UBSan."""
+    return sanitized.program("emu-agent")
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """emu-agent as guests have it."""
     return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).agent
 
 
@@ -94,7 +104,11 @@ class Terminal:
 def serving(program: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """An agent, and the host's end of the socket it serves."""
     ours, theirs = socket.socketpair()
-    process = subprocess.Popen([program, f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()])
+    process = subprocess.Popen(
+        [program, f"fd:{theirs.fileno()}"],
+        pass_fds=[theirs.fileno()],
+        env=sanitized.environment(),
+    )
     theirs.close()
     try:
         yield ours, process
@@ -116,7 +130,7 @@ def tty_guest(program: Path) -> Iterator[Channel]:
     """A channel over a terminal, as over a domU's console."""
     master, slave = os.openpty()
     os.set_blocking(master, False)
-    process = subprocess.Popen([program, os.ttyname(slave)])
+    process = subprocess.Popen([program, os.ttyname(slave)], env=sanitized.environment())
     try:
         with Channel(Terminal(master), name="domU") as channel:
             channel.hello(10)
@@ -128,20 +142,14 @@ def tty_guest(program: Path) -> Iterator[Channel]:
         os.close(master)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def test_process_that_ends_while_it_is_looked_at_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stat file could be opened, and then not be read."""
 
+    def read_text(path: Path) -> str:
+        raise ProcessLookupError(errno.ESRCH, "No such process", str(path))
 
-def gone(*pids: int, within: float = 5.0) -> bool:
-    end = time.monotonic() + within
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert not alive(os.getpid())
 
 
 def open_files(pid: int) -> Iterator[Path]:
@@ -178,7 +186,7 @@ def test_a_tty_that_was_hung_up_is_left_alone_for_a_while(program: Path, tmp_pat
     os.set_blocking(old, False)
     os.set_blocking(master, False)
     link.symlink_to(os.ttyname(old_slave))
-    agent = subprocess.Popen([program, link])
+    agent = subprocess.Popen([program, link], env=sanitized.environment())
     try:
         with Channel(Terminal(old), name="before") as before:
             before.hello(10)
@@ -242,7 +250,9 @@ def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(guest.run, script, timeout=3)
         assert wait_for(lambda: len(running(sleep)) == 4, seconds=2.5)
-        with pytest.raises(CommandTimeout, match="did not end within 3 s") as timeout:
+        with pytest.raises(
+            CommandTimeout, match=f"did not end within {3 * scale():g} s"
+        ) as timeout:
             job.result()
     assert timeout.value.lines == ("so far",)
     left = [pid for pid in running(sleep) if not gone(pid, within=2)]
@@ -336,8 +346,8 @@ def test_input_nobody_reads_is_no_error(guest: Channel) -> None:
     assert guest.run("head -c 1", input=bytes(4 * MIB), timeout=10).stdout == b"\0"
 
 
-def test_a_slow_reader_holds_up_itself_only(program: Path) -> None:
-    with serving(program) as (sock, server), Channel(sock, name="dom0") as channel:
+def test_a_slow_reader_holds_up_itself_only(plain: Path) -> None:
+    with serving(plain) as (sock, server), Channel(sock, name="dom0") as channel:
         channel.hello(10)
         flood = channel.spawn("yes 0123456 | head -c 64000000; echo end >&2")
         stuck = channel.spawn(["sleep", "1000"])
@@ -544,7 +554,11 @@ def test_a_guest_behind_a_guest(guest: Channel, program: Path, tmp_path: Path) -
         listener.listen()
         with Channel(guest.bridge(path), name="domU") as inner:
             sock, _ = listener.accept()
-            server = subprocess.Popen([program, f"fd:{sock.fileno()}"], pass_fds=[sock.fileno()])
+            server = subprocess.Popen(
+                [program, f"fd:{sock.fileno()}"],
+                pass_fds=[sock.fileno()],
+                env=sanitized.environment(),
+            )
             sock.close()
             inner.hello(10)
             data = random.Random(6).randbytes(8 * MIB)
@@ -594,6 +608,9 @@ def test_nothing_is_left_after_close(program: Path) -> None:
 
 def test_no_agent_is_said_so() -> None:
     ours, theirs = socket.socketpair()
-    error = pytest.raises(RigError, match=r"dom0: no guest agent answered within 0\.3 s")
+    error = pytest.raises(
+        RigError,
+        match=f"dom0: no guest agent answered within {re.escape(f'{0.3 * scale():.2g}')} s",
+    )
     with theirs, Channel(ours, name="dom0") as channel, error:
         channel.hello(0.3)

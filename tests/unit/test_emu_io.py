@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sanitized
+from processes import gone
 
-from emu.images import agent
 from emu.images.cache import Cache
-from emu.images.context import BuildContext
 from emu.xen.account import IoAccount, parse_account
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return agent.build(BuildContext(Cache())).io
+    """emu-io, with ASan and UBSan."""
+    return sanitized.program("emu-io")
 
 
 @pytest.fixture
@@ -39,8 +40,14 @@ def run(
     meanwhile: Callable[[int], object] = lambda process: None,
 ) -> IoAccount:
     file = disk.with_name("account")
+    # In the background emu-io has no standard error: a sanitizer's report goes to a file.
+    options = sanitized.reports(disk.with_name("report"))
     started = subprocess.run(
-        [program, disk, file, *words], capture_output=True, text=True, check=True
+        [program, disk, file, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=sanitized.environment(**options),
     )
     process = int(started.stdout)
     try:
@@ -52,11 +59,17 @@ def run(
     while (account := show(program, file)).state == "running":
         assert time.monotonic() < until, "emu-io did not end"
         time.sleep(0.01)
+    assert gone(process), "emu-io did not end"
+    for report in disk.parent.glob("report.*"):
+        raise AssertionError(report.read_text())
     return account
 
 
 def show(program: Path, file: Path) -> IoAccount:
-    return parse_account(subprocess.run([program, "show", file], stdout=-1, check=True).stdout)
+    shown = subprocess.run(
+        [program, "show", file], stdout=-1, check=True, env=sanitized.environment()
+    )
+    return parse_account(shown.stdout)
 
 
 @pytest.mark.parametrize("words", [[], ["bytes=16384", "outstanding=5", "stride=16384"]])
@@ -124,14 +137,22 @@ def test_an_account_that_is_full(program: Path, disk: Path) -> None:
     ],
 )
 def test_nonsense_is_refused(program: Path, disk: Path, words: list[str], said: str) -> None:
-    done = subprocess.run([program, disk, "/dev/null", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [program, disk, "/dev/null", *words],
+        capture_output=True,
+        text=True,
+        env=sanitized.environment(),
+    )
     assert done.returncode == 2
     assert said in done.stderr
 
 
 def test_a_disk_that_is_not_there(program: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [program, tmp_path / "absent", tmp_path / "account"], capture_output=True, text=True
+        [program, tmp_path / "absent", tmp_path / "account"],
+        capture_output=True,
+        text=True,
+        env=sanitized.environment(),
     )
     assert done.returncode == 2
     assert "absent: No such file" in done.stderr

@@ -8,11 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from emu.images import agent
-from emu.images.cache import Cache
-from emu.images.context import BuildContext
-from emu.progress import Progress
+import sanitized
 
 HERE = "127.0.0.1"
 DATA = os.urandom(3 << 20)
@@ -20,8 +16,9 @@ DATA = os.urandom(3 << 20)
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).stream
+def stream() -> Path:
+    """emu-stream, with ASan and UBSan."""
+    return sanitized.program("emu-stream")
 
 
 @pytest.fixture
@@ -33,13 +30,18 @@ def port() -> str:
 
 def listen(stream: Path, port: str, *program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [stream, "listen", HERE, port, *program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [stream, "listen", HERE, port, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=sanitized.environment(),
     )
 
 
 def connect(stream: Path, port: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
     command = [str(stream), "connect", HERE, port]
-    return subprocess.run(command, input=data, capture_output=True, timeout=30)
+    return subprocess.run(
+        command, input=data, capture_output=True, timeout=30, env=sanitized.environment()
+    )
 
 
 def test_a_program_has_the_connection_as_its_input_and_output(stream: Path, port: str) -> None:
@@ -53,7 +55,9 @@ def test_data_is_passed_on_as_it_is(stream: Path, port: str, tmp_path: Path) -> 
     source = tmp_path / "data"
     source.write_bytes(DATA)
     with listen(stream, port, "-") as listener, source.open("rb") as file:
-        sender = subprocess.Popen([stream, "connect", HERE, port], stdin=file)
+        sender = subprocess.Popen(
+            [stream, "connect", HERE, port], stdin=file, env=sanitized.environment()
+        )
         assert listener.stdout
         assert listener.stdout.read() == DATA
         assert (sender.wait(10), listener.wait(10)) == (0, 0)
@@ -78,6 +82,6 @@ def test_wrong_words_are_refused(stream: Path) -> None:
         ["connect", "host", "8000"],
         ["connect", HERE, "x"],
     ):
-        refused = subprocess.run([stream, *words], capture_output=True)
+        refused = subprocess.run([stream, *words], capture_output=True, env=sanitized.environment())
         assert refused.returncode == 2
         assert refused.stderr.startswith(b"usage: emu-stream")
