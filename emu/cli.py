@@ -20,6 +20,7 @@ COMMANDS = (
     "run",
     "shell",
     "replay",
+    "runs",
     "series",
     "mutants",
     "repeat",

@@ -35,7 +35,10 @@ def perform(wish: RunWish, context: BuildContext) -> RunReport:
     with running(artifacts, context) as stack:
         timing.stages["start_s"] = stack.start_s
         report = _drive(wish, artifacts, built, stack, timing, context)
-    return replace(report, checks=tuple(checks(report)))
+        report = replace(report, checks=tuple(checks(report)))
+        if failed := [check.name for check in report.checks if not check.held]:
+            stack.machine.rundir.keep(f"did not hold: {'; '.join(failed)}")
+    return report
 
 
 def _drive(

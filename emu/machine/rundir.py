@@ -1,15 +1,17 @@
 """A run's directory: its logs and what QEMU writes, private to the user, gone when stale.
 
     runs/20150522-140312-7f3a/      mode 0700
-        lock                        an flock, held while the run's owner lives
+        lock                        an flock, held while the run's owner lives; its record
         console.log xen.log …       kept for the last few runs
         state/                      everything else; removed with the run
 
-A directory whose lock is free belongs to nobody: its owner has ended, or was killed.
+A directory whose lock is free has no owner: it has ended, or was killed. The record
+(emu.machine.runrecord) tells which.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -17,17 +19,18 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from emu import paths
 from emu.errors import RigError
+from emu.machine import runrecord
+from emu.machine.runrecord import Outcome, RunRecord
 
 KEEP_LOGS = 5
-"""How many ended runs keep their logs."""
+"""How many runs that held keep their logs."""
 KEEP_FAILED = 20
-"""And of those that failed, which somebody is going to look at while others run."""
+"""How many of those do that failed, were interrupted or killed: somebody will look at them."""
 _LOCK = "lock"
 _FAILED = "failed.log"
 _NEW = ".new-"
@@ -36,7 +39,7 @@ _RECORDED = (".recording", ".json")
 """What replays the run (emu.lab.recording): kept as long as its logs."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def disk_errors(path: Path, wanted: str) -> Iterator[None]:
     """Turn "no space left" inside the block into a RigError that names path and room."""
     try:
@@ -96,6 +99,7 @@ class RunDir:
                 if lock is None:
                     continue  # another process's sweep was between the two lines
                 try:
+                    runrecord.begin(lock)
                     (hidden / "state").mkdir(mode=0o700)
                     hidden.rename(root / name)
                 except OSError as error:
@@ -111,17 +115,32 @@ class RunDir:
         return self.path / f"{name}.log"
 
     def keep(self, why: str) -> None:
-        """Let the logs of this run, which failed, outlive those of runs that did not."""
+        """Let the logs of this run, which failed, outlive those of runs that held."""
         (self.path / _FAILED).write_text(f"{why}\n")
 
-    def close(self) -> None:
-        """Give the directory up: state goes, the logs stay until later runs push them out."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Give the directory up: state goes, the logs stay until later runs push them out.
+
+        `error` is what ended the run; with one its logs are kept as by `keep`.
+        """
         if self._lock < 0:
             return
+        # A full disk must not hide the error: without its end the record counts as killed.
+        with contextlib.suppress(OSError):
+            if error is not None and not (self.path / _FAILED).exists():
+                self.keep(_first_line(error))
+            runrecord.end(self._lock, *self._outcome(error))
         shutil.rmtree(self.state, ignore_errors=True)
         os.close(self._lock)
         self._lock = -1
         sweep(self._root)
+
+    def _outcome(self, error: BaseException | None) -> tuple[Outcome, str]:
+        try:
+            why = (self.path / _FAILED).read_text().strip()
+        except OSError:
+            why = ""
+        return "failed" if why and error is None else runrecord.outcome_of(error), why
 
     def __enter__(self) -> RunDir:
         return self
@@ -132,7 +151,17 @@ class RunDir:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(error)
+
+
+def records(root: Path | None = None) -> list[RunRecord]:
+    """The runs that have a directory, the last first."""
+    found = []
+    for path in _directories(root or paths.runs_root()):
+        with contextlib.suppress(OSError):  # a sweep was faster, or another user's
+            if not path.name.startswith(_NEW):
+                found.append(runrecord.read(path, _LOCK))
+    return sorted(found, key=lambda record: record.began, reverse=True)
 
 
 def sweep(
@@ -140,8 +169,8 @@ def sweep(
 ) -> list[Path]:
     """Clear up behind runs that have ended; the newest `keep` of them keep their logs.
 
-    Those that failed (`RunDir.keep`) are counted by themselves, up to `keep_failed`. Returns
-    the directories that were removed. Runs whose owner lives are left alone.
+    Those that failed (`RunDir.keep`) or were killed are counted separately, up to `keep_failed`.
+    Returns the directories that were removed. Runs whose owner lives are left alone.
     """
     root = root or paths.runs_root()
     removed: list[Path] = []
@@ -151,7 +180,7 @@ def sweep(
         if lock is None:
             continue
         try:
-            failed = (path / _FAILED).exists()
+            failed = (path / _FAILED).exists() or runrecord.was_killed(lock)
             if left[failed] > 0 and not path.name.startswith(_NEW) and _strip(path):
                 left[failed] -= 1
             else:
@@ -160,6 +189,10 @@ def sweep(
         finally:
             os.close(lock)
     return removed
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 def _age_order(path: Path) -> str:

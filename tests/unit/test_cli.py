@@ -19,7 +19,7 @@ from emu.lab import bench, store
 from emu.machine.rundir import RunDir
 from emu.progress import Progress
 
-COMMANDS = ("run", "shell", "replay", "doctor", "images", "cache", "bench")
+COMMANDS = ("run", "shell", "replay", "runs", "doctor", "images", "cache", "bench")
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 
 
