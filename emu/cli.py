@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGHUP, _interrupt)
     try:
         status: int = arguments.command(arguments)
+        sys.stdout.flush()  # the report is out, whatever Python's exit has to wait for
     except EmuError as error:
         fail(str(error))
         return error.exit_code

@@ -17,7 +17,8 @@ from emu.screen import Screen
 _EPILOG = """Ctrl-] leaves a terminal, whatever the guest does; nothing is left running. Exit
 status: the command's or the shell's own (128 + n after signal n), 0 after Ctrl-], and
 those of `emu run` when the guest can't be reached. With --command, or when standard input is
-no terminal, standard output and standard error are exactly the guest's."""
+no terminal, standard output and standard error are exactly the guest's, but for a line on
+standard error where starting the stack takes more than 30 seconds."""
 
 
 def add(commands: Commands) -> None:

@@ -38,6 +38,8 @@ CONSOLES = ("xen", "dom0")
 """Those that are the machine's own; what a domU says passes dom0's port."""
 STANDS_AFTER = 60.0
 """Seconds, before scaling, without one more instruction until a replay is given up."""
+_HELD_AFTER = 2.0
+"""Seconds without one more instruction after which a debugger has stopped the machine."""
 _PAUSE = 0.5
 
 
@@ -76,8 +78,9 @@ def replay(run: Path, context: BuildContext, gdb: int | None = None) -> Replay:
     Raises InputError for what can't be replayed here; RigError when it stands still.
     """
     recorded = recording.find(run)
-    artifacts = _artifacts(recorded, context)
-    made = _began(recorded, artifacts, context.cache)
+    with context.progress.stage("preparing"):
+        artifacts = _artifacts(recorded, context)
+        made = _began(recorded, artifacts, context.cache)
     before = {name: (run / f"{name}.log").read_text(errors="replace") for name in CONSOLES}
     spec = replace(artifacts.spec, recording=Recording(recorded.log, "replay"))
     with RunDir.create() as rundir, context.progress.stage(f"replaying {run}"):
@@ -162,7 +165,9 @@ def _followed(machine: Machine, recorded: Recorded, progress: Progress, *, patie
             now = recording.executed(machine)
             if now != seen:
                 seen, stands = now, Deadline("the next instruction", STANDS_AFTER)
-        progress.tick(f"{seen / 1e9:.1f} of {total / 1e9:.1f} G instructions")
+        where = f"{seen / 1e9:.1f} of {total / 1e9:.1f} G instructions"
+        held = patient and stands.spent > _HELD_AFTER
+        progress.tick(f"{where}, stopped: waiting for the debugger" if held else where)
         if stands.passed and not patient:
             raise RigError(
                 f"the replay stands at instruction {seen} of {total} ({stands.spent:.0f} s)",

@@ -17,9 +17,11 @@ from emu.lab.drivers import DISK, drivers_for, load_drivers
 from emu.lab.report import RunReport, Timing, checks
 from emu.lab.stack import Artifacts, Stack, prepare, running
 from emu.lab.wish import RunWish
+from emu.progress import staged
 from emu.xen import data, lun
 
 DEADLINE_DATA = 300.0
+STARTING, STOPPING = "starting the stack", "stopping QEMU"
 
 
 def perform(wish: RunWish, context: BuildContext) -> RunReport:
@@ -32,7 +34,7 @@ def perform(wish: RunWish, context: BuildContext) -> RunReport:
     with timing.stage("prepare_s", "preparing", context.progress):
         artifacts = prepare(wish.stack, context)
         built = drivers_for(artifacts, context, front=wish.front, back=wish.back)
-    with running(artifacts, context) as stack:
+    with staged(running(artifacts, context), context.progress, STARTING, STOPPING) as stack:
         timing.stages["start_s"] = stack.start_s
         report = _drive(wish, artifacts, built, stack, timing, context)
         report = replace(report, checks=tuple(checks(report)))
@@ -49,33 +51,45 @@ def _drive(
     timing: Timing,
     context: BuildContext,
 ) -> RunReport:
-    host, domain = stack.host, stack.domain
-    with timing.stage("drivers_s", "loading the drivers", context.progress):
+    host, domain, progress = stack.host, stack.domain, context.progress
+    with timing.stage("drivers_s", "loading the drivers", progress):
         loaded = load_drivers(stack, built, context.cache, wish.ring_pages)
-    before = host.grants().of(domain.domid)
-    with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", context.progress):
+    with progress.stage("reading the grants"):
+        before = host.grants().of(domain.domid)
+    with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", progress):
         domain.attach(stack.lun, DISK)
+        progress.tick("waiting for both ends to connect")
         ring = domain.wait_connected(DISK)
-    attached = host.grants().of(domain.domid)
-    with timing.stage("data_s", f"writing and reading back {wish.moved_mib} MiB", context.progress):
+    with progress.stage("reading the grants"):
+        attached = host.grants().of(domain.domid)
+    with timing.stage("data_s", f"writing and reading back {wish.moved_mib} MiB", progress):
+        progress.tick("writing in the domU")
         written = _moved(data.write, domain.channel, DISK, wish.moved_mib)
+        progress.tick("reading in the domU")
         read_back = _moved(data.read, domain.channel, DISK, wish.moved_mib)
+        progress.tick("reading in dom0")
         device = stack.lun.device.removeprefix("/dev/")
         seen_by_dom0 = _moved(data.read, host.dom0, device, wish.moved_mib)
-    views = domain.queues(DISK)
-    session = lun.session_up(host.dom0, stack.lun)
-    with timing.stage("detach_s", f"detaching {DISK}", context.progress):
+    with progress.stage("reading the queues"):
+        views = domain.queues(DISK)
+        session = lun.session_up(host.dom0, stack.lun)
+    with timing.stage("detach_s", f"detaching {DISK}", progress):
         domain.detach(DISK)
-    after = host.grants().of(domain.domid)
+    with progress.stage("reading the grants and versions"):
+        after = host.grants().of(domain.domid)
+        qemu = str(stack.machine.qmp("query-version")["package"]) or "unpackaged"
+        xen = host.info()["xen_version"]
+        dom0_release = host.dom0.run(["uname", "-r"], timeout=20).text.strip()
+        domu_release = domain.channel.run(["uname", "-r"], timeout=20).text.strip()
     stack.machine.watch.check()
     return RunReport(
         wish=wish,
         artifacts=artifacts,
         origin=stack.origin,
-        qemu=str(stack.machine.qmp("query-version")["package"]) or "unpackaged",
-        xen=host.info()["xen_version"],
-        dom0_release=host.dom0.run(["uname", "-r"], timeout=20).text.strip(),
-        domu_release=domain.channel.run(["uname", "-r"], timeout=20).text.strip(),
+        qemu=qemu,
+        xen=xen,
+        dom0_release=dom0_release,
+        domu_release=domu_release,
         lun=stack.lun,
         session=session,
         ring=ring,

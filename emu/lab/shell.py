@@ -27,6 +27,7 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.drivers import DISK, connect, drivers_for
 from emu.lab.report import SOURCES
+from emu.lab.run import STARTING
 from emu.lab.stack import Stack, prepare, running
 from emu.lab.wish import Wish
 from emu.xen import queues
@@ -70,12 +71,15 @@ def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> 
 
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
-    inputs = prepare(wish, context)
     built: dict[End, Driver] = {}
-    if attachment:
-        front, back = attachment.front, attachment.back
-        built = drivers_for(inputs, context, front=front, back=back)
-    with running(inputs, context) as stack:
+    with context.progress.stage("preparing"):
+        artifacts = prepare(wish, context)
+        if attachment:
+            front, back = attachment.front, attachment.back
+            built = drivers_for(artifacts, context, front=front, back=back)
+    with contextlib.ExitStack() as entered:
+        with context.progress.stage(STARTING):
+            stack = entered.enter_context(running(artifacts, context))
         if attachment:
             with context.progress.stage(
                 f"loading the drivers, attaching {stack.lun.device} as {DISK}"

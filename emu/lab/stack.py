@@ -246,14 +246,17 @@ def _load(
     rundir = opened.enter_context(RunDir.create())
     began = time.monotonic()
     spec = _recorded(artifacts, rundir, made)
+    progress.tick("loading the checkpoint")
     machine = checkpoint.load(spec, made / "machine", rundir)
     opened.enter_context(machine)
     host = opened.enter_context(contextlib.closing(Host(machine)))
     opened.enter_context(recording.ended(machine, progress))
     saved = json.loads((made / "stack.json").read_text())
+    progress.tick("waiting for dom0")
     host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
     domain = host.adopt(**saved["domain"])
+    progress.tick("waiting for the domU")
     domain.open_channel(30.0)
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began

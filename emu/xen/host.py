@@ -169,7 +169,10 @@ class Host:
         """A console fed from a terminal in dom0 (a domU's, as xenconsoled serves it)."""
         bridge = self.dom0.bridge(tty, tty=True)
         console = self.machine.add_console(name, bridge.write)
-        threading.Thread(target=_pump, args=(bridge, console), name=f"{name} console").start()
+        # A daemon: Python's exit, and with it the output, must not wait for a guest.
+        threading.Thread(
+            target=_pump, args=(bridge, console), name=f"{name} console", daemon=True
+        ).start()
         return console
 
     def close(self) -> None:
