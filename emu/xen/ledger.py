@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from emu.xen.config import disk_name
 from emu.xen.granted import Entry, GrantAccount, Table
 from emu.xen.grants import Grant
 from emu.xen.xenstore import XenstoreTree
@@ -29,7 +30,7 @@ ONLY_MAPPED = "not granted any more, but mapped"
 
 def disk_of(number: int) -> str:
     """The name of a virtual device's number as Linux has it: 51712 is xvda."""
-    return f"xvd{chr(ord('a') + (number & 0xFF) // 16)}" if number >> 8 == 202 else f"vbd {number}"
+    return disk_name(number) or f"vbd {number}"
 
 
 def purposes(tree: XenstoreTree) -> dict[int, str]:
