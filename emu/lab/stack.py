@@ -74,15 +74,11 @@ class Artifacts:
 
 @dataclass(eq=False)
 class Stack:
-    """A running host with one LUN logged in and one idle domU.
-
-    `domu` is None on a host that has none: it was never given one, or it has moved away.
-    """
+    """A running host with one LUN logged in and one idle domU."""
 
     artifacts: Artifacts
     machine: Machine
     host: Host
-    domu: Domain | None
     lun: Lun
     origin: str
     """"checkpoint" or "cold"."""
@@ -92,19 +88,16 @@ class Stack:
     """The same until dom0 answered (cold: until all its services were up)."""
     kernel_lines: Mapping[str, int] = field(default_factory=dict)
     """Lines of each guest's kernel log in the checkpoint ("dom0", "domu"); none on a cold start."""
-    resumes: int = 0
-    """How often the domU was resumed as another domain: restored, or migrated."""
+
+    @property
+    def domu(self) -> Domain | None:
+        """The domU of the wish, where it runs on this host: it may have migrated away."""
+        return self.host.domains.get(self.artifacts.wish.domu.name)
 
     @property
     def domain(self) -> Domain:
-        """The domU that runs here. Raises RigError where none does."""
-        if self.domu is None:
-            raise RigError("no domU runs on this host")
-        return self.domu
-
-    @domain.setter
-    def domain(self, domain: Domain) -> None:
-        self.domu = domain
+        """The domU of the wish. Raises RigError where it does not run."""
+        return self.host.domain(self.artifacts.wish.domu.name)
 
 
 def prepare(wish: Wish, context: BuildContext) -> Artifacts:
@@ -208,9 +201,9 @@ def _cold(
         progress.tick("exporting the LUN")
         lun = host.create_lun("lun0", wish.lun_mib * luns.MIB, wish.sector)
         progress.tick("creating the domU")
-        domain = host.create(wish.domu)
+        host.create(wish.domu)
         start_s = time.monotonic() - began
-        yield Stack(artifacts, machine, host, domain, lun, "cold", start_s, dom0_s)
+        yield Stack(artifacts, machine, host, lun, "cold", start_s, dom0_s)
 
 
 @contextlib.contextmanager
@@ -260,8 +253,8 @@ def _load(
     domain.open_channel(30.0)
     lun = Lun(**saved["lun"])
     start_s = time.monotonic() - began
-    said = saved["kernel_lines"]
-    return Stack(artifacts, machine, host, domain, lun, "checkpoint", start_s, dom0_s, said)
+    lines = saved["kernel_lines"]
+    return Stack(artifacts, machine, host, lun, "checkpoint", start_s, dom0_s, lines)
 
 
 def _recorded(artifacts: Artifacts, rundir: RunDir, made: Path | None) -> MachineSpec:

@@ -1,10 +1,11 @@
-"""What tests and scripts talk to: a host, its domU and its LUN, as a person speaks of them.
+"""What tests and scripts use: a host, its domUs and its LUNs.
 
 `RigHost` and `RigDomu` join the verbs of `emu.xen` to what the rig knows of drivers and
 checkpoints. The fixtures of `emu.pytestplugin.fixtures` are these; a script makes its own:
 
-    with running(prepare(Wish(), cache, progress), cache, progress) as stack:
-        host = RigHost(stack, cache)
+    context = BuildContext(Cache())
+    with running(prepare(Wish(), context), context) as stack:
+        host = RigHost(stack, context)
         domu = host.create(disk=host.lun, ring_pages=16)
         domu.save_and_restore(max_ring_pages=2)
         assert domu.ring(host.lun).pages == 2
@@ -12,9 +13,10 @@ checkpoints. The fixtures of `emu.pytestplugin.fixtures` are these; a script mak
 
 from __future__ import annotations
 
+from emu.rig.disks import FIRST_DISK
 from emu.rig.domu import RigDomu
 from emu.rig.host import RigHost
 from emu.rig.ledger import Ledger
 from emu.rig.lun import RigLun
 
-__all__ = ["Ledger", "RigDomu", "RigHost", "RigLun"]
+__all__ = ["FIRST_DISK", "Ledger", "RigDomu", "RigHost", "RigLun"]

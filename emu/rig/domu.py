@@ -1,120 +1,62 @@
-"""The domU of a host, as tests see it: its disks, its ring, its moves."""
+"""A domU as tests see it: its drivers, its disks, its moves, its end."""
 
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emu.channel.channel import Channel
-from emu.errors import RigError
+from emu.deadline import Deadline
+from emu.errors import NotHeld
+from emu.images.modules import Driver, End
 from emu.rig import verifying
+from emu.rig.disks import FIRST_DISK, DomuDisks
 from emu.rig.lun import RigLun
 from emu.rig.verifying import Load, VerifyingIo
-from emu.xen import data, migration, save_restore
-from emu.xen.domain import Domain
+from emu.xen import granted, migration, save_restore
 from emu.xen.drivers import LoadedDriver
-from emu.xen.queues import Views
-from emu.xen.ring import Ring
-from emu.xen.save_restore import STOCK_MOVE
+from emu.xen.save_restore import STOCK_WARNING
 
 if TYPE_CHECKING:
     from emu.rig.host import RigHost
 
-FIRST_DISK = "xvda"
-OFFERED_WITHIN = 20.0
-"""Seconds until a back end waits for its front end."""
-DATA_WITHIN = 120.0
+ENDED_WITHIN = 20.0
+"""Seconds until a domain that has shut down is gone."""
 
 
-class RigDomu:
+class RigDomu(DomuDisks):
     """A running domU. `host` changes when it migrates, `domain` when it is restored, too."""
 
-    def __init__(self, host: RigHost, domain: Domain) -> None:
-        self.host = host
-        self._domain = domain
-        self._disks: dict[str, RigLun] = {}
-
-    @property
-    def domain(self) -> Domain:
-        """The domain behind it, with the verbs and views of `emu.xen`."""
-        return self._domain
-
-    @domain.setter
-    def domain(self, domain: Domain) -> None:
-        self._domain = domain
-        self.host.stack.domain = domain
-
-    @property
-    def channel(self) -> Channel:
-        """The command channel into the domU."""
-        return self._domain.channel
-
-    @property
-    def name(self) -> str:
-        """Its name for xl."""
-        return self._domain.name
+    def __init__(self, host: RigHost, name: str, kind: str, log_lines: int = 0) -> None:
+        super().__init__(host, name, log_lines)
+        self.kind = kind
+        """"pv" or "pvh"."""
+        self.resumes = 0
+        """How often it was resumed as another domain: restored, or migrated."""
+        self.ended = False
+        """Whether it was destroyed or shut down."""
+        self.front: tuple[Driver, LoadedDriver] | None = None
+        """The front end that was loaded last; None: what the checkpoint has."""
 
     def run(self, script: str, timeout: float = 60.0) -> str:
         """Run a shell script in the domU; its output. Raises CommandFailed."""
         return self.channel.run(script, timeout=timeout).text
 
+    # Its drivers.
+
     def load_front(self, which: str = "patched", **parameters: str | int) -> LoadedDriver:
         """Swap the domU's front end; `parameters` are the module's."""
-        return self.host.load("front", self.channel, which, parameters)
+        self.front = self.host.swap("front", self.channel, which, parameters)
+        return self.front[1]
 
-    # Its disks.
+    def load(self, end: End, which: str = "patched", **parameters: str | int) -> LoadedDriver:
+        """Swap an end's driver: the domU's front end, or the back end of its dom0."""
+        load = self.load_front if end == "front" else self.host.load_back
+        return load(which, **parameters)
 
-    def attach(self, lun: RigLun, disk: str | None = None) -> Ring:
-        """Give it `lun` as `disk` (default: the first free name), and wait for the ring."""
-        disk = self.offer(lun, disk)
-        return self._domain.wait_connected(disk)
-
-    def offer(self, lun: RigLun, disk: str | None = None) -> str:
-        """Give it `lun` as `disk`, which is returned; wait for the back end alone.
-
-        Raises NotHeld when that does not come to wait for a front end, or further.
-        """
-        disk = disk or self._free_name()
-        self._domain.attach(lun.lun, disk)
-        self._disks[disk] = lun
-        self._domain.wait_state("back", "InitWait", "Connected", disk=disk, timeout=OFFERED_WITHIN)
-        return disk
-
-    def wait_connected(self, disk: RigLun | str = FIRST_DISK) -> Ring:
-        """Wait until both ends of a disk are connected; the ring they agreed on."""
-        return self._domain.wait_connected(self.disk(disk))
-
-    def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Take a disk away; returns when both ends have let go."""
-        name = self.disk(disk)
-        self._domain.detach(name)
-        self._disks.pop(name, None)
-
-    def forget(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Count a disk as gone that was taken away by other means than `detach`."""
-        self._disks.pop(self.disk(disk), None)
-
-    def disk(self, of: RigLun | str = FIRST_DISK) -> str:
-        """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
-        if isinstance(of, str):
-            return of
-        for disk, lun in self._disks.items():
-            if lun.name == of.name:
-                return disk
-        raise RigError(f"domU {self.name} has no disk on LUN {of.name}")
-
-    @property
-    def disks(self) -> tuple[str, ...]:
-        """The names of its disks, in the order they were attached."""
-        return tuple(self._disks)
-
-    def lun(self, disk: RigLun | str = FIRST_DISK) -> RigLun:
-        """The LUN behind a disk of its own."""
-        name = self.disk(disk)
-        if name not in self._disks:
-            raise RigError(f"domU {self.name} has no disk {name}")
-        return self._disks[name]
+    # Verified I/O and grants.
 
     def verifying_io(
         self,
@@ -126,7 +68,7 @@ class RigDomu:
     ) -> contextlib.AbstractContextManager[VerifyingIo]:
         """Verified I/O while the body runs, then judged: see `emu.rig.verifying`.
 
-        `outstanding` goes before what `load` says of it.
+        `outstanding` goes before that of `load`.
         """
         lun, name = self.lun(disk), self.disk(disk)
         load = load or Load()
@@ -134,43 +76,36 @@ class RigDomu:
             load = replace(load, outstanding=outstanding)
         return verifying.verifying_io(self, lun, name, load, may_fail=may_fail)
 
-    def ring(self, disk: RigLun | str = FIRST_DISK) -> Ring:
-        """The ring that both ends have negotiated."""
-        return self._domain.ring(self.disk(disk))
+    def data_refs(self) -> list[int]:
+        """Its grant references that are for data: neither a ring's nor a console's."""
+        domid = self.domain.domid
+        table = granted.read_table(self.host.dom0, domid)
+        keys = self.host.xen.xenstore(f"/local/domain/{domid}/device").values
+        named = {int(value) for key, value in keys.items() if "ring-ref" in key}
+        refs = table.refs if table else frozenset()
+        return sorted(ref for ref in refs - named if ref >= granted.RESERVED)
 
-    def queues(self, disk: RigLun | str = FIRST_DISK) -> Views:
-        """What both drivers show of the disk's queues."""
-        return self._domain.queues(self.disk(disk))
-
-    def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
-        """Write random data to the first MiB of a disk, past the page cache; its SHA-256."""
-        return data.write(self.channel, self.disk(disk), mib, DATA_WITHIN)
-
-    def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
-        """SHA-256 of the first MiB of a disk, read past the page cache."""
-        return data.read(self.channel, self.disk(disk), mib, DATA_WITHIN)
-
-    def _free_name(self) -> str:
-        names = (f"xvd{letter}" for letter in "abcdefghijklmnop")
-        return next(name for name in names if name not in self._disks)
+    def mapped_refs(self) -> frozenset[int]:
+        """Its grant references that another domain maps right now."""
+        return self.host.xen.grants().of(self.domain.domid).refs
 
     # Its moves.
 
     def save(self) -> None:
         """Save it into dom0's memory; returns when it is gone."""
-        save_restore.save(self.host.stack)
+        save_restore.save(self.domain)
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
-        """Save it; the body runs when it stands still and its pages are being written."""
-        return save_restore.saving(self.host.stack)
+        """Save it; the body runs when it is suspended and its pages are being written."""
+        return save_restore.saving(self.domain)
 
     def restore(self) -> None:
         """Restore what was saved; returns when it answers and all its disks are connected."""
-        with self.host.stack.machine.watch.allow(STOCK_MOVE, guest=self.name):
-            save_restore.restore(self.host.stack)
-            self._domain = self.host.stack.domain
-            for disk in self._disks:
-                save_restore.reconnected(self._domain, disk)
+        with self.host.stack.machine.watch.allow(STOCK_WARNING, guest=self.name):
+            domain = save_restore.restore(self.host.xen, self.name)
+            self.resumes += 1
+            for disk in self.disks:
+                save_restore.reconnected(domain, disk)
 
     def save_and_restore(
         self,
@@ -184,23 +119,61 @@ class RigDomu:
         `max_ring_pages` becomes the back end's limit in between. With `back` or
         `back_parameters` its driver is loaded anew, else the parameter is changed.
         """
-        with self.host.stack.machine.watch.allow(STOCK_MOVE, guest=self.name):
+        with self.host.stack.machine.watch.allow(STOCK_WARNING, guest=self.name):
             self.save()
-            if back is not None or back_parameters:
-                which = back or "patched"
-                if max_ring_pages is not None:
-                    back_parameters.update(self.host.limit("back", max_ring_pages, which))
-                self.host.load_back(which, **back_parameters)
-            elif max_ring_pages is not None:
-                self.host.set_back(max_ring_pages=max_ring_pages)
+            self.host.change_back(back, max_ring_pages, back_parameters)
             self.restore()
 
     def migrate(self, to: RigHost | None = None, *, live: bool = True) -> float:
-        """Migrate it to another of `two_hosts`, or live inside its own; see `migration.migrate`."""
-        return migration.migrate(self, to, live=live)
+        """Migrate it to another of `two_hosts`, or live inside its own; see `migrating`.
 
+        Seconds on this machine's clock until it answered at its target with its disks connected.
+        """
+        began = time.monotonic()
+        with self.migrating(to, live=live):
+            pass
+        return time.monotonic() - began
+
+    @contextlib.contextmanager
     def migrating(
         self, to: RigHost | None = None, *, live: bool = True
-    ) -> contextlib.AbstractContextManager[migration.Migration]:
-        """Migrate it while the body runs; see `migration.migrating`."""
-        return migration.migrating(self, to, live=live)
+    ) -> Iterator[migration.Migration]:
+        """Migrate it while the body runs.
+
+        After the context it runs at its target, with all its disks connected. Raises
+        MigrationFailed, with both sides' output, when it did not get there: then it runs at its
+        source. InputError for what Xen can't do here.
+        """
+        with migration.migrating(
+            self.domain, to.xen if to else None, kind=self.kind, live=live, disks=self.disks
+        ) as move:
+            yield move
+        self.resumes += 1
+        if to is not None and to is not self.host:
+            self.host.domus.remove(self)
+            to.domus.append(self)
+            self.host = to
+
+    # Its end.
+
+    def power_off(self) -> None:
+        """Let its kernel shut down; returns when the domain is gone."""
+        # A PVH guest has no ACPI to switch itself off with: Xen takes its reset for an end.
+        letter = "o" if self.kind == "pv" else "b"
+        self.channel.spawn(f"echo {letter} > /proc/sysrq-trigger")
+        self.wait_ended()
+
+    def destroy(self) -> None:
+        """End it at once; returns when xl has."""
+        self.domain.destroy()
+        self.ended = True
+
+    def wait_ended(self) -> None:
+        """Wait until no domain of its name runs. Raises NotHeld when one still does."""
+        until = Deadline("the domain to end", ENDED_WITHIN)
+        while any(info.name == self.name for info in self.host.xen.list()):
+            if until.passed:
+                raise NotHeld(f"domain {self.name} still runs after {until.spent:.0f} s")
+            time.sleep(0.1)
+        self.domain.close()
+        self.ended = True

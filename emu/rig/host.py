@@ -1,8 +1,10 @@
-"""A host of the rig: loads back ends, gives out the domU and the LUN of its checkpoint."""
+"""A host of the rig: loads back ends, creates domUs and LUNs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from emu.channel.channel import Channel
 from emu.images.context import BuildContext
@@ -11,7 +13,11 @@ from emu.lab import drivers
 from emu.lab.stack import Stack
 from emu.progress import Progress
 from emu.rig.domu import RigDomu
+from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
+from emu.xen import lun as luns
+from emu.xen.config import DomuConfig
+from emu.xen.domain import Mode
 from emu.xen.drivers import LoadedDriver
 from emu.xen.host import Host
 
@@ -21,16 +27,27 @@ BACK_PARAMETERS = "/sys/module/xen_blkback/parameters"
 class RigHost:
     """One emulated host with what its stack was started with: a LUN and an idle domU.
 
-    `loaded` are the drivers that run now, by end, as tests asked for them.
+    `domus` are all domUs that run on it or have ended there, the idle one first.
     """
 
     def __init__(self, stack: Stack, context: BuildContext) -> None:
         self.stack = stack
         self.cache = context.cache
         self.lun = RigLun(stack.lun, stack.host.dom0)
-        self.loaded: dict[End, tuple[Driver, LoadedDriver]] = {}
+        self.log = KernelLog(lambda: self.dom0, stack.kernel_lines.get("dom0", 0))
+        """What dom0's kernel logs, from the checkpoint on."""
+        self.back: tuple[Driver, LoadedDriver] | None = None
+        """The back end that was loaded last; None: what the checkpoint has."""
+        self.domus: list[RigDomu] = []
         self._progress = context.progress or Progress()
-        self._created = False
+        self._created: list[RigDomu] = []
+        self._lun_numbers = itertools.count(1)
+        self._idle: RigDomu | None = None
+        if stack.domu is not None:
+            config = stack.artifacts.wish.domu
+            lines = stack.kernel_lines.get("domu", 0)
+            self._idle = RigDomu(self, config.name, config.kind, lines)
+            self.domus.append(self._idle)
 
     @property
     def xen(self) -> Host:
@@ -42,66 +59,141 @@ class RigHost:
         """The command channel into dom0."""
         return self.stack.host.dom0
 
+    @property
+    def loaded(self) -> dict[End, tuple[Driver, LoadedDriver]]:
+        """The drivers that tests have loaded, by end: the front end is the first domU's."""
+        fronts = (domu.front for domu in self._created if domu.front)
+        both: dict[End, tuple[Driver, LoadedDriver] | None] = {
+            "back": self.back,
+            "front": next(fronts, None),
+        }
+        return {end: driver for end, driver in both.items() if driver}
+
+    # Drivers.
+
     def driver(self, end: End, which: str = "patched") -> Driver:
         """One end's driver for this host's kernels: "stock", "patched", or a path."""
         return drivers.driver_for(
             end, which, self.stack.artifacts, BuildContext(self.cache, self._progress)
         )
 
-    def load(
+    def swap(
         self, end: End, channel: Channel, which: str, parameters: Mapping[str, str | int]
-    ) -> LoadedDriver:
-        """Swap one end's driver in; no disk may use the one that is there."""
+    ) -> tuple[Driver, LoadedDriver]:
+        """Swap one end's driver in a guest; no disk may use the one that is there."""
         driver = self.driver(end, which)
-        now = drivers.load_driver(channel, driver, self.cache, dict(parameters))
-        self.loaded[end] = driver, now
-        return now
+        return driver, drivers.load_driver(channel, driver, self.cache, dict(parameters))
 
     def load_back(self, which: str = "patched", **parameters: str | int) -> LoadedDriver:
         """Swap dom0's back end; `parameters` are the module's."""
-        return self.load("back", self.dom0, which, parameters)
+        self.back = self.swap("back", self.dom0, which, parameters)
+        return self.back[1]
 
     def limit(self, end: End, pages: int, which: str = "patched") -> dict[str, str | int]:
         """The parameter that limits the rings of a driver to `pages`, as that driver calls it."""
         return drivers.ring_limit(self.driver(end, which), pages)
 
     def set_back(self, **parameters: str | int) -> None:
-        """Change parameters of the loaded back end; what connects later follows them."""
+        """Change parameters of the loaded back end; they hold for later connections."""
         for name, value in parameters.items():
             self.dom0.run(
                 ["sh", "-c", f'echo "$1" > {BACK_PARAMETERS}/{name}', "sh", str(value)], timeout=20
             )
 
+    def back_parameter(self, name: str) -> str:
+        """A parameter of the loaded back end, as it reads."""
+        return self.dom0.run(["cat", f"{BACK_PARAMETERS}/{name}"], timeout=20).text.strip()
+
+    def change_back(
+        self,
+        which: str | None,
+        max_ring_pages: int | None,
+        parameters: Mapping[str, str | int],
+    ) -> None:
+        """Load the back end anew where `which` or `parameters` are given, else change its limit
+        alone. With nothing given it stays as it is."""
+        if which is None and not parameters:
+            if max_ring_pages is not None:
+                self.set_back(max_ring_pages=max_ring_pages)
+            return
+        which = which or "patched"
+        limits = {} if max_ring_pages is None else self.limit("back", max_ring_pages, which)
+        self.load_back(which, **{**limits, **parameters})
+
+    # LUNs and domUs.
+
+    def create_lun(
+        self, *, size_mib: int = 16, sector: int = 512, name: str | None = None
+    ) -> RigLun:
+        """Make one more LUN of `size_mib` MiB with sectors of 512 or 4096 bytes, and log in.
+
+        `name`: default "lun1" and so on. Raises InputError as `emu.xen.lun.create`.
+        """
+        if name is None:
+            name = f"lun{next(self._lun_numbers)}"
+        return RigLun(self.xen.create_lun(name, size_mib * luns.MIB, sector), self.dom0)
+
     def create(
         self,
         *,
-        disk: RigLun | None = None,
+        disk: RigLun | Sequence[RigLun] = (),
+        mode: Mode = "w",
+        name: str | None = None,
+        memory: int | None = None,
+        vcpus: int | None = None,
+        kind: str | None = None,
         ring_pages: int | None = None,
         max_ring_pages: int | None = None,
         front: str | None = "patched",
-        back: str = "patched",
+        back: str | None = None,
         front_parameters: Mapping[str, str | int] | None = None,
         back_parameters: Mapping[str, str | int] | None = None,
     ) -> RigDomu:
-        """The domU of the checkpoint, with both drivers loaded, and `disk` connected if given.
+        """A domU with its front end loaded, and every `disk` connected.
+
+        The first call gives the idle domU of the checkpoint, unless another `memory` (MiB),
+        `vcpus`, `kind` or `name` is asked for; any other call creates one more, like the idle one
+        but for these, named u2, u3, … by default.
 
         `ring_pages` limits the front end, `max_ring_pages` the back end (both in pages of one
         queue's ring; without, the driver's own default). With `front` None the domU has no
-        front end, and a disk stays as the back end offers it, until `RigDomu.load_front`.
-        Once for a host: the domU is one.
-        Raises NotHeld when the ends do not connect.
+        front end, and disks stay as the back end offers them, until `RigDomu.load_front`.
+        The back end is loaded by the first call; later ones leave it as it is, but for a changed
+        limit, unless they name `back` or `back_parameters`: then no disk may use it.
+        `mode` "r": the domU may not write to its disks.
+        Raises NotHeld when the ends do not connect, or xl refuses the domU.
         """
-        if self._created:
-            raise ValueError("this host's domU was given out already: create() is for the first")
-        self._created = True
-        limits = {} if max_ring_pages is None else self.limit("back", max_ring_pages, back)
-        self.load_back(back, **{**limits, **(back_parameters or {})})
-        domu = RigDomu(self, self.stack.domain)
+        if back is None and self.back is None:
+            back = "patched"
+        self.change_back(back, max_ring_pages, back_parameters or {})
+        domu = self._domu(name, memory, vcpus, kind)
+        self._created.append(domu)
         if front is not None:
             limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
             domu.load_front(front, **{**limits, **(front_parameters or {})})
-        if disk is not None and front is not None:
-            domu.attach(disk)
-        elif disk is not None:
-            domu.offer(disk)
+        for lun in [disk] if isinstance(disk, RigLun) else disk:
+            if front is not None:
+                domu.attach(lun, mode=mode)
+            else:
+                domu.offer(lun, mode=mode)
         return domu
+
+    def _domu(
+        self, name: str | None, memory: int | None, vcpus: int | None, kind: str | None
+    ) -> RigDomu:
+        like = self.stack.artifacts.wish.domu
+        asked = {"name": name, "memory": memory, "vcpus": vcpus, "kind": kind}
+        given = {key: value for key, value in asked.items() if value is not None}
+        if self._idle is not None and replace(like, **given) == like:  # type: ignore[arg-type]
+            idle, self._idle = self._idle, None
+            return idle
+        given.setdefault("name", self._free_name())
+        config: DomuConfig = replace(like, **given)  # type: ignore[arg-type]
+        self.xen.create(config)
+        domu = RigDomu(self, config.name, config.kind)
+        self.domus.append(domu)
+        return domu
+
+    def _free_name(self) -> str:
+        taken = {domu.name for domu in (*self.domus, *self._created) if not domu.ended}
+        return next(name for n in itertools.count(1) if (name := f"u{n}") not in taken)

@@ -100,10 +100,8 @@ def _load(artifacts: Artifacts, made: Path, opened: contextlib.ExitStack) -> tup
     times = ("checkpoint", time.monotonic() - began, dom0_s)
     first, second = (
         # What a machine is made of belongs to its stack: its card, too.
-        Stack(replace(artifacts, spec=machine.spec), machine, host, domu, Lun(**lun), *times)
-        for machine, host, domu, lun in zip(
-            machines, hosts, (domain, None), saved["luns"], strict=True
-        )
+        Stack(replace(artifacts, spec=machine.spec), machine, host, Lun(**lun), *times)
+        for machine, host, lun in zip(machines, hosts, saved["luns"], strict=True)
     )
     return first, second
 

@@ -20,10 +20,10 @@ from types import MappingProxyType
 from emu.channel.channel import Channel
 from emu.deadline import Deadline
 from emu.errors import NotHeld
+from emu.rig.domu import RigDomu
 from emu.rig.host import RigHost
 from emu.rig.known_leaks import left_by_console
 from emu.xen import granted, hypervisor, ledger, memory
-from emu.xen.domain import Domain
 from emu.xen.grants import GrantTable
 from emu.xen.ledger import Books, DomainBooks, LedgerDifference, differences_table
 from emu.xen.memory import Growth, Memory
@@ -91,8 +91,9 @@ class Ledger:
         self._remembered: dict[int, dict[int, str]] = {}
 
     def settle_at_once(self) -> None:
-        """Let the domU's kernel free all at once that it could not free while it was mapped."""
-        self.host.stack.domain.channel.run(_AT_ONCE, timeout=20)
+        """Let the domUs' kernels free all at once that they could not free while it was mapped."""
+        for domu in self._domus:
+            domu.channel.run(_AT_ONCE, timeout=20)
 
     def take(self) -> Snapshot:
         """The books and the standing numbers of this instant."""
@@ -186,43 +187,41 @@ class Ledger:
         return NotHeld(f"{changes.headline()} ({until.spent:.0f} s later)", lines=changes.lines())
 
     def _start(self) -> Snapshot:
-        if self._domu is not None:
-            self.settle_at_once()
+        self.settle_at_once()
         return self.take()
 
     @property
-    def _domu(self) -> Domain | None:
-        """The domU, where this host has one that answers: it may have migrated away."""
-        domu = self.host.stack.domu
-        return domu if domu is not None and domu.is_open else None
+    def _domus(self) -> list[RigDomu]:
+        """The domUs of this host that answer: not those that ended or are saved."""
+        return [domu for domu in self.host.domus if not domu.ended and domu.domain.is_open]
 
     def _wait_for_grants(self, before: Snapshot, within: float) -> None:
         """Wait until the guest has taken back what it granted; its window alone costs little."""
-        domid = -1 if self.host.stack.domu is None else self.host.stack.domu.domid
         known = {each.domid: each for each in before.books.domains.values()}
-        table = known[domid].table if domid in known else None
-        if table is None:
-            return
-        until = Deadline("the domU's grants to be given back", within)
-        while (now := granted.read_table(self.host.dom0, domid)) and now.refs != table.refs:
-            if until.passed:
-                self.settled(before, within=0)
-                return
-            time.sleep(_PAUSE)
+        until = Deadline("the domUs' grants to be given back", within)
+        for domu in self._domus:
+            domid = domu.domain.domid
+            table = known[domid].table if domid in known else None
+            if table is None:
+                continue
+            while (now := granted.read_table(self.host.dom0, domid)) and now.refs != table.refs:
+                if until.passed:
+                    self.settled(before, within=0)
+                    return
+                time.sleep(_PAUSE)
 
     def _guests(self) -> list[Channel]:
-        """dom0, and the domU where it answers."""
-        return [self.host.dom0, *([self._domu.channel] if self._domu else [])]
+        """dom0, and every domU that answers."""
+        return [self.host.dom0, *(domu.channel for domu in self._domus)]
 
     def _own(self, taken: Memory) -> Memory:
         """Without what Linux' console driver has left behind in a domU that was resumed."""
-        stack = self.host.stack
-        if self._domu is None or taken.owner != self._domu.channel.name or not stack.resumes:
+        resumes = next((d.resumes for d in self._domus if d.name == taken.owner), 0)
+        if not resumes:
             return taken
-        left = left_by_console(stack.artifacts.domu_kernel)
+        left = left_by_console(self.host.stack.artifacts.domu_kernel)
         numbers = {
-            name: number - stack.resumes * left.get(name, 0)
-            for name, number in taken.numbers.items()
+            name: number - resumes * left.get(name, 0) for name, number in taken.numbers.items()
         }
         return replace(taken, numbers=numbers)
 
@@ -230,9 +229,10 @@ class Ledger:
         name = names.get(table.domid, f"domain {table.domid}, which has ended")
         if table.domid == 0 or table.domid not in names:
             return DomainBooks(name, table.domid, table.grants)
-        domain, account = self._domu, None
-        if domain is not None and domain.domid == table.domid:
-            account = granted.read_account(domain.channel)
+        account = None
+        for domu in self._domus:
+            if domu.domain.domid == table.domid:
+                account = granted.read_account(domu.channel)
         entries = granted.read_table(self.host.dom0, table.domid)
         purposes = self._remember(table.domid, entries)
         return DomainBooks(name, table.domid, table.grants, entries, account, purposes)

@@ -9,8 +9,9 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from emu.channel.channel import Channel
 from emu.channel.result import PAUSE
 from emu.deadline import Deadline
 from emu.errors import EmuError, NotHeld, RigError
@@ -19,9 +20,6 @@ from emu.xen import ioledger
 from emu.xen.account import Asked, IoAccount, parse_account
 from emu.xen.ioledger import IoLedger
 from emu.xen.requests import Records
-
-if TYPE_CHECKING:
-    from emu.rig.domu import RigDomu
 
 ENDED_WITHIN = 30.0
 """Seconds in which a guest's last requests are answered when it asks for no more."""
@@ -67,11 +65,21 @@ class Load:
         ]
 
 
+class Guest(Protocol):
+    """A domU that I/O is done in; its channel is another one after it was restored."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def channel(self) -> Channel: ...
+
+
 class VerifyingIo:
     """A running emu-io. `ledger` is the outcome, once the context has ended."""
 
     def __init__(
-        self, domu: RigDomu, lun: RigLun, disk: str, *, mark: int, process: int, file: str
+        self, domu: Guest, lun: RigLun, disk: str, *, mark: int, process: int, file: str
     ) -> None:
         self.domu = domu
         self.lun = lun
@@ -96,7 +104,7 @@ class VerifyingIo:
         return self.lun.requests(self.mark)
 
     def await_answers(self, number: int, timeout: float = ENDED_WITHIN) -> None:
-        """Wait until the guest was told of `number` more of its requests.
+        """Wait until the guest has got answers to `number` more of its requests.
 
         `timeout` in seconds before scaling. Raises NotHeld.
         """
@@ -105,8 +113,8 @@ class VerifyingIo:
         while (now := self._answered() - before) < number:
             if deadline.passed:
                 raise NotHeld(
-                    f"domU {self.domu.name} was told of {now} requests on {self.disk} in "
-                    f"{deadline.spent:.0f} s, {number} were awaited",
+                    f"domU {self.domu.name} got {now} answers on {self.disk} in "
+                    f"{deadline.spent:.0f} s, not {number}",
                     lines=self._pending(),
                 )
             time.sleep(0.1)
@@ -124,7 +132,7 @@ class VerifyingIo:
             raise NotHeld(
                 f"{len(account.in_flight)} requests of domU {self.domu.name} on {self.disk} were "
                 f"not answered within {ENDED_WITHIN:.0f} s",
-                lines=[*map(_told, account.in_flight[:6]), *self._pending()],
+                lines=[*map(_line, account.in_flight[:6]), *self._pending()],
             )
         if account.state != "stopped":
             why = f": {errno.errorcode.get(account.error, account.error)}" if account.error else ""
@@ -143,7 +151,7 @@ class VerifyingIo:
         if ledger.failed and not may_fail:
             raise NotHeld(
                 f"{len(ledger.failed)} requests of domU {self.domu.name} on {self.disk} failed",
-                lines=map(_told, ledger.failed[: ioledger.SHOWN]),
+                lines=map(_line, ledger.failed[: ioledger.SHOWN]),
             )
         return ledger
 
@@ -161,7 +169,7 @@ class VerifyingIo:
 
 @contextlib.contextmanager
 def verifying_io(
-    domu: RigDomu, lun: RigLun, disk: str, load: Load, *, may_fail: bool = False
+    domu: Guest, lun: RigLun, disk: str, load: Load, *, may_fail: bool = False
 ) -> Iterator[VerifyingIo]:
     """Verified I/O while the body runs; then everything is compared.
 
@@ -182,13 +190,13 @@ def verifying_io(
         raise
     account = io.stop()
     io.judge(account, may_fail=may_fail)
-    # It is memory of the guest's, the more the longer this ran: a leak, to who counts pages.
+    # It is the guest's memory, and more the longer this ran: a leak to whoever counts pages.
     domu.channel.run(["rm", file], timeout=20)
 
 
-def _told(asked: Asked) -> str:
+def _line(asked: Asked) -> str:
     what = "write" if asked.writes else "read"
     if asked.result is None:
         return f"{what} of block {asked.block}, generation {asked.generation}: no answer"
-    told = errno.errorcode.get(-asked.result, str(asked.result))
-    return f"{what} of block {asked.block}, generation {asked.generation}: {told}"
+    error = errno.errorcode.get(-asked.result, str(asked.result))
+    return f"{what} of block {asked.block}, generation {asked.generation}: {error}"

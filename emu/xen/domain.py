@@ -19,6 +19,8 @@ from emu.xen.lun import Lun
 if TYPE_CHECKING:
     from emu.xen.host import Host
 
+Mode = Literal["r", "w"]
+"""What a domU may do with a disk: read it alone, or write to it, too."""
 CONNECT_TIMEOUT = 30.0
 """Seconds for both ends of a disk to connect, before scaling."""
 
@@ -28,7 +30,7 @@ class NoDomain(RigError):
 
 
 class Domain:
-    """One domU of a host. `domid` changes when it is restored or migrated."""
+    """One domU of a host. Restored or migrated it is another, which `Host.domain` returns."""
 
     def __init__(self, host: Host, name: str, domid: int, tty: str) -> None:
         self.host = host
@@ -71,12 +73,13 @@ class Domain:
         self._channel = channel
         return channel
 
-    def attach(self, lun: Lun, disk: str = "xvda") -> None:
+    def attach(self, lun: Lun, disk: str = "xvda", mode: Mode = "w") -> None:
         """Give the domU `lun` as `disk`; returns when libxl has made the back end.
 
         The front end connects by itself when its driver is there: see `wait_connected`.
+        `mode` "r": the domU may not write to it.
         """
-        target = f"phy:{lun.device},{disk},w,script=block-emu"
+        target = f"phy:{lun.device},{disk},{mode},script=block-emu"
         self.host.xl("block-attach", str(self.domid), target, timeout=60)
 
     def detach(self, disk: str = "xvda") -> None:
@@ -102,18 +105,18 @@ class Domain:
     def wait_state(
         self, end: Literal["front", "back"], *states: str, disk: str = "xvda", timeout: float
     ) -> str:
-        """Wait until an end of a disk stands at one of `states`; which.
+        """Wait until an end of a disk is in one of `states`; which.
 
-        `timeout` in seconds before scaling. Raises NotHeld with the state it stands at.
+        `timeout` in seconds before scaling. Raises NotHeld with the state it is in.
         """
         path = (self.front_path if end == "front" else self.back_path)(disk) + "/state"
         deadline = Deadline(f"the {end} end of {disk}", timeout)
         while (now := xenstore.state_of(path, self.host.read(path))) not in states:
             if deadline.passed:
                 raise NotHeld(
-                    f"the {end} end stands at {now}, not at {' or '.join(states)}, "
+                    f"the {end} end is in {now}, not in {' or '.join(states)}, "
                     f"after {deadline.spent:.0f} s",
-                    lines=self.last_words(self.host.dom0),
+                    lines=self.log_tail(self.host.dom0),
                 )
             time.sleep(0.05)
         return now
@@ -133,7 +136,7 @@ class Domain:
     ) -> ring_view.Ring:
         """Wait until both ends are Connected and the disk is there; the ring they agreed on.
 
-        Raises NotHeld with both states and the kernels' last words when they do not get there.
+        Raises NotHeld with both states and the tails of both kernels' logs when they do not.
         """
         script = (
             f"n=0; while [ ! -b /dev/$1 ]; do n=$((n+1)); [ $n -gt $2 ] && exit 1; {PAUSE}; done"
@@ -150,7 +153,7 @@ class Domain:
                 return ring
         front, back = self.front_tree(disk), self.back_tree(disk)
         waited = time.monotonic() - started
-        words = [*self.last_words(self.channel), *self.last_words(self.host.dom0)]
+        words = [*self.log_tail(self.channel), *self.log_tail(self.host.dom0)]
         raise NotHeld(
             f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
             f"{front.state()}, back end {back.state()}, {self.reported(disk)}",
@@ -168,11 +171,11 @@ class Domain:
 
     def reported(self, disk: str = "xvda") -> str:
         """What both drivers last reported of a disk, for a message."""
-        said = {end: self.error(end, disk) for end in ("front", "back")}
-        told = [f"the {end} end reported {words!r}" for end, words in said.items() if words]
-        return ", ".join(told) or "neither reported an error"
+        errors = {end: self.error(end, disk) for end in ("front", "back")}
+        words = [f"the {end} end reported {error!r}" for end, error in errors.items() if error]
+        return ", ".join(words) or "neither reported an error"
 
-    def last_words(self, channel: Channel, count: int = 5) -> list[str]:
+    def log_tail(self, channel: Channel, count: int = 5) -> list[str]:
         """The last lines of a kernel's log, named by its guest."""
         tail = channel.run(["sh", "-c", f"dmesg | tail -n {count}"], timeout=20, check=False).text
         return [f"{channel.name}: {line}" for line in tail.splitlines()]

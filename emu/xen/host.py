@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emu.channel.channel import Channel, CommandFailed, CommandResult
@@ -59,7 +60,8 @@ class Host:
         self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch.check)
         self.watchdog: Watchdog | None = None
         """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
-        self._domains: list[domains.Domain] = []
+        self.domains: dict[str, domains.Domain] = {}
+        """The domUs taken up on this host, by name. One that is restored is another `Domain`."""
 
     def wait_agent(self, timeout: float = 120.0) -> None:
         """Wait until dom0's agent answers."""
@@ -111,6 +113,18 @@ class Host:
         answer = self.dom0.run([_XENSTORE, "ls", path], timeout=20)
         return xenstore.parse(answer.text, path)
 
+    def write(self, keys: Mapping[str, str | int]) -> None:
+        """Write xenstore keys, by absolute path, in one transaction."""
+        pairs = [str(word) for pair in keys.items() for word in pair]
+        if pairs:
+            self.dom0.run(["xenstore-write", "--", *pairs], timeout=20)
+
+    def remove(self, *paths: str) -> None:
+        """Remove xenstore keys; one that is absent is no error."""
+        if paths:
+            script = 'for path; do xenstore-rm "$path" 2> /dev/null; done; true'
+            self.dom0.run(["sh", "-c", script, "sh", *paths], timeout=20)
+
     def grants(self) -> grants.GrantDump:
         """What every domain has granted and another maps, right now."""
         text = self.dom0.run(grants.DUMP, timeout=30).stdout.decode(errors="replace")
@@ -152,10 +166,25 @@ class Host:
         return domain
 
     def adopt(self, name: str, domid: int, tty: str) -> domains.Domain:
-        """Take up a domU that runs already; its console is followed, its channel not open yet."""
-        domain = self._keep(domains.Domain(self, name, domid, tty))
+        """Take up a domU that runs already; its console is followed, its channel not open yet.
+
+        It takes the place of one of the same name.
+        """
+        self.release(name)
+        domain = self.domains[name] = domains.Domain(self, name, domid, tty)
         domain.open_console()
         return domain
+
+    def release(self, name: str) -> None:
+        """Close a domU's channel and console and forget it, as when it has migrated away."""
+        if domain := self.domains.pop(name, None):
+            domain.close()
+
+    def domain(self, name: str) -> domains.Domain:
+        """The domU `name`, taken up before. Raises NoDomain when this host has none."""
+        if name not in self.domains:
+            raise domains.NoDomain(f"this host has no domU {name}")
+        return self.domains[name]
 
     def find(self, name: str) -> domains.Domain:
         """Take up the domU `name`, which runs on this host. Raises NoDomain when none does."""
@@ -179,13 +208,9 @@ class Host:
         """Let go of every channel and console."""
         if self.watchdog:
             self.watchdog.close()
-        for domain in self._domains:
+        for domain in self.domains.values():
             domain.close()
         self.dom0.close()
-
-    def _keep(self, domain: domains.Domain) -> domains.Domain:
-        self._domains.append(domain)
-        return domain
 
 
 def _pump(bridge: Process, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""A stack's domU saved into dom0's memory and restored from there."""
+"""A domU saved into dom0's memory and restored from there."""
 
 from __future__ import annotations
 
@@ -10,54 +10,57 @@ from collections.abc import Iterator
 from emu.channel.channel import CommandTimeout, Process
 from emu.deadline import Deadline
 from emu.errors import NotHeld
-from emu.lab.stack import Stack
 from emu.xen.domain import Domain
 from emu.xen.host import Host
 from emu.xen.ring import Ring
 
-FILE = "/run/domu.save"
-STOCK_MOVE = "kernel WARNING"
-"""What the console driver of Linux 6.1 says when a guest with two consoles is restored: see
-`emu.rig.known_leaks`."""
+STOCK_WARNING = "kernel WARNING"
+"""What the console driver of Linux 6.1 logs in a guest with two consoles that is resumed as
+another domain (xencons_resume(), drivers/tty/hvc/hvc_xen.c)."""
 SAVED_WITHIN = 120.0
 SUSPENDED_WITHIN = 60.0
 RECONNECTED_WITHIN = 20.0
-"""Seconds in which both ends of a disk have found each other after a restore."""
-_WORDS = 8
+"""Seconds in which both ends of a disk connect after a restore."""
+_LAST_LINES = 8
 
 
-def save(stack: Stack) -> None:
-    """Save the domU; returns when it is gone. Raises NotHeld with xl's words when it could not be.
+def save_file(name: str) -> str:
+    """The file in dom0 that a domU is saved into."""
+    return f"/run/{name}.save"
 
-    Nobody asks dom0 for anything meanwhile: that would take the CPU from what is copied.
+
+def save(domain: Domain) -> None:
+    """Save a domU; returns when it is gone. Raises NotHeld with xl's output when it fails.
+
+    dom0 runs nothing else meanwhile: that would take the CPU from the copying.
     """
-    with _started(stack) as process:
-        _finish(process, stack.domain.name)
+    with _started(domain) as process:
+        _finish(process, domain.name)
 
 
 @contextlib.contextmanager
-def saving(stack: Stack) -> Iterator[None]:
-    """Like `save`; the body runs when the domU stands still and its pages are being written."""
-    with _started(stack) as process:
-        wait_suspended(stack.host, stack.domain.name, process, SUSPENDED_WITHIN)
+def saving(domain: Domain) -> Iterator[None]:
+    """Like `save`; the body runs when the domU is suspended and its pages are being written."""
+    with _started(domain) as process:
+        wait_suspended(domain.host, domain.name, process, SUSPENDED_WITHIN)
         yield
-        _finish(process, stack.domain.name)
+        _finish(process, domain.name)
 
 
-def wait_suspended(host: Host, name: str, moving: Process, timeout: float) -> None:
-    """Wait until a domU stands still at its source, or `moving`, which copies it, has ended.
+def wait_suspended(host: Host, name: str, copying: Process, timeout: float) -> None:
+    """Wait until a domU is suspended at its source, or `copying` has ended.
 
     `timeout` in seconds before scaling. Raises CommandTimeout.
     """
-    looked = threading.Event()
-    looked.set()
+    changed = threading.Event()
+    changed.set()
     deadline = Deadline(f"{name} to be suspended", timeout)
-    # xenstored says when a domain has shut down: to ask xl all the time slows the copying.
+    # xenstored reports when a domain has shut down: polling xl slows the copying.
     watch = ["xenstore-watch", "@releaseDomain"]
-    with host.dom0.spawn(watch, on_stdout=lambda _: looked.set()):
-        while moving.ended is None:
-            if looked.is_set():
-                looked.clear()
+    with host.dom0.spawn(watch, on_stdout=lambda _: changed.set()):
+        while copying.ended is None:
+            if changed.is_set():
+                changed.clear()
                 if any(info.name == name and info.state[3] == "s" for info in host.list()):
                     return
             if deadline.passed:
@@ -65,26 +68,25 @@ def wait_suspended(host: Host, name: str, moving: Process, timeout: float) -> No
             time.sleep(0.05)
 
 
-def _started(stack: Stack) -> Process:
-    stack.domain.close()
-    return stack.host.dom0.spawn(["xl", "save", stack.domain.name, FILE])
+def _started(domain: Domain) -> Process:
+    domain.close()
+    return domain.host.dom0.spawn(["xl", "save", domain.name, save_file(domain.name)])
 
 
 def _finish(process: Process, name: str) -> None:
     ended = process.wait(SAVED_WITHIN)
     if ended.status != 0:
-        said = b"".join(iter(lambda: process.read(stream=2), b""))
-        lines = said.decode(errors="replace").splitlines()
-        raise NotHeld(f"xl save of {name} {ended}", lines=lines[-_WORDS:])
+        output = b"".join(iter(lambda: process.read(stream=2), b""))
+        lines = output.decode(errors="replace").splitlines()
+        raise NotHeld(f"xl save of {name} {ended}", lines=lines[-_LAST_LINES:])
 
 
-def restore(stack: Stack) -> None:
-    """Restore the domU: another domid, another directory in xenstore; waits for its agent."""
-    name = stack.domain.name
-    stack.host.xl("restore", FILE, timeout=120)
-    stack.domain = stack.host.find(name)
-    stack.resumes += 1
-    stack.domain.open_channel(60)
+def restore(host: Host, name: str) -> Domain:
+    """Restore a saved domU, with another domid; waits for its agent."""
+    host.xl("restore", save_file(name), timeout=120)
+    domain = host.find(name)
+    domain.open_channel(60)
+    return domain
 
 
 def reconnected(domain: Domain, disk: str) -> Ring:
@@ -100,8 +102,8 @@ def reconnected(domain: Domain, disk: str) -> Ring:
                 f"after it was restored: front end {ring.front_state}, back end "
                 f"{ring.back_state}, {domain.reported(disk)}",
                 lines=[
-                    *domain.last_words(domain.channel),
-                    *domain.last_words(domain.host.dom0),
+                    *domain.log_tail(domain.channel),
+                    *domain.log_tail(domain.host.dom0),
                 ],
             )
         time.sleep(0.05)

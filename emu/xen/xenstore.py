@@ -25,17 +25,23 @@ XENBUS_STATES = {
     8: "Reconfigured",
 }
 """The states of a device's two ends (Xen's public header io/xenbus.h)."""
+_STATE_NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
 
 
 def state_of(path: str, value: str | None) -> str:
-    """The xenbus state that stands at `path`, as a word; "absent" where nothing does.
+    """The xenbus state that `path` holds, as a word; "absent" where it does not exist.
 
-    Raises RigError when something stands there that is no number.
+    Raises RigError when it holds no number.
     """
     if value is None:
         return "absent"
     number = _number(path, value)
     return XENBUS_STATES.get(number, f"state {number}")
+
+
+def state_number(name: str) -> int:
+    """The number of a xenbus state, by its name. Raises KeyError for an unknown one."""
+    return _STATE_NUMBERS[name]
 
 
 def _number(path: str, value: str) -> int:
@@ -74,7 +80,7 @@ class XenstoreTree:
     def integer(self, path: str) -> int | None:
         """The value at `path` as a decimal number; None where it is absent.
 
-        Raises RigError when something stands there that is no number.
+        Raises RigError when it holds no number.
         """
         value = self.get(path)
         return None if value is None else _number(self._absolute(path), value)

@@ -11,8 +11,8 @@ from emu.channel.channel import Channel
 from emu.images.cache import Cache
 from emu.images.modules import ENDS, End
 from emu.lab.stack import Stack, kernel_log
-from emu.rig import RigHost
-from emu.rig.domu import DATA_WITHIN
+from emu.rig import RigDomu, RigHost
+from emu.rig.disks import DATA_WITHIN
 from emu.xen import data
 from emu.xen.config import virtual_device
 from emu.xen.drivers import LoadedDriver
@@ -41,6 +41,10 @@ class Ends:
         return self.host.stack
 
     @property
+    def domu(self) -> RigDomu:
+        return self.host.domus[0]
+
+    @property
     def cache(self) -> Cache:
         return self.host.cache
 
@@ -49,7 +53,7 @@ class Ends:
 
     def load(self, end: End, which: str = "patched", **parameters: str | int) -> LoadedDriver:
         """Swap one end's driver in."""
-        return self.host.load(end, self.channel(end), which, parameters)
+        return self.domu.load(end, which, **parameters)
 
     def attach(self) -> None:
         """Make the disk; returns when the back end waits for the front end's keys."""

@@ -60,17 +60,17 @@ def held(ends: Ends) -> contextlib.AbstractContextManager[None]:
 
 def save(ends: Ends) -> None:
     """Save the domU into dom0's memory; returns when it is gone."""
-    save_restore.save(ends.stack)
+    save_restore.save(ends.stack.domain)
 
 
 def saving(ends: Ends) -> contextlib.AbstractContextManager[None]:
     """Save the domU; the body runs when it stands still and its pages are being written."""
-    return save_restore.saving(ends.stack)
+    return save_restore.saving(ends.stack.domain)
 
 
 def restore(ends: Ends) -> None:
     """Restore the domU: another domid, another directory; returns when it answers."""
-    save_restore.restore(ends.stack)
+    save_restore.restore(ends.stack.host, ends.stack.domain.name)
 
 
 def reconnected(ends: Ends) -> Ring:

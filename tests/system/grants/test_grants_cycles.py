@@ -9,10 +9,7 @@ in PVH is for the front end and Xen.
 
 from __future__ import annotations
 
-import granting
 import pytest
-from ends import Ends
-from granting import DISK
 
 from emu.rig import Ledger, RigHost, RigLun
 
@@ -41,7 +38,7 @@ def test_attach_and_detach(
         domu.fill(lun, mib=1)
         ledger.look()
         domu.detach(lun)
-        granting.gone(domu)
+        domu.wait_gone()
 
 
 @TWICE_OR_MORE
@@ -51,8 +48,8 @@ def test_forced_detach(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) 
         domu.attach(lun)
         domu.fill(lun, mib=1)
         ledger.look()
-        granting.force_detach(domu)
-        granting.gone(domu)
+        domu.force_detach()
+        domu.wait_gone()
 
 
 @TWICE_OR_MORE
@@ -63,13 +60,13 @@ def test_front_end_unloaded(host: RigHost, lun: RigLun, ledger: Ledger, cycles: 
         domu.attach(lun)
         domu.fill(lun, mib=1)
         ledger.look()
-        granting.unbind_front(domu)
+        domu.unbind_front()
     for _ in ledger.cycles(cycles):
         domu.load_front("patched", **host.limit("front", 4))
-        domu.domain.wait_connected(DISK)
+        domu.wait_connected()
         domu.fill(lun, mib=1)
         ledger.look()
-        granting.unbind_front(domu)
+        domu.unbind_front()
 
 
 @TWICE_OR_MORE
@@ -83,11 +80,11 @@ def test_back_end_unbound_and_bound(
     ring = set(domu.ring(lun).refs)
     for _ in ledger.cycles(cycles):
         domu.fill(lun, mib=1)
-        granting.unbind_back(domu)
-        mapped = host.xen.grants().of(domu.domain.domid).refs
+        domu.unbind_back()
+        mapped = domu.mapped_refs()
         assert not mapped & ring, f"dom0 still maps {sorted(mapped & ring)} of an unbound disk"
-        granting.bind_back(domu)
-        domu.domain.wait_connected(DISK)
+        domu.bind_back()
+        domu.wait_connected()
 
 
 NOBODYS = 4000000000
@@ -142,15 +139,14 @@ reaches 2
 """
 
 
-def test_set_up_that_fails_at_every_step(ends: Ends, ledger: Ledger) -> None:
-    """dom0 gets as far as each of these keys allows, and takes all of it back."""
-    ends.load("back", max_queues=4)
-    ends.attach()
-    domain = ends.stack.domain
-    roots = [domain.front_path(DISK), domain.back_path(DISK)]
+def test_set_up_that_fails_at_every_step(host: RigHost, lun: RigLun, ledger: Ledger) -> None:
+    """dom0 gets as far as each of these keys allows, and gives all of it back."""
+    domu = host.create(front=None, back_parameters={"max_queues": 4})
+    disk = domu.offer(lun)
+    roots = [domu.domain.front_path(disk), domu.domain.back_path(disk)]
     for _ in ledger.cycles(CYCLES):
-        ends.listen()
+        host.log.mark()
         for keys in STEPS.values():
             words = [str(word) for pair in keys.items() for word in pair]
-            ends.channel("back").run(["sh", "-c", FAIL, "sh", *roots, *words], timeout=60)
-        assert len(ends.errors()) == len(STEPS), ends.errors()
+            host.dom0.run(["sh", "-c", FAIL, "sh", *roots, *words], timeout=60)
+        assert len(domu.errors()) == len(STEPS), domu.errors()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import granting
 import pytest
-from granting import DISK
-from moves import wait_outstanding
 
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
 
 PVH = pytest.mark.stack(domu="pvh")
 """dom0 does the same for both kinds: one case of a default run ends a PVH domU."""
+READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 skip={} iflag=direct"
 KINDS = ["pv", pytest.param("pvh", marks=[PVH, pytest.mark.long])]
 
 
@@ -30,7 +28,7 @@ def connected(host: RigHost, lun: RigLun, ledger: Ledger, pages: int = 16) -> Ri
 def test_shut_down(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
     with ledger.unchanged():
         domu = connected(host, lun, ledger)
-        granting.power_off(domu)
+        domu.power_off()
 
 
 def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger) -> None:
@@ -39,11 +37,12 @@ def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger
         domu = connected(host, lun, ledger)
         before = ledger.take()
         with lun.held():
-            granting.read_in_the_background(domu, 8)
-            wait_outstanding(domu.domain, 8)
+            for number in range(8):
+                domu.channel.spawn(READ.format(number * 64))
+            domu.wait_outstanding(8)
             domu.domain.close()
             host.dom0.spawn(["xl", "destroy", domu.name])
-            granting.wait_ended(host, domu.name)
+            domu.wait_ended()
             left = ledger.compare(before, ledger.take())
         mapped = [each for each in left.grants if each.after == books.ONLY_MAPPED]
         assert mapped, "dom0 let go of pages that its LUN was reading into"
@@ -58,8 +57,8 @@ def test_crashed(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
         with host.stack.machine.watch.expect_finding("kernel panic", guest=domu.name):
             domu.channel.spawn("echo c > /proc/sysrq-trigger")
         domu.domain.close()
-        assert domu.domain.back_tree(DISK).state() == "Connected"
-        domu.domain.destroy()
+        assert domu.domain.back_tree().state() == "Connected"
+        domu.destroy()
 
 
 @pytest.mark.long
@@ -67,13 +66,7 @@ def test_crashed(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
 @pytest.mark.parametrize("end", ["power off", "destroy"])
 def test_one_domu_after_the_other(host: RigHost, lun: RigLun, ledger: Ledger, end: str) -> None:
     """dom0 holds nothing for domains that are gone, neither pages nor objects."""
-    domu = connected(host, lun, ledger)
-    domu.domain.destroy()
+    connected(host, lun, ledger).destroy()
     for _ in ledger.cycles(5):
-        host.stack.domain = host.xen.create(host.stack.artifacts.wish.domu)
-        domu = RigDomu(host, host.stack.domain)
-        domu.load_front("patched", **host.limit("front", 16))
-        domu.attach(lun)
-        domu.fill(lun, mib=1)
-        ledger.look()
-        granting.power_off(domu) if end == "power off" else domu.domain.destroy()
+        domu = connected(host, lun, ledger)
+        domu.power_off() if end == "power off" else domu.destroy()

@@ -5,10 +5,14 @@ A program in dom0 maps one page that the domU grants, beside the back end, and w
 
 from __future__ import annotations
 
-import granting
-import pytest
-from granting import DISK
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import programs
+import pytest
+
+from emu.channel.process import Process
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
 
@@ -32,12 +36,46 @@ LEAST_MIB = 64
 PVH = pytest.mark.stack(domu="pvh")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A page of the domU that a program in dom0 maps."""
+
+    ref: int
+    program: Process
+
+    def look(self) -> tuple[str, bool]:
+        """The page's checksum now, and whether it was the same ever since the last look."""
+        self.program.write(b"\n")
+        line = b""
+        while not line.endswith(b"\n"):
+            more = self.program.read(timeout=20)
+            assert more, f"keep-mapped ended: {self.program.ended}"
+            line += more
+        checksum, word = line.decode().split()
+        return checksum, word == "same"
+
+
+@contextlib.contextmanager
+def kept_mapped(domu: RigDomu, ref: int) -> Iterator[Kept]:
+    """Map a reference of the domU in dom0, beside the back end, for the life of the context."""
+    dom0 = domu.host.dom0
+    program = programs.put("keep-mapped", dom0, domu.host.cache)
+    process = dom0.spawn([program, str(domu.domain.domid), str(ref)])
+    kept = Kept(ref, process)
+    kept.look()
+    try:
+        yield kept
+    finally:
+        process.close_stdin()
+        process.wait(20)
+
+
 def a_page(domu: RigDomu, lun: RigLun, which: str) -> int:
     """A reference of the ring, or of data that stays granted between requests."""
     domu.fill(lun, mib=1)
     if which == "ring":
         return domu.ring(lun).refs[-1]
-    return granting.data_refs(domu)[0]
+    return domu.data_refs()[0]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +96,9 @@ def test_mapped_page_is_not_reused(
         domu.attach(lun)
         ref = a_page(domu, lun, which)
         ledger.look()
-        with granting.kept_mapped(domu, ref) as kept:
+        with kept_mapped(domu, ref) as kept:
             domu.detach(lun)
-            granting.gone(domu)
+            domu.wait_gone()
             left = ledger.settled_but(before, refs={ref})
             assert [each.after for each in left] == [books.DEFERRED_MAPPED], left
             kept.look()
@@ -80,10 +118,10 @@ def test_domain_waits_for_a_mapped_page(host: RigHost, lun: RigLun, ledger: Ledg
     ref = a_page(domu, lun, "ring")
     ledger.look()
     before = ledger.take()
-    with granting.kept_mapped(domu, ref) as kept:
-        domu.domain.destroy()
+    with kept_mapped(domu, ref) as kept:
+        domu.destroy()
         left = ledger.settled_but(before, refs={ref})
         assert [(each.after, each.mappers) for each in left] == [(books.ONLY_MAPPED, (0,))], left
         assert kept.look()[1], "the page of a destroyed domain changed while dom0 mapped it"
     ledger.settled(before)
-    assert host.dom0.run(["xl", "list", DISK], timeout=20, check=False).status
+    assert domu.name not in [info.name for info in host.xen.list()]
