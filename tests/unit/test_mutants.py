@@ -335,6 +335,6 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["mutants", "--list", "negotiation-stale-keys"]) == EXIT_HELD
     said = capsys.readouterr().out
     assert (
-        "tests/system/negotiation/test_series_again.py::test_keys_of_an_earlier_kernel[pages-1]"
+        "tests/system/negotiation/test_series_again.py::test_keys_of_an_earlier_kernel_are_replaced[pages-1]"
         in said
     )

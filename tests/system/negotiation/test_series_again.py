@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
-from ends import DISK, SETTLES_WITHIN, Ends
+
+from emu.deadline import Deadline
+from emu.rig import RigHost, RigLun
+from emu.rig.disks import STATE_WITHIN
+from emu.rig.keys import FrontEndKeys
 
 STALE = {
     "ring-page-order": 2,
@@ -24,62 +27,59 @@ STALE_QUEUES = {
 @pytest.mark.parametrize(
     "stale", [pytest.param(STALE, id="pages"), pytest.param(STALE_QUEUES, id="queues")]
 )
-def test_keys_of_an_earlier_kernel(ends: Ends, stale: dict[str, int], pages: int) -> None:
-    ends.load("back", max_queues=4)
-    ends.attach()
-    ends.publish(stale, state="Initialising")
-    ends.load("front", max_ring_page_order=pages.bit_length() - 1)
-    until = time.monotonic() + SETTLES_WITHIN
-    while (front := ends.stack.domain.front_tree(DISK)).state() == "Initialising":
-        assert time.monotonic() < until, "the front end publishes nothing"
-        time.sleep(0.05)
+def test_keys_of_an_earlier_kernel_are_replaced(
+    host: RigHost, lun: RigLun, stale: dict[str, int], pages: int
+) -> None:
+    domu = host.create(front=None, back_parameters={"max_queues": 4})
+    domu.offer(lun)
+    FrontEndKeys(domu).publish(stale, "Initialising")
+    domu.load_front(max_ring_pages=pages)
+    domu.wait_front("Initialised", "Connected")
+    front = domu.domain.front_tree()
     left = [key for key in stale if front.get(key) == str(stale[key])]
     left = [key for key in left if key not in ("ring-page-order", "num-ring-pages")]
-    assert not left, f"keys of the earlier connection stand beside the new ones: {left}"
-    assert ends.stack.domain.wait_connected(DISK).pages == pages
-    assert ends.fill_disk() == ends.sum_of_disk()
+    assert not left, f"keys of the earlier connection are left beside the new ones: {left}"
+    assert domu.wait_connected().pages == pages
+    assert domu.fill() == domu.sum()
 
 
-def test_loaded_again_with_another_ring(ends: Ends) -> None:
-    ends.load("back")
-    assert ends.connect(order=4).pages == 16
-    written = ends.fill_disk()
+def test_driver_loaded_again_has_another_ring(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun, ring_pages=16)
+    assert domu.ring().pages == 16
+    written = domu.fill()
     for pages in (2, 1, 8):
-        ends.unbind_front()
-        ends.load("front", max_ring_page_order=pages.bit_length() - 1)
-        assert ends.stack.domain.wait_connected(DISK).pages == pages
-        assert ends.sum_of_disk() == written
-    assert ends.errors() == []
+        domu.unbind_front()
+        domu.load_front(max_ring_pages=pages)
+        assert domu.wait_connected().pages == pages
+        assert domu.sum() == written
+    assert domu.errors() == []
 
 
 @pytest.mark.long
 @pytest.mark.stack(domu_vcpus=2)
-def test_loaded_again_with_fewer_queues(ends: Ends) -> None:
-    ends.load("back", max_queues=2)
-    ends.load("front", max_queues=2, max_ring_page_order=2)
-    ends.attach()
-    assert len(ends.stack.domain.wait_connected(DISK).queues) == 2
-    written = ends.fill_disk()
-    for queues, order in ((1, 1), (2, 0), (1, 0), (2, 3)):
-        ends.unbind_front()
-        ends.load("front", max_queues=queues, max_ring_page_order=order)
-        ring = ends.stack.domain.wait_connected(DISK)
-        assert (len(ring.queues), ring.pages) == (queues, 1 << order)
-        assert ends.sum_of_disk() == written
-    assert ends.errors() == []
+def test_driver_loaded_again_has_fewer_queues(host: RigHost, lun: RigLun) -> None:
+    two = {"max_queues": 2}
+    domu = host.create(disk=lun, ring_pages=4, front_parameters=two, back_parameters=two)
+    assert len(domu.ring().queues) == 2
+    written = domu.fill()
+    for queues, pages in ((1, 2), (2, 1), (1, 1), (2, 8)):
+        domu.unbind_front()
+        domu.load_front(max_queues=queues, max_ring_pages=pages)
+        ring = domu.wait_connected()
+        assert (len(ring.queues), ring.pages) == (queues, pages)
+        assert domu.sum() == written
+    assert domu.errors() == []
 
 
-def test_nothing_is_left_for_an_older_driver(ends: Ends) -> None:
-    ends.load("back")
-    ends.connect(order=3)
-    ends.unbind_front()
-    left = ends.stack.domain.front_tree(DISK).children()
+def test_unbind_leaves_no_key_for_an_older_driver(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun, ring_pages=8)
+    domu.unbind_front()
+    left = domu.domain.front_tree().children()
     old = [key for key in left if "ring" in key or "queue" in key or key == "event-channel"]
     assert not old, f"the front end left its keys for the next driver to stumble over: {old}"
-    ends.stack.domain.detach(DISK)
-    ends.load("front", "stock", max_ring_page_order=1)
-    ends.attach()
-    assert ends.stack.domain.wait_connected(DISK).pages == 2
+    domu.detach()
+    domu.load_front("stock", max_ring_page_order=1)
+    assert domu.attach(lun).pages == 2
 
 
 PROBES = """
@@ -91,17 +91,14 @@ echo 1 > events/order/enable
 """
 
 
-def test_unplug_frees_the_interrupt_before_the_ring(ends: Ends) -> None:
-    ends.load("back")
-    ends.connect(order=2)
-    domu = ends.channel("front")
-    domu.run(PROBES, timeout=20)
-    ends.stack.domain.detach(DISK)
-    until = time.monotonic() + SETTLES_WITHIN  # dom0 does not wait for the domU's last step
+def test_unplug_frees_the_interrupt_before_the_ring(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun, ring_pages=4)
+    domu.run(PROBES)
+    domu.detach()
     steps: list[str] = []
-    while len(steps) < 2 and time.monotonic() < until:
-        trace = domu.run(["cat", "/sys/kernel/tracing/trace"], timeout=20).text
-        steps = re.findall(r": (interrupt|ring): ", trace)
+    until = Deadline("the domU's last step, which dom0 does not wait for", STATE_WITHIN)
+    while len(steps) < 2 and not until.passed:
+        steps = re.findall(r": (interrupt|ring): ", domu.run("cat /sys/kernel/tracing/trace"))
     assert steps == ["interrupt", "ring"], (
         f"the front end frees in the order {steps}: its handler may run on a ring that is gone"
     )

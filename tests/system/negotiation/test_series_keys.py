@@ -1,13 +1,14 @@
-"""The series: how large a ring is, told in both families of keys, between all kinds of ends."""
+"""The series: how large a ring is, in both families of keys, between all kinds of ends."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
-from ends import CLOSING, CONNECTED, DISK, LATER, Ends
+from marks import LATER
 
-from emu.xen.config import virtual_device
+from emu.rig import RigHost, RigLun
+from emu.rig.keys import FrontEndKeys, offer_values
 
 KINDS = ("stock", "patched")
 FAMILY = ("ring-page-order", "num-ring-pages")
@@ -26,36 +27,23 @@ def pairings() -> list[object]:
 
 
 @pytest.mark.parametrize(("front", "back", "pages"), pairings())
-def test_pairing(ends: Ends, front: str, back: str, pages: int) -> None:
-    order = pages.bit_length() - 1
-    ends.load("back", back)
-    ends.load("front", front, max_ring_page_order=order)
-    ends.attach()
-    ring = ends.stack.domain.wait_connected(DISK)
-    assert ring.pages == pages
-    assert ends.fill_disk() == ends.sum_of_disk()
-    offered = ends.stack.domain.back_tree()
+def test_pairing(host: RigHost, lun: RigLun, front: str, back: str, pages: int) -> None:
+    domu = host.create(disk=lun, front=front, back=back, ring_pages=pages)
+    assert domu.ring(lun).pages == pages
+    assert domu.fill(lun) == domu.sum(lun)
+    offered = domu.domain.back_tree()
     assert offered.get("max-ring-page-order") == "4"
     assert offered.get("max-ring-pages") == ("16" if back == "patched" else None)
-    chosen = ends.stack.domain.front_tree()
+    chosen = domu.domain.front_tree()
     written = {key: chosen.get(key) for key in FAMILY}
     expected = {
-        "ring-page-order": str(order) if pages > 1 else None,
+        "ring-page-order": str(pages.bit_length() - 1) if pages > 1 else None,
         "num-ring-pages": str(pages) if pages > 1 and front == "patched" else None,
     }
     assert written == expected
     assert (chosen.get("ring-ref") is not None) == (pages == 1)
-    ends.stack.domain.detach(DISK)
-    assert ends.errors() == []
-
-
-def offer(ends: Ends, **keys: int | None) -> None:
-    """Make the back end's directory offer what `keys` say: a value, or no such key."""
-    root = ends.stack.domain.back_path()
-    for key, value in keys.items():
-        path = f"{root}/{key.replace('_', '-')}"
-        verb = ["xenstore-rm", path] if value is None else ["xenstore-write", path, str(value)]
-        ends.stack.host.dom0.run(verb, timeout=20)
+    domu.detach(lun)
+    assert domu.errors() == []
 
 
 @pytest.mark.parametrize(
@@ -71,43 +59,31 @@ def offer(ends: Ends, **keys: int | None) -> None:
     ],
 )
 def test_front_takes_the_larger_legal_offer(
-    ends: Ends, order: int | None, pages: int | None, taken: int
+    host: RigHost, lun: RigLun, order: int | None, pages: int | None, taken: int
 ) -> None:
-    ends.load("back")
-    ends.attach()
-    offer(ends, max_ring_page_order=order, max_ring_pages=pages)
-    ends.load("front", max_ring_page_order=4)
-    ring = ends.stack.domain.wait_connected(DISK)
+    domu = host.create(front=None)
+    domu.offer(lun)
+    offer_values(domu, lun, order=order, pages=pages)
+    domu.load_front(max_ring_pages=16)
+    ring = domu.wait_connected(lun)
     assert ring.pages == taken, (
         f"the front end took {ring.pages} pages of an offer of order {order}, pages {pages}"
     )
 
 
-def rebind_back(ends: Ends) -> None:
-    """Let the back end go and come back: it reads the front end's keys anew."""
-    name = f"vbd-{ends.stack.domain.domid}-{virtual_device(DISK)}"
-    script = (
-        "cd /sys/bus/xen-backend/drivers/vbd && echo $1 > unbind && "
-        'physical=$(xenstore-read "$2/physical-device") && echo $1 > bind && '
-        'xenstore-write "$2/physical-device" "$physical"'
-    )
-    root = ends.stack.domain.back_path()
-    ends.channel("back").run(["sh", "-c", script, "sh", name, root], timeout=30)
-
-
 @pytest.mark.parametrize("gone", FAMILY)
-def test_back_takes_either_key(ends: Ends, gone: str) -> None:
-    ends.load("back")
-    ends.connect(order=2)
-    before = ends.fill_disk()
-    root = ends.stack.domain.front_path()
-    ends.channel("back").run(["xenstore-rm", f"{root}/{gone}"], timeout=20)
-    ends.listen()
-    rebind_back(ends)
-    state = ends.wait_back(CONNECTED, CLOSING, "Closed")
-    assert state == CONNECTED, f"without {gone} the back end takes no ring: {ends.errors()}"
-    assert ends.said("back", "connected: ring 4 pages, 128 requests")
-    assert ends.sum_of_disk() == before
+def test_back_takes_either_key(host: RigHost, lun: RigLun, gone: str) -> None:
+    """A back end that is bound again reads the front end's keys anew."""
+    domu = host.create(disk=lun, ring_pages=4)
+    before = domu.fill()
+    FrontEndKeys(domu).remove(gone)
+    host.log.mark()
+    domu.unbind_back()
+    domu.bind_back()
+    state = domu.wait_back("Connected", "Closing", "Closed")
+    assert state == "Connected", f"without {gone} the back end takes no ring: {domu.errors()}"
+    assert host.log.lines("connected: ring 4 pages, 128 requests")
+    assert domu.sum() == before
 
 
 @pytest.mark.parametrize(
@@ -123,18 +99,19 @@ def test_back_takes_either_key(ends: Ends, gone: str) -> None:
     ],
 )
 def test_back_refuses_with_the_values(
-    ends: Ends, order: int | None, pages: int | None, words: str
+    host: RigHost, lun: RigLun, order: int | None, pages: int | None, words: str
 ) -> None:
-    ends.load("back")
-    ends.attach()
+    domu = host.create(front=None)
+    domu.offer(lun)
+    front = FrontEndKeys(domu)
     keys = dict(zip(FAMILY, (order, pages), strict=True))
-    ends.publish(
+    front.publish(
         {
             **{key: value for key, value in keys.items() if value is not None},
             **{f"ring-ref{page}": 8 + page for page in range(32)},
             "event-channel": 1,
         }
     )
-    refusal = ends.refusal()
+    refusal = front.refusal()
     assert words in refusal, f"the back end did not refuse these keys for what they are: {refusal}"
-    assert len(ends.errors()) == 1, ends.errors()
+    assert len(domu.errors()) == 1, domu.errors()

@@ -1,15 +1,15 @@
-"""The series: the limit of ring pages as a number, clamped with a word, changed while it runs."""
+"""The series: the limit of ring pages as a number, clamped and logged, changed at run time."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from ends import CLOSING, DISK, Ends
 
 from emu.images.modules import End
+from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.keys import FrontEndKeys
 
-PARAMETERS = "/sys/module/xen_blkback/parameters"
 OUT_OF_RANGE = [
     pytest.param({"max_ring_pages": 100}, 16, "max_ring_pages: 100 given, 16 used, limit 16"),
     pytest.param({"max_ring_pages": 12}, 8, "max_ring_pages: 12 given, 8 used, limit 16"),
@@ -20,85 +20,80 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize("end", ["front", "back"])
 @pytest.mark.parametrize(("given", "pages", "words"), OUT_OF_RANGE)
-def test_clamped_with_one_message(
-    ends: Ends, end: End, given: dict[str, Any], pages: int, words: str
+def test_limit_is_clamped_with_one_message(
+    domu: RigDomu, end: End, given: dict[str, Any], pages: int, words: str
 ) -> None:
-    now = ends.load(end, **given)
+    now = domu.load(end, **given)
     assert now.parameters["max_ring_pages"] == str(pages), f"the limit is not clamped: {given}"
     assert now.parameters["max_ring_page_order"] == str(pages.bit_length() - 1)
-    assert len(ends.said(end, "given")) == 1
-    assert words in ends.said(end, "given")[0]
+    (line,) = domu.log_of(end).lines("given")
+    assert words in line
 
 
 @pytest.mark.parametrize("end", ["front", "back"])
-def test_contradiction_is_told(ends: Ends, end: End) -> None:
-    now = ends.load(end, max_ring_page_order=3, max_ring_pages=4)
+def test_contradiction_is_logged(domu: RigDomu, end: End) -> None:
+    now = domu.load(end, max_ring_page_order=3, max_ring_pages=4)
     assert now.parameters["max_ring_pages"] == "4"
-    assert len(ends.said(end, "contradict")) == 1
-    assert "of 8 and 4 pages" in ends.said(end, "contradict")[0]
+    (line,) = domu.log_of(end).lines("contradict")
+    assert "of 8 and 4 pages" in line
 
 
 @pytest.mark.parametrize("end", ["front", "back"])
-def test_agreement_is_not(ends: Ends, end: End) -> None:
-    assert (
-        ends.load(end, max_ring_pages=8, max_ring_page_order=3).parameters["max_ring_pages"] == "8"
+def test_agreement_is_not_logged(domu: RigDomu, end: End) -> None:
+    now = domu.load(end, max_ring_pages=8, max_ring_page_order=3)
+    assert now.parameters["max_ring_pages"] == "8"
+    assert not domu.log_of(end).lines("contradict")
+    assert not domu.log_of(end).lines("given")
+
+
+def test_both_ends_take_a_number(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(
+        disk=lun, front_parameters={"max_ring_pages": 16}, back_parameters={"max_ring_pages": 8}
     )
-    assert not ends.said(end, "contradict")
-    assert not ends.said(end, "given")
+    assert domu.ring(lun).pages == 8
 
 
-def test_both_ends_by_number(ends: Ends) -> None:
-    ends.load("back", max_ring_pages=8)
-    ends.load("front", max_ring_pages=16)
-    ends.stack.domain.attach(ends.stack.lun, DISK)
-    assert ends.stack.domain.wait_connected(DISK).pages == 8
-
-
-def write(ends: Ends, name: str, value: int) -> None:
-    ends.channel("back").run(f"echo {value} > {PARAMETERS}/{name}", timeout=20)
-
-
-def test_next_connection_has_the_new_limit(ends: Ends) -> None:
-    ends.load("back")
-    assert ends.connect(order=4).pages == 16
-    write(ends, "max_ring_pages", 2)
-    now = ends.channel("back").run(["cat", f"{PARAMETERS}/max_ring_page_order"], timeout=20)
-    assert now.text.strip() == "1"
-    assert ends.fill_disk() == ends.sum_of_disk()
-    assert ends.stack.domain.ring(DISK).pages == 16
-    ends.stack.domain.detach(DISK)
-    ends.attach()
-    ring = ends.stack.domain.wait_connected(DISK)
+def test_next_connection_has_the_new_limit(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun, ring_pages=16)
+    assert domu.ring(lun).pages == 16
+    host.set_back(max_ring_pages=2)
+    assert host.back_parameter("max_ring_page_order") == "1"
+    assert domu.fill(lun) == domu.sum(lun)
+    assert domu.ring(lun).pages == 16
+    domu.detach(lun)
+    ring = domu.attach(lun)
     assert (ring.pages, ring.offer.order, ring.offer.pages) == (2, 1, 2)
-    write(ends, "max_ring_page_order", 3)
-    ends.unbind_front()
-    ends.load("front", max_ring_pages=16)
-    ring = ends.stack.domain.wait_connected(DISK)
+    host.set_back(max_ring_page_order=3)
+    domu.unbind_front(lun)
+    domu.load_front(max_ring_pages=16)
+    ring = domu.wait_connected(lun)
     assert (ring.pages, ring.offer.order, ring.offer.pages) == (8, 3, 8), (
         f"a connection after the limit was changed is offered the old one: {ring.offer}"
     )
-    assert not ends.said("back", "contradict")
+    assert not host.log.lines("contradict")
 
 
 @pytest.mark.parametrize(
-    ("lowered", "pages"), [pytest.param(2, 8, id="lowered"), pytest.param(16, 8, id="raised")]
+    ("changed", "pages"), [pytest.param(2, 8, id="lowered"), pytest.param(16, 8, id="raised")]
 )
-def test_what_was_offered_counts(ends: Ends, lowered: int, pages: int) -> None:
-    ends.load("back", max_ring_pages=8)
-    ends.attach()
-    write(ends, "max_ring_pages", lowered)
-    ends.load("front", max_ring_pages=16)
-    assert ends.stack.domain.wait_connected(DISK).pages == pages
+def test_offer_holds_when_the_limit_changes(
+    host: RigHost, lun: RigLun, changed: int, pages: int
+) -> None:
+    domu = host.create(front=None, max_ring_pages=8)
+    domu.offer(lun)
+    host.set_back(max_ring_pages=changed)
+    domu.load_front(max_ring_pages=16)
+    assert domu.wait_connected(lun).pages == pages
 
 
-def test_more_than_was_offered_is_refused(ends: Ends) -> None:
-    ends.load("back", max_ring_pages=2)
-    ends.attach()
-    write(ends, "max_ring_pages", 16)
+def test_more_than_the_offer_is_refused(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(front=None, max_ring_pages=2)
+    domu.offer(lun)
+    host.set_back(max_ring_pages=16)
+    front = FrontEndKeys(domu)
     references = {f"ring-ref{page}": 8 + page for page in range(4)}
-    ends.publish({"num-ring-pages": 4, "event-channel": 1, **references})
-    refusal = ends.refusal()
+    front.publish({"num-ring-pages": 4, "event-channel": 1, **references})
+    refusal = front.refusal()
     assert "requested 4 ring pages: not a power of two up to 2" in refusal, (
         f"the back end takes more pages than it has offered: {refusal}"
     )
-    ends.wait_back(CLOSING)
