@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ends import CLOSING, DISK, INITIALISED, Ends
+
+from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.keys import FrontEndKeys
 
 GOOD = {"event-channel": 1, "ring-ref": 8}
 TWO_QUEUES = {
@@ -31,39 +33,41 @@ BAD = [
 
 
 @pytest.mark.parametrize(("keys", "word"), BAD)
-def test_one_line(ends: Ends, keys: dict[str, str | int], word: str) -> None:
+def test_failure_is_one_line(
+    host: RigHost, lun: RigLun, keys: dict[str, str | int], word: str
+) -> None:
     # The fixture fails the test for a WARNING on a console.
-    ends.load("back", max_queues=4)
-    ends.attach()
-    ends.listen()
-    ends.publish(keys)
-    refusal = ends.refusal()
-    assert len(ends.errors()) == 1, f"one failure, {len(ends.errors())} errors: {ends.errors()}"
+    domu, front = refusable(host, lun, max_queues=4)
+    host.log.mark()
+    front.publish(keys)
+    refusal = front.refusal()
+    errors = domu.errors()
+    assert len(errors) == 1, f"one failure, {len(errors)} errors: {errors}"
     assert word in refusal, f"refused for something else: {refusal}"
 
 
-def test_second_queue_that_cannot_be_mapped(ends: Ends) -> None:
-    ends.load("back", max_queues=4)
-    ends.attach()
-    ends.publish({**TWO_QUEUES, "queue-1/ring-ref": 9, "queue-0/ring-ref": 4000000000})
-    assert "mapping in shared page" in ends.refusal()
-    assert len(ends.errors()) == 1, ends.errors()
+def test_second_queue_cannot_be_mapped(host: RigHost, lun: RigLun) -> None:
+    domu, front = refusable(host, lun, max_queues=4)
+    front.publish({**TWO_QUEUES, "queue-1/ring-ref": 9, "queue-0/ring-ref": 4000000000})
+    assert "mapping in shared page" in front.refusal()
+    assert len(domu.errors()) == 1, domu.errors()
 
 
-def test_again_and_again(ends: Ends) -> None:
-    ends.load("back")
-    ends.attach()
+def test_connection_fails_again_and_again(host: RigHost, lun: RigLun) -> None:
+    domu, front = refusable(host, lun)
     for _ in range(5):
-        ends.publish({**GOOD, "ring-ref": 4000000000})
-        ends.wait_back(CLOSING)
-        ends.publish({}, "Closed")
-        ends.wait_back("Closed")
-        ends.publish({}, "Initialising")
-        ends.wait_back("InitWait")
-    assert len(ends.errors()) == 5, ends.errors()
-    for key in GOOD:
-        root = ends.stack.domain.front_path()
-        ends.channel("back").run(["xenstore-rm", f"{root}/{key}"], timeout=20)
-    ends.load("front", max_ring_page_order=2)
-    assert ends.stack.domain.wait_connected(DISK).pages == 4
-    assert INITIALISED not in ends.stack.domain.front_tree().state()
+        front.publish({**GOOD, "ring-ref": 4000000000})
+        front.refusal()
+        front.reset()
+    assert len(domu.errors()) == 5, domu.errors()
+    front.remove(*GOOD)
+    domu.load_front(max_ring_pages=4)
+    assert domu.wait_connected(lun).pages == 4
+    assert domu.domain.front_tree().state() == "Connected"
+
+
+def refusable(host: RigHost, lun: RigLun, **back_parameters: int) -> tuple[RigDomu, FrontEndKeys]:
+    """A domU with a disk that no driver has, and the keys of its front end."""
+    domu = host.create(front=None, back_parameters=back_parameters)
+    domu.offer(lun)
+    return domu, FrontEndKeys(domu)

@@ -1,8 +1,8 @@
-"""The series: a front end that rewrites its keys meanwhile is read as it was at one instant.
+"""The series: keys that a front end rewrites while they are read are those of one instant.
 
 dom0 plays the front end. One shell flips between two sets of keys, each set in one
 transaction, while another asks for connection after connection. No reference of either set
-is a grant, so that each connection is refused with words that tell what was read.
+is a grant, so that each connection is refused with a message that shows what was read.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from ends import DISK, Ends
+
+from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.keys import FrontEndKeys
 
 ATTEMPTS = 24
 """One in five is read while the keys change (run: 4 of 20, of a stock driver)."""
 ATTEMPTS_STOCK = 60
 """Until a mixture is seen: the fifth on average."""
 BATCH = 4
-"""Connections whose words dom0's log of 128 KiB holds with ease, WARNINGs included."""
+"""Connections whose lines fit into dom0's log of 128 KiB with ease, WARNINGs included."""
 CHANGING = "the front end keeps changing its keys"
 MIXED = "mixed"
 SMALL, LARGE = 16, 64
@@ -44,7 +46,7 @@ SETS: dict[str, dict[str, str | int]] = {
         **{f"ring-ref{page}": 2000000 + page for page in range(LARGE)},
     },
 }
-# What one connection's lines say of a set that was read whole: the protocol, whether grants
+# What one connection's lines show of a set that was read whole: the protocol, whether grants
 # are persistent, the first reference.
 WHOLE = {
     ("x86_64-abi", True, 1000000): "small",
@@ -80,7 +82,7 @@ done
 
 
 def read_as(lines: list[str]) -> str:
-    """Which set one attempt's lines of dom0's log tell of; `MIXED` for a bit of both."""
+    """Which set one attempt's lines of dom0's log show; `MIXED` for a bit of both."""
     text = "\n".join(lines)
     if CHANGING in text:
         return CHANGING
@@ -92,15 +94,15 @@ def read_as(lines: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def flipping(ends: Ends) -> Iterator[None]:
+def flipping(domu: RigDomu) -> Iterator[None]:
     """The front end's keys change from one set to the other and back, as fast as dom0 can."""
-    front = ends.stack.domain.front_path(DISK)
+    front = domu.domain.front_path()
     words = {
         name: " ".join(f"{front}/{key} {value}" for key, value in keys.items())
         for name, keys in SETS.items()
     }
     flip = FLIP.replace("{small}", words["small"]).replace("{large}", words["large"])
-    writer = ends.channel("back").spawn(["sh", "-c", flip])
+    writer = domu.host.dom0.spawn(["sh", "-c", flip])
     try:
         yield
         assert writer.ended is None, f"the writer ended: {writer.ended}"
@@ -108,11 +110,10 @@ def flipping(ends: Ends) -> Iterator[None]:
         writer.close()
 
 
-def connections(ends: Ends, count: int) -> Iterator[list[str]]:
-    """What dom0's kernel says of each of so many connections, every one refused."""
-    dom0 = ends.channel("back")
-    front = ends.stack.domain.front_path(DISK)
-    back = ends.stack.domain.back_path(DISK)
+def connections(domu: RigDomu, count: int) -> Iterator[list[str]]:
+    """What dom0's kernel logs of each of so many connections, every one refused."""
+    dom0 = domu.host.dom0
+    front, back = domu.domain.front_path(), domu.domain.back_path()
     for _ in range(0, count, BATCH):
         dom0.run("dmesg -c > /dev/null", timeout=20)
         dom0.run(["sh", "-c", CONNECT, "sh", front, back, str(BATCH)], timeout=120)
@@ -122,29 +123,33 @@ def connections(ends: Ends, count: int) -> Iterator[list[str]]:
         yield from (attempt.splitlines() for attempt in attempts)
 
 
+def played(host: RigHost, lun: RigLun, back: str) -> RigDomu:
+    """A domU with a disk whose front end is dom0's, with the smaller set of keys."""
+    domu = host.create(front=None, back=back)
+    domu.offer(lun)
+    FrontEndKeys(domu).publish(SETS["small"], state="Initialising")
+    return domu
+
+
 @pytest.mark.stack(kernel="lab")
-def test_keys_of_one_instant(ends: Ends) -> None:
-    ends.load("back")
-    ends.attach()
-    ends.publish(SETS["small"], state="Initialising")
-    with flipping(ends):
-        said = list(connections(ends, ATTEMPTS))
-    seen = Counter(read_as(lines) for lines in said)
+def test_keys_are_read_at_one_instant(host: RigHost, lun: RigLun) -> None:
+    domu = played(host, lun, "patched")
+    with flipping(domu):
+        logged = list(connections(domu, ATTEMPTS))
+    seen = Counter(read_as(lines) for lines in logged)
     print(seen)
-    mixed = [lines for lines in said if read_as(lines) == MIXED]
+    mixed = [lines for lines in logged if read_as(lines) == MIXED]
     assert not mixed, f"keys that changed meanwhile were read half and half: {mixed[0]}"
     assert seen["small"] < ATTEMPTS, "the keys never changed"
 
 
 @pytest.mark.long
 @pytest.mark.stack(kernel="lab")
-def test_a_driver_that_reads_key_by_key_mixes_them(ends: Ends) -> None:
-    """The race is there, and seen: the stock driver loses it."""
-    ends.load("back", "stock")
-    ends.attach()
-    ends.publish(SETS["small"], state="Initialising")
-    with ends.stack.machine.watch.allow("kernel WARNING", guest="dom0"), flipping(ends):
-        for lines in connections(ends, ATTEMPTS_STOCK):
+def test_stock_driver_mixes_keys(host: RigHost, lun: RigLun) -> None:
+    """The race is there, and seen: a driver that reads key by key loses it."""
+    domu = played(host, lun, "stock")
+    with host.stack.machine.watch.allow("kernel WARNING", guest="dom0"), flipping(domu):
+        for lines in connections(domu, ATTEMPTS_STOCK):
             if read_as(lines) == MIXED:
                 return
     pytest.fail("no connection was refused for a mixture of the two sets")

@@ -1,7 +1,7 @@
-"""A back end that offers nonsense: the front end says so once, keeps its guest alive, goes on.
+"""A back end that offers nonsense: the front end logs it once, keeps its guest alive, goes on.
 
-dom0 plays the back end in xenstore, with no driver loaded: whatever it is told there a front end
-has to bear. A disk of no sectors is made without any I/O, which nobody would answer.
+dom0 plays the back end in xenstore, with no driver loaded: a front end has to bear whatever it
+reads there. A disk of no sectors is made without any I/O, which nobody would answer.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
-from ends import CONNECTED, DISK, INIT_WAIT, INITIALISED, SETTLES_WITHIN, Ends
 
+from emu.deadline import Deadline
+from emu.errors import NotHeld
+from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
 from emu.xen.config import virtual_device
 from emu.xen.drivers import BACK, unload
-from emu.xen.xenstore import XENBUS_STATES
+from emu.xen.xenstore import state_number
 
 Keys = Mapping[str, str | int]
-NUMBER = virtual_device(DISK)
-CLOSING, CLOSED = "Closing", "Closed"
-_NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
+ERROR_WITHIN = 5.0
+"""Seconds in which the front end has logged what it does not take."""
 MOST = 16
 SMALL: Keys = {"sectors": 0, "sector-size": 512, "info": 0}
 
@@ -43,56 +43,52 @@ true
 """
 
 
-@dataclass
-class PlayedBack:
+class PlayedBackEnd:
     """A back end that exists in xenstore only."""
 
-    ends: Ends
-    heard: int = field(default=0)
+    def __init__(self, domu: RigDomu) -> None:
+        self.domu = domu
+        self.xen = domu.host.xen
 
     @property
     def _words(self) -> list[str]:
-        return [str(self.ends.stack.domain.domid), str(NUMBER)]
+        return [str(self.domu.domain.domid), str(virtual_device(FIRST_DISK))]
 
     def make(self) -> None:
-        self.ends.listen("front")
-        self.ends.channel("back").run(["sh", "-c", MAKE, "sh", *self._words], timeout=30)
+        """Make both directories, as libxl does."""
+        self.domu.log.mark()
+        self.xen.dom0.run(["sh", "-c", MAKE, "sh", *self._words], timeout=30)
 
     def remove(self) -> None:
-        self.ends.channel("back").run(["sh", "-c", REMOVE, "sh", *self._words], timeout=30)
-        gone = f"until [ ! -e /sys/bus/xen/devices/vbd-{NUMBER} ]; do usleep 20000; done"
-        self.ends.channel("front").run(gone, timeout=30)
+        """Remove both directories; returns when the domU has no device any more."""
+        self.xen.dom0.run(["sh", "-c", REMOVE, "sh", *self._words], timeout=30)
+        self.domu.wait_gone()
 
-    def tell(self, state: str, keys: Keys | None = None) -> None:
-        """Write keys, which the front end may read, then the state."""
-        root = self.ends.stack.domain.back_path(DISK)
-        dom0 = self.ends.channel("back")
-        pairs = [
-            str(word) for key, value in (keys or {}).items() for word in (f"{root}/{key}", value)
-        ]
-        if pairs:
-            dom0.run(["xenstore-write", "--", *pairs], timeout=20)
-        dom0.run(["xenstore-chmod", "-r", root, "n0", f"r{self._words[0]}"], timeout=20)
-        dom0.run(["xenstore-write", f"{root}/state", str(_NUMBERS.get(state, state))], timeout=20)
+    def publish(self, state: str, keys: Keys | None = None) -> None:
+        """Write keys, which the front end may read, then the state, by its name or number."""
+        root = self.domu.domain.back_path()
+        self.xen.write({f"{root}/{key}": value for key, value in (keys or {}).items()})
+        domid = self.domu.domain.domid
+        self.xen.dom0.run(["xenstore-chmod", "-r", root, "n0", f"r{domid}"], timeout=20)
+        number = state if state.isdecimal() else state_number(state)
+        self.xen.write({f"{root}/state": number})
 
     def front(self, *states: str) -> str:
-        """Wait until the front end stands at one of `states`; which."""
-        until = time.monotonic() + SETTLES_WITHIN
-        while (now := self.ends.stack.domain.front_tree(DISK).state()) not in states:
-            if time.monotonic() > until:
-                return f"{now} after {SETTLES_WITHIN:.0f} s"
-            time.sleep(0.05)
-        return now
+        """Wait until the front end is in one of `states`; which, or what it is in instead."""
+        try:
+            return self.domu.wait_front(*states)
+        except NotHeld as error:
+            return error.message
 
     def errors(self) -> list[str]:
-        """What the domU's kernel reported of the disk as an error."""
-        return self.ends.said("front", f"vbd vbd-{NUMBER}: ")
+        """What the domU's kernel logged of the disk as an error."""
+        return self.domu.errors("front")
 
     def end(self) -> None:
         """Close as a back end does, so that the front end lets go."""
-        self.tell(CLOSING)
-        self.front(CLOSED)
-        self.tell(CLOSED)
+        self.publish("Closing")
+        self.front("Closed")
+        self.publish("Closed")
         self.remove()
 
 
@@ -108,38 +104,39 @@ def offers() -> dict[str, tuple[Keys, int]]:
 
 
 @pytest.fixture
-def played(ends: Ends) -> PlayedBack:
-    unload(ends.channel("back"), BACK)
-    ends.load("front", max_ring_pages=MOST)
-    return PlayedBack(ends)
+def played(host: RigHost) -> PlayedBackEnd:
+    """A back end by hand in a host whose dom0 has no driver for one."""
+    domu = host.create(front_parameters={"max_ring_pages": MOST})
+    unload(host.dom0, BACK)
+    return PlayedBackEnd(domu)
 
 
-def comes_back(ends: Ends) -> None:
+def comes_back(domu: RigDomu, lun: RigLun) -> None:
     """The real back end connects on the same device."""
-    ends.load("back")
-    ends.attach()
-    assert ends.stack.domain.wait_connected(DISK).pages == MOST
-    assert ends.fill_disk() == ends.sum_of_disk()
-    ends.stack.domain.detach(DISK)
+    domu.host.load_back()
+    assert domu.attach(lun).pages == MOST
+    assert domu.fill() == domu.sum()
+    domu.detach()
 
 
-def test_offers_of_nonsense(ends: Ends, played: PlayedBack) -> None:
-    before = ends.stack.host.grants().of(ends.stack.domain.domid).refs
+def test_offers_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
+    domu = played.domu
+    before = domu.mapped_refs()
     wrong: dict[str, str] = {}
     for name, (keys, pages) in offers().items():
         played.make()
-        played.tell(INIT_WAIT, keys)
-        state = played.front(INITIALISED, CLOSED)
-        tree = ends.stack.domain.front_tree(DISK)
+        played.publish("InitWait", keys)
+        state = played.front("Initialised", "Closed")
+        tree = domu.domain.front_tree()
         asked = 1 << (tree.integer("ring-page-order") or 0)
-        if state != INITIALISED:
-            wrong[name] = f"the front end stands at {state}: {played.errors()}"
+        if state != "Initialised":
+            wrong[name] = f"front end {state}: {played.errors()}"
         elif asked != pages or tree.integer("multi-queue-num-queues") not in (None, 1):
             wrong[name] = f"the front end made a ring of {asked} pages: {dict(tree.values)}"
         played.end()
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
-    comes_back(ends)
-    assert ends.stack.host.grants().of(ends.stack.domain.domid).refs == before
+    comes_back(domu, lun)
+    assert domu.mapped_refs() == before
 
 
 CONNECTS: dict[str, tuple[Keys, str]] = {
@@ -165,55 +162,54 @@ CONNECTS: dict[str, tuple[Keys, str]] = {
 }
 
 
-def test_disks_of_nonsense(ends: Ends, played: PlayedBack) -> None:
-    """What is told when a ring was made: a disk, or one line and no disk."""
+def test_disks_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
+    """What is published when a ring was made: a disk, or one line and no disk."""
     wrong: dict[str, str] = {}
     for name, (keys, word) in CONNECTS.items():
         played.make()
-        played.tell(INIT_WAIT)
-        assert played.front(INITIALISED) == INITIALISED, name
-        played.tell(CONNECTED, keys)
+        played.publish("InitWait")
+        assert played.front("Initialised") == "Initialised", name
+        played.publish("Connected", keys)
         if word:
-            deadline = time.monotonic() + 5
-            while not played.errors() and time.monotonic() < deadline:
+            until = Deadline("an error of the front end", ERROR_WITHIN)
+            while not (errors := played.errors()) and not until.passed:
                 time.sleep(0.05)
-            told = played.errors()
-            if len(told) != 1 or not re.search(word, told[0]):
-                wrong[name] = f"told {told}, not one line of {word!r}"
+            if len(errors) != 1 or not re.search(word, errors[0]):
+                wrong[name] = f"logged {errors}, not one line of {word!r}"
         else:
-            state = played.front(CONNECTED)
-            if state != CONNECTED or played.errors():
+            state = played.front("Connected")
+            if state != "Connected" or played.errors():
                 wrong[name] = f"{state}, {played.errors()}"
         played.end()
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
-    comes_back(ends)
+    comes_back(played.domu, lun)
 
 
 JUMPS = {
-    "Connected at once": [CONNECTED],
-    "Closing at once": [CLOSING, CLOSED],
-    "Closed at once": [CLOSED],
-    "InitWait twice, then Closed": [INIT_WAIT, INIT_WAIT, CLOSED],
-    "a state that is none": [INIT_WAIT, "99", CLOSING, CLOSED],
-    "back to InitWait": [INIT_WAIT, CONNECTED, CONNECTED, INIT_WAIT],
+    "Connected at once": ["Connected"],
+    "Closing at once": ["Closing", "Closed"],
+    "Closed at once": ["Closed"],
+    "InitWait twice, then Closed": ["InitWait", "InitWait", "Closed"],
+    "a state that is none": ["InitWait", "99", "Closing", "Closed"],
+    "back to InitWait": ["InitWait", "Connected", "Connected", "InitWait"],
 }
 
 
-def test_states_jumped_over(ends: Ends, played: PlayedBack) -> None:
-    host, domid = ends.stack.host, ends.stack.domain.domid
-    before = host.grants().of(domid).refs
+def test_back_end_skips_states(lun: RigLun, played: PlayedBackEnd) -> None:
+    domu = played.domu
+    before = domu.mapped_refs()
     wrong: dict[str, str] = {}
     for name, states in JUMPS.items():
         played.make()
         for state in states:
-            played.tell(state, SMALL)
+            played.publish(state, SMALL)
             time.sleep(0.3)
-        told = played.errors()
+        errors = played.errors()
         played.end()
-        if len(told) > 1:
-            wrong[name] = f"{len(told)} lines: {told}"
-        elif left := host.grants().of(domid).refs - before:
+        if len(errors) > 1:
+            wrong[name] = f"{len(errors)} lines: {errors}"
+        elif left := domu.mapped_refs() - before:
             wrong[name] = f"references {sorted(left)} are still mapped"
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
-    comes_back(ends)
-    assert host.grants().of(domid).refs == before
+    comes_back(domu, lun)
+    assert domu.mapped_refs() == before

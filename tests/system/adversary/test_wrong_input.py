@@ -1,4 +1,4 @@
-"""A front end that publishes nonsense: dom0 says so in one line, leaks nothing, goes on.
+"""A front end that publishes nonsense: dom0 logs one line, leaks nothing, goes on.
 
 dom0 plays the front end in xenstore. Each wrong set of keys is a connection of its own on the
 same device; after all of them the real front end connects, and everything is given back.
@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 
 import pytest
-from ends import CONNECTED, DISK, INIT_WAIT, INITIALISED, Ends
+
+from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.keys import FrontEndKeys
 
 Keys = Mapping[str, str | int]
 
@@ -69,87 +71,81 @@ WRONG: dict[str, tuple[Keys, str]] = {
 }
 
 
-def refused(ends: Ends, keys: Keys, state: str = INITIALISED) -> tuple[str, list[str]]:
-    """What the back end says of one connection: its error key, and dom0's lines of it."""
-    ends.listen("back")
-    ends.publish(keys, state)
-    words = ends.refusal()
-    told = ends.errors()
-    ends.publish({}, "Closed")
-    ends.wait_back("Closed")
-    if keys:
-        root = ends.stack.domain.front_path(DISK)
-        ends.channel("back").run(["xenstore-rm", *(f"{root}/{key}" for key in keys)], timeout=20)
-    ends.publish({}, "Initialising")
-    ends.wait_back(INIT_WAIT)
-    return words, told
+def refused(front: FrontEndKeys, keys: Keys, state: str = "Initialised") -> tuple[str, list[str]]:
+    """What the back end reports of one connection: its error key, and dom0's lines of it."""
+    domu = front.domu
+    domu.host.log.mark()
+    front.publish(keys, state)
+    error = front.refusal()
+    lines = domu.errors()
+    front.remove(*keys)
+    front.reset()
+    return error, lines
 
 
-def connects(ends: Ends, pages: int = 4) -> None:
-    """The real front end connects, moves data, and all is given back when it goes."""
-    ends.load("front", max_ring_pages=pages)
-    assert ends.stack.domain.wait_connected(DISK).pages == pages
-    assert ends.fill_disk() == ends.sum_of_disk()
+def connects(domu: RigDomu, pages: int = 4) -> None:
+    """The real front end connects and moves data."""
+    domu.load_front(max_ring_pages=pages)
+    assert domu.wait_connected().pages == pages
+    assert domu.fill() == domu.sum()
 
 
-def mapped(ends: Ends) -> frozenset[int]:
-    return ends.stack.host.grants().of(ends.stack.domain.domid).refs
-
-
-def test_each_is_one_line(ends: Ends) -> None:
-    ends.load("back")
-    before = mapped(ends)
-    ends.attach()
-    console = f"/local/domain/{ends.stack.domain.domid}/device/console/1/ring-ref"
-    granted = ends.stack.host.read(console)
+def test_each_wrong_set_is_one_line(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(front=None)
+    before = domu.mapped_refs()
+    domu.offer(lun)
+    front = FrontEndKeys(domu)
+    granted = host.xen.read(f"/local/domain/{domu.domain.domid}/device/console/1/ring-ref")
     assert granted
     wrong: dict[str, object] = {}
     for name, (keys, word) in WRONG.items():
         keys = {key: str(value).format(granted=granted) for key, value in keys.items()}
-        words, told = refused(ends, keys)
-        if not re.search(word, words):
-            wrong[name] = f"refused with {words!r}, not {word!r}"
-        elif len(told) != 1:
-            wrong[name] = f"{len(told)} lines in dom0: {told}"
-        elif extra := mapped(ends) - before:
+        error, lines = refused(front, keys)
+        if not re.search(word, error):
+            wrong[name] = f"refused with {error!r}, not {word!r}"
+        elif len(lines) != 1:
+            wrong[name] = f"{len(lines)} lines in dom0: {lines}"
+        elif extra := domu.mapped_refs() - before:
             wrong[name] = f"dom0 still maps references {sorted(extra)}"
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
-    connects(ends)
-    ends.stack.domain.detach(DISK)
-    assert mapped(ends) == before
+    connects(domu)
+    domu.detach()
+    assert domu.mapped_refs() == before
 
 
-def test_states_jumped_over(ends: Ends) -> None:
+def test_front_end_skips_states(host: RigHost, lun: RigLun) -> None:
     """From Initialising to what comes after the keys, without any."""
-    ends.load("back")
-    before = mapped(ends)
-    ends.attach()
-    for state in (CONNECTED, "Reconfiguring", "Reconfigured"):
-        words, told = refused(ends, {}, state)
-        assert len(told) == 1, (state, told)
-        assert ("event-channel" if state == CONNECTED else "saw state") in words, state
-    connects(ends)
-    ends.stack.domain.detach(DISK)
-    assert mapped(ends) == before
+    domu = host.create(front=None)
+    before = domu.mapped_refs()
+    domu.offer(lun)
+    front = FrontEndKeys(domu)
+    for state in ("Connected", "Reconfiguring", "Reconfigured"):
+        error, lines = refused(front, {}, state)
+        assert len(lines) == 1, (state, lines)
+        assert ("event-channel" if state == "Connected" else "saw state") in error, state
+    connects(domu)
+    domu.detach()
+    assert domu.mapped_refs() == before
 
 
-@pytest.mark.parametrize("again", [INITIALISED, CONNECTED])
-def test_keys_changed_after_connecting(ends: Ends, again: str) -> None:
+@pytest.mark.parametrize("again", ["Initialised", "Connected"])
+def test_keys_change_after_connecting(host: RigHost, lun: RigLun, again: str) -> None:
     """A connection keeps the ring it was made with, whatever its keys say later."""
-    ends.load("back")
-    ends.attach()
-    before = mapped(ends)
-    connects(ends)
-    data = ends.sum_of_disk()
-    ends.listen()
-    ends.publish({**LARGE, "ring-page-order": 4, "num-ring-pages": 16, "event-channel": 99}, again)
-    assert ends.stack.domain.back_tree(DISK).state() == CONNECTED
-    assert ends.sum_of_disk() == data
-    views = ends.stack.domain.queues(DISK)
+    domu = host.create(front=None)
+    domu.offer(lun)
+    before = domu.mapped_refs()
+    connects(domu)
+    data = domu.sum()
+    host.log.mark()
+    front = FrontEndKeys(domu)
+    front.publish({**LARGE, "ring-page-order": 4, "num-ring-pages": 16, "event-channel": 99}, again)
+    assert domu.domain.back_tree().state() == "Connected"
+    assert domu.sum() == data
+    views = domu.queues()
     assert views.front is not None
     assert views.back is not None
     assert [queue.pages for queue in (*views.front, *views.back)] == [4, 4]
-    assert ends.errors() == []
-    ends.publish({}, CONNECTED)
-    ends.stack.domain.detach(DISK)
-    assert mapped(ends) == before
+    assert domu.errors() == []
+    front.set_state("Connected")
+    domu.detach()
+    assert domu.mapped_refs() == before
