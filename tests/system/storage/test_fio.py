@@ -5,11 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ends import DISK, Ends
 
 from emu.errors import NotHeld
 from emu.images import fio as fio_program
 from emu.images.context import BuildContext
+from emu.rig import RigHost, RigLun
 from emu.xen import fio
 
 SPOIL = """
@@ -20,18 +20,15 @@ done
 """
 
 
-def test_fio_notices_what_another_wrote(ends: Ends) -> None:
-    ends.load("back")
-    ends.connect(order=2)
-    domu, lun = ends.channel("front"), ends.stack.lun
-    fio.install(domu, fio_program.build(BuildContext(ends.cache)))
-    done = fio.verify(domu, DISK, mib=8)
+def test_fio_finds_what_another_wrote(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun, ring_pages=4)
+    disk = domu.disk(lun)
+    fio.install(domu.channel, fio_program.build(BuildContext(host.cache)))
+    done = fio.verify(domu.channel, disk, mib=8)
     assert done.write_bytes == done.read_bytes == 8 << 20
     with ThreadPoolExecutor() as pool:
-        spoiler = pool.submit(
-            ends.stack.host.dom0.run, ["sh", "-c", SPOIL, "sh", lun.device], timeout=300
-        )
+        spoiler = pool.submit(host.dom0.run, ["sh", "-c", SPOIL, "sh", lun.device], timeout=300)
         with pytest.raises(NotHeld, match="fio ended with status"):
-            fio.verify(domu, DISK, mib=8, seed=2)
-        ends.stack.host.dom0.run("touch /run/enough", timeout=20)
+            fio.verify(domu.channel, disk, mib=8, seed=2)
+        host.dom0.run("touch /run/enough", timeout=20)
         spoiler.result()
