@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from migrating import (
+from back_ends import back_end
+from migration_checks import (
     WITH_INDIRECT,
     WITHOUT,
     check_filled,
@@ -22,7 +23,6 @@ from migrating import (
     check_repeated,
     check_ring,
 )
-from moves import back_end
 
 from emu.rig import RigHost, RigLun
 from emu.rig.verifying import Load

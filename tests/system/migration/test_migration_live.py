@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from migrating import check_filled, check_kept, check_repeated, check_ring
+from migration_checks import check_filled, check_kept, check_repeated, check_ring
 
 from emu.rig import RigHost, RigLun
 from emu.rig.verifying import Load

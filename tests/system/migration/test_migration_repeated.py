@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from migrating import check_ring
+from migration_checks import check_ring
 
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.rig.verifying import Load

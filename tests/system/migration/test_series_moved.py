@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-
 import pytest
-from ends import DISK, LATER, SETTLES_WITHIN, Ends
-from moves import held, outstanding, reconnected, restore, save, saving
+from marks import LATER
+
+from emu.rig import RigDomu, RigHost, RigLun
 
 RINGS = pytest.mark.parametrize(
     ("first", "then"),
@@ -46,7 +44,6 @@ while pidof dd > /dev/null; do
 done
 """
 
-
 HELD_MIB = 16
 """More requests than a ring of 2 pages holds: one carries 128 KiB."""
 # The flusher begins at once, nobody waits for it, and the last close is yet to come: what is
@@ -68,65 +65,47 @@ sha256sum < /tmp/data
 """
 
 
-def connect(ends: Ends, pages: int) -> None:
-    """Connect with as many pages as the back end allows: `pages`."""
-    ends.load("back", max_ring_pages=pages)
-    ends.load("front", max_ring_pages=64)
-    ends.attach()
-    assert ends.stack.domain.wait_connected(DISK).pages == pages
-
-
-def allow(ends: Ends, pages: int) -> None:
-    """Let the back end allow so many pages from the next connection on."""
-    limit = "/sys/module/xen_blkback/parameters/max_ring_pages"
-    ends.channel("back").run(f"echo {pages} > {limit}", timeout=20)
+def connected(host: RigHost, lun: RigLun, pages: int) -> RigDomu:
+    """A domU with as many ring pages as the back end allows: `pages`."""
+    domu = host.create(disk=lun, ring_pages=64, max_ring_pages=pages)
+    assert domu.ring(lun).pages == pages
+    return domu
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=64)
 @RINGS
-def test_ring_changes_over_a_restore(ends: Ends, first: int, then: int) -> None:
-    connect(ends, first)
-    written = ends.fill_disk()
-    domu = ends.channel("front")
-    domu.run(["sh", "-c", READ, "sh", DISK, str(READERS)], timeout=30)
-    domu.run(["sh", "-c", READ_ON, "sh", DISK, str(READERS)], timeout=90)
-    allow(ends, then)
-    # The guest's console driver prints a WARNING of its own for its second console.
-    with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
-        save(ends)
-        restore(ends)
-        reconnected(ends)
-        domu = ends.channel("front")
-        domu.run(["sh", "-c", READ_ON, "sh", DISK, str(READERS)], timeout=90)
-        assert ends.stack.domain.wait_connected(DISK).pages == then
-        domu.run(["sh", "-c", END], timeout=60)
-        assert ends.sum_of_disk() == written
-    assert ends.errors() == []
+def test_ring_changes_over_a_restore(host: RigHost, lun: RigLun, first: int, then: int) -> None:
+    domu = connected(host, lun, first)
+    written = domu.fill(lun)
+    read_on = ["sh", "-c", READ_ON, "sh", domu.disk(lun), str(READERS)]
+    domu.channel.run(["sh", "-c", READ, "sh", domu.disk(lun), str(READERS)], timeout=30)
+    domu.channel.run(read_on, timeout=90)
+    domu.save_and_restore(max_ring_pages=then)
+    domu.channel.run(read_on, timeout=90)
+    assert domu.ring(lun).pages == then
+    domu.run(END)
+    assert domu.sum(lun) == written
+    assert domu.errors() == []
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=128)
 @RINGS
-def test_writes_in_flight_are_done(ends: Ends, first: int, then: int) -> None:
+def test_writes_in_flight_are_done(host: RigHost, lun: RigLun, first: int, then: int) -> None:
     """The kernel writes its cache back while the LUN stands still, until the domU is suspended.
 
     Requests that a process waits for never are: it can't be frozen before they are answered.
     """
-    connect(ends, first)
-    with ends.stack.machine.watch.allow("kernel WARNING", guest=ends.stack.domain.name):
-        with contextlib.ExitStack() as hold:
-            hold.enter_context(held(ends))
-            command = ["sh", "-c", WRITE, "sh", DISK, str(HELD_MIB)]
-            written = ends.channel("front").run(command, timeout=60).text.split()[0]
-            until = time.monotonic() + SETTLES_WITHIN
-            while (now := outstanding(ends.stack.domain)) <= min(64, 32 * first - 1):
-                assert time.monotonic() < until, f"{now} requests in flight"
-            allow(ends, then)
-            with saving(ends):
-                hold.close()
-        restore(ends)
-        reconnected(ends)
-        ends.channel("front").run(["sync"], timeout=60)
-        assert ends.stack.domain.wait_connected(DISK).pages == then
-        assert outstanding(ends.stack.domain) == 0
-        assert ends.sum_of_disk(HELD_MIB) == written
-    assert ends.errors() == []
+    domu = connected(host, lun, first)
+    with lun.held():
+        command = ["sh", "-c", WRITE, "sh", domu.disk(lun), str(HELD_MIB)]
+        written = domu.channel.run(command, timeout=60).text.split()[0]
+        domu.wait_outstanding(min(65, 32 * first), or_more=True)
+        host.set_back(max_ring_pages=then)
+        with domu.saving():
+            lun.release()
+    domu.restore()
+    domu.run("sync")
+    assert domu.ring(lun).pages == then
+    assert domu.outstanding(lun) == 0
+    assert domu.sum(lun, HELD_MIB) == written
+    assert domu.errors() == []
