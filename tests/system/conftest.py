@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from emu_command import Warm
-from ends import Ends
 
 from emu.images import agent
 from emu.images.cache import Cache
@@ -20,7 +19,6 @@ from emu.lab.stack import Artifacts, running
 from emu.lab.wish import Wish
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.short_names import *  # noqa: F403
-from emu.rig import RigHost
 
 HERE = Path(__file__).parent
 FIRST = "test_plugin.py"
@@ -80,14 +78,6 @@ def prepared(emu_prepared: Callable[[Wish], Artifacts]) -> Callable[[Wish], Arti
 def artifacts(prepared: Callable[[Wish], Artifacts]) -> Artifacts:
     """What the default stack boots from: debian kernel, PV domU, wall time."""
     return prepared(Wish())
-
-
-@pytest.fixture
-def ends(host: RigHost) -> Ends:
-    """Both ends' drivers on `host`."""
-    made = Ends(host)
-    made.listen_from_start()
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,20 @@ on, in the thread that does the set-up (xenwatch), until an attempt needs no mor
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
 
 import debugging
 import pytest
-from ends import CLOSING, CONNECTED, DISK, Ends
 from test_debug_series import MODULE, nothing_left, round_trip
 
 from emu.channel.channel import CommandFailed
+from emu.deadline import Deadline
 from emu.images.modules import End
-from emu.xen.config import virtual_device
+from emu.rig import FIRST_DISK, RigDomu, RigHost
+from emu.rig.disks import STATE_WITHIN
 
 pytestmark = [
     pytest.mark.debug,
@@ -28,7 +30,7 @@ pytestmark = [
 ONE_BY_ONE = 48
 """So many allocations are failed one after the other; then comes the loop over the requests."""
 MOST = 5000
-UNSAID = ("__xenbus_switch_state", "xenbus_scanf")
+UNREPORTED = ("__xenbus_switch_state", "xenbus_scanf")
 """When these find no memory the state stays as it was and nobody is told: xenbus's own fault
 (Linux 6.1 and 6.12), which no driver can mend."""
 
@@ -42,40 +44,39 @@ def attempts() -> Iterator[int]:
     pytest.fail(f"set-up takes more than {MOST} allocations")
 
 
-def attach(ends: Ends) -> bool:
+def attach(domu: RigDomu) -> bool:
     """Try to attach; whether the disk got connected."""
     try:
-        ends.stack.domain.attach(ends.stack.lun, DISK)
+        domu.domain.attach(domu.host.lun.lun, FIRST_DISK)
     except CommandFailed:
         return False
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        states = {ends.stack.domain.front_tree().state(), ends.stack.domain.back_tree().state()}
-        if states == {CONNECTED}:
+    until = Deadline("the disk", STATE_WITHIN)
+    while not until.passed:
+        states = {domu.domain.front_tree().state(), domu.domain.back_tree().state()}
+        if states == {"Connected"}:
             return True
-        if states & {CLOSING, "Closed", "absent"}:
+        if states & {"Closing", "Closed", "absent"}:
             return False
         time.sleep(0.1)
     return False
 
 
-def clear_away(ends: Ends) -> None:
-    """Take the disk away, whatever became of it."""
-    domid, number = ends.stack.domain.domid, virtual_device(DISK)
-    ends.stack.host.dom0.run(["xl", "block-detach", str(domid), DISK], timeout=60, check=False)
-    if ends.stack.domain.back_tree().state() != "absent":
-        ends.stack.host.dom0.run(
-            ["xl", "block-detach", "--force", str(domid), str(number)], timeout=60, check=False
-        )
+def clear_away(domu: RigDomu) -> None:
+    """Take the disk away, in whatever state it is."""
+    words = ["xl", "block-detach", str(domu.domain.domid), FIRST_DISK]
+    domu.host.dom0.run(words, timeout=60, check=False)
+    if domu.domain.back_tree().state() != "absent":
+        with contextlib.suppress(CommandFailed):
+            domu.force_detach()
 
 
-def failed_in(ends: Ends, end: End) -> tuple[str, ...]:
+def failed_in(domu: RigDomu, end: End) -> tuple[str, ...]:
     """Where the allocation failed: the module's function, and what xenbus did for it.
 
-    One that was asked for without a warning tells nothing: kmemleak's notes of another.
+    One that was asked for without a warning logs nothing: kmemleak's notes of another.
     """
     calls: list[str] = []
-    for line in ends.said(end):
+    for line in domu.log_of(end).lines():
         found = re.search(r"\]  (\w[\w.]*)\+0x\w+/0x\w+( \[\w+\])?$", line)
         if found and found[2]:
             return (found[1], *reversed(calls))
@@ -84,37 +85,35 @@ def failed_in(ends: Ends, end: End) -> tuple[str, ...]:
     return ("silence",)
 
 
-def said_of_it(ends: Ends, end: End) -> list[str]:
+def errors_of(domu: RigDomu, end: End) -> list[str]:
     """The lines about the disk in an end's log, without the bus's own when a probe fails."""
-    name = f"vbd-{ends.stack.domain.domid}-" if end == "back" else "vbd-"
-    lines = ends.said(end, f"vbd {name}{virtual_device(DISK)}: ")
-    return [line for line in lines if "xenbus_dev_probe on" not in line]
+    return [line for line in domu.errors(end) if "xenbus_dev_probe on" not in line]
 
 
 @pytest.mark.parametrize("end", ["back", "front"])
-def test_an_allocation_fails(ends: Ends, end: End) -> None:
-    ends.load("back")
-    ends.load("front", max_ring_page_order=0)
-    channel = ends.channel(end)
-    round_trip(ends, 1)
+def test_allocation_fails(host: RigHost, end: End) -> None:
+    domu = host.create(ring_pages=1)
+    channel = domu.channel_of(end)
+    round_trip(domu, 1)
     xenwatch = debugging.thread(channel, "xenwatch")
     wrong: list[str] = []
-    with nothing_left(ends, ("back", "front")), debugging.failing(channel, MODULE[end]):
+    with nothing_left(domu, ("back", "front")), debugging.failing(channel, MODULE[end]):
         for nth in attempts():
-            ends.listen()
+            host.log.mark()
+            domu.log.mark()
             debugging.fail_nth(channel, xenwatch, nth)
-            connected = attach(ends)
+            connected = attach(domu)
             failed = debugging.has_failed(channel, xenwatch)
             debugging.fail_nth(channel, xenwatch, 0)
-            place = failed_in(ends, end) if failed else ()
-            errors = said_of_it(ends, end)
+            place = failed_in(domu, end) if failed else ()
+            errors = errors_of(domu, end)
             print(f"{end} {nth}: {' > '.join(place)}: connected {connected}, {errors}", flush=True)
-            clear_away(ends)
+            clear_away(domu)
             if not failed:
                 assert connected
                 break
-            unsaid = not errors and not connected and not set(UNSAID) <= set(place)
-            if len(errors) > 1 or unsaid:
+            unreported = not errors and not connected and not set(UNREPORTED) <= set(place)
+            if len(errors) > 1 or unreported:
                 wrong.append(f"{nth} in {place}: connected {connected}, {errors}")
-            round_trip(ends, 1)
+            round_trip(domu, 1)
     assert wrong == []

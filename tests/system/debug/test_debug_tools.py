@@ -1,6 +1,6 @@
-"""The debug kernels' tools find what they are for, and the watch calls it by its name.
+"""The debug kernels' tools find what they are for, and the watch reports it by its name.
 
-A test that finds nothing on these kernels says something only because of these.
+That a test finds nothing on these kernels means something only because of these.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 import debugging
 import pytest
 import trouble_module
-from ends import Ends
 
 from emu.channel.channel import Channel
 from emu.images.cache import Cache
 from emu.images.kernels import Kernel
+from emu.lab.stack import Stack
 
 pytestmark = pytest.mark.debug
 
@@ -47,8 +47,9 @@ def load(channel: Channel, module: Path, what: str) -> None:
 
 @pytest.mark.stack(kernel="lab-debug")
 @pytest.mark.parametrize(("what", "name"), TROUBLE)
-def test_found_in_dom0(ends: Ends, trouble: Callable[[Kernel], Path], what: str, name: str) -> None:
-    stack = ends.stack
+def test_report_in_dom0_is_found(
+    stack: Stack, trouble: Callable[[Kernel], Path], what: str, name: str
+) -> None:
     module = trouble(stack.artifacts.kernel)
     watch = stack.machine.watch
     # SLUB prints its report under a lock, which lockdep does not like.
@@ -58,8 +59,7 @@ def test_found_in_dom0(ends: Ends, trouble: Callable[[Kernel], Path], what: str,
 
 
 @pytest.mark.stack(kernel="lab-debug")
-def test_leaks_are_found(ends: Ends, trouble: Callable[[Kernel], Path]) -> None:
-    stack = ends.stack
+def test_leaks_are_found(stack: Stack, trouble: Callable[[Kernel], Path]) -> None:
     module = trouble(stack.artifacts.kernel)
     debugging.forget_leaks(stack.host.dom0)
     assert debugging.leaks(stack.host.dom0) == ""
@@ -67,15 +67,16 @@ def test_leaks_are_found(ends: Ends, trouble: Callable[[Kernel], Path]) -> None:
     assert sum(debugging.held(stack.host.dom0, "trouble").values()) == 8
     with stack.machine.watch.expect_finding("kernel memory leak", guest="dom0"):
         found = debugging.leaks(stack.host.dom0)
-    # One or two may still stand in a register or on a stack, where nobody reads them again.
+    # One or two may still stand in a register or on a stack, where no code reads them again.
     assert found.count("unreferenced object") >= 6
     assert "[trouble]" in found
 
 
 @pytest.mark.stack(kernel="lab-debug", domu_kernel="lab-kasan", domu="pvh")
 @pytest.mark.parametrize("what", ["free", "beyond", "page"])
-def test_kasan_finds_in_the_domu(ends: Ends, trouble: Callable[[Kernel], Path], what: str) -> None:
-    stack = ends.stack
+def test_kasan_report_in_the_domu_is_found(
+    stack: Stack, trouble: Callable[[Kernel], Path], what: str
+) -> None:
     module = trouble(stack.artifacts.domu_kernel)
     with stack.machine.watch.expect_finding("KASAN report", guest="u1"):
         load(stack.domain.channel, module, what)
