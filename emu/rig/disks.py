@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Literal
 
 from emu.channel.channel import Channel
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld, RigError
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
@@ -24,6 +23,8 @@ STATE_WITHIN = 20.0
 """Seconds until an end has answered a change of the other's state."""
 OUTSTANDING_WITHIN = 30.0
 """Seconds in which the requests of a test have reached the ring."""
+GONE_WITHIN = 20.0
+"""Seconds until a domU has removed the device of a detached disk."""
 DATA_WITHIN = 120.0
 EndName = Literal["front", "back"]
 
@@ -99,11 +100,10 @@ class DomuDisks:
     def wait_gone(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Wait until the domU has no device of a detached disk: dom0 does not wait for that.
 
-        A disk that is attached again before is taken for the old one.
+        A disk that is attached again before is taken for the old one. Raises CommandTimeout.
         """
         device = f"/sys/bus/xen/devices/{self.device('front', disk)}"
-        script = "n=0; while [ -e $1 ]; do n=$((n+1)); [ $n -gt 400 ] && exit 1; usleep 50000; done"
-        self.channel.run(["sh", "-c", script, "sh", device], timeout=60)
+        self.channel.wait_until("[ ! -e $1 ]", f"{device} to be gone", GONE_WITHIN, device)
 
     def disk(self, of: RigLun | str = FIRST_DISK) -> str:
         """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
@@ -199,12 +199,15 @@ class DomuDisks:
 
         `timeout` in seconds before scaling. Raises NotHeld with the number there are.
         """
+
+        def enough(now: int) -> bool:
+            return now == number or (or_more and now > number)
+
         until = Deadline("requests on the ring", timeout)
-        while (now := self.outstanding(disk)) != number and not (or_more and now > number):
-            if until.passed:
-                least = " or more" if or_more else ""
-                raise NotHeld(f"{now} requests are on the ring, not {number}{least}")
-            time.sleep(0.1)
+        now = poll(lambda: self.outstanding(disk), until, until=enough, pause=0.1)
+        if not enough(now):
+            least = " or more" if or_more else ""
+            raise NotHeld(f"{now} requests are on the ring, not {number}{least}")
         return now
 
     def statistic(self, name: str, disk: RigLun | str = FIRST_DISK) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.images.modules import Driver, End
 from emu.rig import verifying
@@ -171,9 +171,7 @@ class RigDomu(DomuDisks):
     def wait_ended(self) -> None:
         """Wait until no domain of its name runs. Raises NotHeld when one still does."""
         until = Deadline("the domain to end", ENDED_WITHIN)
-        while any(info.name == self.name for info in self.host.xen.list()):
-            if until.passed:
-                raise NotHeld(f"domain {self.name} still runs after {until.spent:.0f} s")
-            time.sleep(0.1)
+        if not poll(lambda: self.name not in [i.name for i in self.host.xen.list()], until):
+            raise NotHeld(f"domain {self.name} still runs after {until.spent:.0f} s")
         self.domain.close()
         self.ended = True

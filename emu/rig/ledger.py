@@ -12,13 +12,12 @@ for _ in ledger.cycles(10):         # and memory: a leak shows as growth in ever
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from emu.channel.channel import Channel
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.rig.domu import RigDomu
 from emu.rig.host import RigHost
@@ -123,10 +122,11 @@ class Ledger:
         Raises NotHeld with a table of what is not, when `within` seconds have passed.
         """
         until = Deadline("everything to be given back", within)
-        while changes := self.compare(before, now := self.take()):
-            if until.passed:
-                raise self._not_held(changes, until)
-            time.sleep(_PAUSE)
+        now, changes = poll(
+            lambda: self._look_again(before), until, until=lambda look: not look[1], pause=_PAUSE
+        )
+        if changes:
+            raise self._not_held(changes, until)
         return now
 
     def settled_but(
@@ -136,15 +136,21 @@ class Ledger:
         are not. Raises NotHeld as `settled` for any other.
         """
         until = Deadline("everything else to be given back", within)
-        while True:
-            changes = self.compare(before, self.take())
-            kept = tuple(each for each in changes.grants if each.ref in refs)
-            others = replace(changes, grants=tuple(e for e in changes.grants if e not in kept))
-            if not others.grants:
-                return kept
-            if until.passed:
-                raise self._not_held(others, until)
-            time.sleep(_PAUSE)
+        _, changes = poll(
+            lambda: self._look_again(before),
+            until,
+            until=lambda look: all(each.ref in refs for each in look[1].grants),
+            pause=_PAUSE,
+        )
+        kept = tuple(each for each in changes.grants if each.ref in refs)
+        others = tuple(each for each in changes.grants if each.ref not in refs)
+        if others:
+            raise self._not_held(replace(changes, grants=others), until)
+        return kept
+
+    def _look_again(self, before: Snapshot) -> tuple[Snapshot, Changes]:
+        now = self.take()
+        return now, self.compare(before, now)
 
     @contextlib.contextmanager
     def unchanged(self, within: float = SETTLES_WITHIN) -> Iterator[Ledger]:
@@ -204,11 +210,18 @@ class Ledger:
             table = known[domid].table if domid in known else None
             if table is None:
                 continue
-            while (now := granted.read_table(self.host.dom0, domid)) and now.refs != table.refs:
-                if until.passed:
-                    self.settled(before, within=0)
-                    return
-                time.sleep(_PAUSE)
+            if not self._grants_are(domid, table, until):
+                self.settled(before, within=0)
+                return
+
+    def _grants_are(self, domid: int, table: granted.Table, until: Deadline) -> bool:
+        """Wait until a domain, if it still is there, grants what it did; whether it does."""
+
+        def same() -> bool:
+            now = granted.read_table(self.host.dom0, domid)
+            return now is None or now.refs == table.refs
+
+        return poll(same, until, pause=_PAUSE)
 
     def _guests(self) -> list[Channel]:
         """dom0, and every domU that answers."""

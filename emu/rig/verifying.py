@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from emu.channel.channel import Channel
-from emu.channel.result import PAUSE
-from emu.deadline import Deadline
+from emu.channel.channel import Channel, CommandTimeout
+from emu.deadline import Deadline, poll
 from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.lun import RigLun
 from emu.xen import ioledger
@@ -29,15 +28,7 @@ device=/dev/$1
 shift
 exec emu-io $device "$@"
 """
-# A zombie has no executable any more.
-_ENDED = f"""
-kill -TERM $1 2> /dev/null
-n=0
-while [ -e /proc/$1/exe ]; do
-    n=$((n + 1)); [ $n -lt $2 ] || exit 1
-    {PAUSE}
-done
-"""
+_ENDED = "[ ! -e /proc/$1/exe ]"  # a zombie has no executable any more
 _numbers = itertools.count(1)
 
 
@@ -110,25 +101,33 @@ class VerifyingIo:
         """
         before = self._answered()
         deadline = Deadline("the guest's requests to be answered", timeout)
-        while (now := self._answered() - before) < number:
-            if deadline.passed:
-                raise NotHeld(
-                    f"domU {self.domu.name} got {now} answers on {self.disk} in "
-                    f"{deadline.spent:.0f} s, not {number}",
-                    lines=self._pending(),
-                )
-            time.sleep(0.1)
+        now = poll(
+            lambda: self._answered() - before,
+            deadline,
+            until=lambda answers: answers >= number,
+            pause=0.1,
+        )
+        if now < number:
+            raise NotHeld(
+                f"domU {self.domu.name} got {now} answers on {self.disk} in "
+                f"{deadline.spent:.0f} s, not {number}",
+                lines=self._pending(),
+            )
 
     def stop(self) -> IoAccount:
         """Let it ask for no more, and wait until all it asked for is answered; its account.
 
         Raises NotHeld with what is not, in the guest and at the LUN.
         """
-        tries = str(int(Deadline("", ENDED_WITHIN).seconds * 50))
-        words = ["sh", "-c", _ENDED, "sh", str(self._process), tries]
-        ended = self.domu.channel.run(words, timeout=ENDED_WITHIN * 2, check=False)
+        ended = True
+        self.domu.channel.run(["kill", "-TERM", str(self._process)], timeout=10, check=False)
+        try:
+            what = "the guest's requests to be answered"
+            self.domu.channel.wait_until(_ENDED, what, ENDED_WITHIN, str(self._process))
+        except CommandTimeout:
+            ended = False
         account = self.account()
-        if ended.status != 0:
+        if not ended:
             raise NotHeld(
                 f"{len(account.in_flight)} requests of domU {self.domu.name} on {self.disk} were "
                 f"not answered within {ENDED_WITHIN:.0f} s",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel
-from emu.channel.result import PAUSE
-from emu.deadline import Deadline
+from emu.channel.channel import Channel, CommandTimeout
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld, RigError
 from emu.machine.console import Console
 from emu.xen import queues as queue_views
@@ -111,14 +111,17 @@ class Domain:
         """
         path = (self.front_path if end == "front" else self.back_path)(disk) + "/state"
         deadline = Deadline(f"the {end} end of {disk}", timeout)
-        while (now := xenstore.state_of(path, self.host.read(path))) not in states:
-            if deadline.passed:
-                raise NotHeld(
-                    f"the {end} end is in {now}, not in {' or '.join(states)}, "
-                    f"after {deadline.spent:.0f} s",
-                    lines=self.log_tail(self.host.dom0),
-                )
-            time.sleep(0.05)
+        now = poll(
+            lambda: xenstore.state_of(path, self.host.read(path)),
+            deadline,
+            until=lambda state: state in states,
+        )
+        if now not in states:
+            raise NotHeld(
+                f"the {end} end is in {now}, not in {' or '.join(states)}, "
+                f"after {deadline.spent:.0f} s",
+                lines=self.log_tail(self.host.dom0),
+            )
         return now
 
     def ring(self, disk: str = "xvda") -> ring_view.Ring:
@@ -138,16 +141,9 @@ class Domain:
 
         Raises NotHeld with both states and the tails of both kernels' logs when they do not.
         """
-        script = (
-            f"n=0; while [ ! -b /dev/$1 ]; do n=$((n+1)); [ $n -gt $2 ] && exit 1; {PAUSE}; done"
-        )
         started = time.monotonic()
-        there = self.channel.run(
-            ["sh", "-c", script, "sh", disk, str(int(timeout * 50))],
-            timeout=timeout * 3 + 10,
-            check=False,
-        )
-        if there.status == 0:
+        with contextlib.suppress(CommandTimeout):
+            self.channel.wait_until("[ -b /dev/$1 ]", f"/dev/{disk}", timeout, disk)
             ring = self.ring(disk)
             if ring.connected:
                 return ring

@@ -11,22 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.channel.channel import Channel, CommandFailed
+from emu.channel.channel import Channel, CommandFailed, CommandTimeout
 from emu.errors import NotHeld, RigError
 
 BACK = "xen_blkback"
 FRONT = "xen_blkfront"
 
-_KEPT, _REFUSED, _NOT_THERE = 3, 4, 5
-"""Exit statuses of the scripts: each is one command, for a command costs as much as its work."""
-# A module in use is tried again, 20 times in 2 s.
-_UNLOAD = f"""
-n=0
-while [ -d /sys/module/$1 ] && ! said=$(rmmod $1 2>&1); do
-    n=$((n + 1)); [ $n -gt 20 ] && {{ echo "$said" >&2; exit {_KEPT}; }}
-    usleep 100000
-done
-"""
+UNLOADED_WITHIN = 2.0
+"""Seconds in which a module that was just in use can be unloaded."""
+_REFUSED, _NOT_THERE = 4, 5
+"""Exit statuses of the script: it is one command, for a command costs as much as its work."""
+_UNLOADED = "[ ! -d /sys/module/$1 ] || rmmod $1"
 _LOAD = f"""
 module=$1; shift
 gunzip -f "$1.gz" || exit {_REFUSED}
@@ -66,45 +61,40 @@ def build_id_of_note(note: bytes) -> str:
 def load(
     channel: Channel, module: str, file: Path, parameters: Mapping[str, str | int] | None = None
 ) -> LoadedDriver:
-    """Load `file` as `module` and say what runs now.
+    """Load `file` as `module`; the driver as the guest reports it.
 
-    Raises NotHeld with the guest's own words when the kernel refuses it.
+    Raises NotHeld with the guest's own output when the kernel refuses it.
     """
-    return _load(channel, _LOAD, module, file, parameters)
+    remote = f"/tmp/{file.name}"
+    # A domU's console takes 130 kB a second; unpacking is quicker.
+    channel.put(gzip.compress(file.read_bytes(), 6, mtime=0), f"{remote}.gz")
+    arguments = [f"{name}={value}" for name, value in (parameters or {}).items()]
+    note, _, text = _run(channel, _LOAD, module, remote, *arguments).partition(b"\nparameters\n")
+    now = dict(
+        line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
+    )
+    return LoadedDriver(module, build_id_of_note(note), now)
 
 
 def unload(channel: Channel, module: str) -> None:
     """Unload `module`; nothing to do when it is not loaded. A module in use raises NotHeld.
 
-    A disk that was just detached holds its driver until its last reader has closed it, a
-    moment after both ends are through: hence the patience.
+    A disk that was just detached holds its driver until its last reader has closed it, a moment
+    after both ends are closed: so it is tried for `UNLOADED_WITHIN`.
     """
-    _run(channel, _UNLOAD, module)
+    try:
+        channel.wait_until(_UNLOADED, f"{module} to be unloaded", UNLOADED_WITHIN, module)
+    except CommandTimeout as error:
+        output = error.lines[-1] if error.lines else ""
+        raise NotHeld(f"{channel.name} did not let go of {module}: {output}") from None
 
 
 def swap(
     channel: Channel, module: str, file: Path, parameters: Mapping[str, str | int] | None = None
 ) -> LoadedDriver:
     """Unload `module` if it is there, then load `file` in its place."""
-    return _load(channel, _UNLOAD + _LOAD, module, file, parameters)
-
-
-def _load(
-    channel: Channel,
-    script: str,
-    module: str,
-    file: Path,
-    parameters: Mapping[str, str | int] | None,
-) -> LoadedDriver:
-    remote = f"/tmp/{file.name}"
-    # A domU's console takes 130 kB a second; unpacking is quicker.
-    channel.put(gzip.compress(file.read_bytes(), 6, mtime=0), f"{remote}.gz")
-    arguments = [f"{name}={value}" for name, value in (parameters or {}).items()]
-    note, _, text = _run(channel, script, module, remote, *arguments).partition(b"\nparameters\n")
-    now = dict(
-        line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
-    )
-    return LoadedDriver(module, build_id_of_note(note), now)
+    unload(channel, module)
+    return load(channel, module, file, parameters)
 
 
 def _run(channel: Channel, script: str, module: str, *arguments: str) -> bytes:
@@ -112,13 +102,11 @@ def _run(channel: Channel, script: str, module: str, *arguments: str) -> bytes:
     try:
         return channel.run(words, timeout=60).stdout
     except CommandFailed as failed:
-        said = failed.result.stderr.decode(errors="replace").strip()
-        if failed.status == _KEPT:
-            raise NotHeld(f"{channel.name} did not let go of {module}: {said}") from None
+        output = failed.result.stderr.decode(errors="replace").strip()
         if failed.status == _REFUSED:
             tail = channel.run(["sh", "-c", "dmesg | tail -n 5"], timeout=20).text.splitlines()
             name = Path(arguments[0]).name
-            raise NotHeld(f"{channel.name} refused {name}: {said}", lines=tail) from None
+            raise NotHeld(f"{channel.name} refused {name}: {output}", lines=tail) from None
         if failed.status == _NOT_THERE:
             raise NotHeld(f"{channel.name}: insmod succeeded, but {module} is not there") from None
         raise

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emu.channel.channel import Channel, CommandFailed, CommandResult
+from emu.channel.channel import Channel, CommandFailed, CommandResult, CommandTimeout
 from emu.channel.process import Process
 from emu.errors import EmuError, NotHeld, RigError
 from emu.machine.console import Console
@@ -72,15 +72,10 @@ class Host:
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until dom0's init has started everything."""
         self.wait_agent(timeout)
-        script = (
-            "n=0; while [ ! -e /run/emu/ready ]; do n=$((n+1)); [ $n -gt $1 ] && exit 1; "
-            "usleep 50000; done"
-        )
-        ready = self.dom0.run(
-            ["sh", "-c", script, "sh", str(int(timeout * 20))], timeout=timeout, check=False
-        )
-        if ready.status:
-            raise RigError(f"dom0's services were not up after {timeout:.0f} s")
+        try:
+            self.dom0.wait_until("[ -e /run/emu/ready ]", "dom0's services", timeout)
+        except CommandTimeout as error:
+            raise RigError(f"dom0's services are not up: {error.message}") from None
 
     def xl(self, *arguments: str, timeout: float = 30.0) -> CommandResult:
         """Run xl in dom0; CommandFailed carries its words."""

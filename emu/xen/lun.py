@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from emu.channel.channel import Channel
+from emu.channel.channel import Channel, CommandTimeout
 from emu.errors import InputError, RigError
 
 PORTAL = "127.0.0.1:3260"
@@ -18,14 +18,14 @@ STORE = "/scratch"
 """Where dom0 keeps the files behind the LUNs: its scratch disk."""
 
 COMMANDS = 512
-"""Commands that a session may have at the target at once: the most LIO takes (64 if untold).
-A request beyond waits in dom0's initiator, and the LUN knows nothing of it yet."""
+"""Commands that a session may have at the target at once: the most LIO takes (default: 64).
+A request beyond waits in dom0's initiator, and has not reached the LUN yet."""
 COMMAND_TIMEOUT = 24 * 3600
-"""Seconds after which dom0 gives a SCSI command up: 30 if untold, too short to hold one. (The
-kernel's side of tcmu has none here, and neither the initiator nor blkfront another that counts
-while the session is up. What is left: a task that waits for a held request in D state is
-reported after 120 s, and cannot be frozen for a save.) Under instruction time a guest's hours
-may pass in seconds of ours."""
+"""Seconds after which dom0 gives up a SCSI command: the default of 30 is too short to hold one.
+(The kernel's side of tcmu has no time-out here, and neither the initiator nor blkfront has one
+that counts while the session is up. What is left: a task that waits for a held request in D state
+is reported after 120 s, and cannot be frozen for a save.) Under instruction time a guest's hours
+may pass in seconds of this machine's."""
 
 SECTOR_SIZES = (512, 4096)
 MIB = 1024 * 1024
@@ -60,23 +60,19 @@ iscsiadm -m node -o new -T $1 -p {portal}
 iscsiadm -m node -T $1 -p {portal} --login
 """
 
-_AWAIT_DISK = """
-n=0
-while :; do
+# The device of a session to the target $1, once it is there. Its requests get $2 seconds.
+_DISK = """{
+    device=
     for session in /sys/class/iscsi_session/*; do
         [ "$(cat $session/targetname 2>/dev/null)" = "$1" ] || continue
         for disk in $session/device/target*/*/block/sd*; do
-            [ -b "/dev/${{disk##*/}}" ] || continue
-            echo {timeout} > $disk/device/timeout
-            echo "device=${{disk##*/}}"
-            exit 0
+            [ -b "/dev/${disk##*/}" ] && echo $2 > $disk/device/timeout && device=${disk##*/}
         done
     done
-    n=$((n + 1))
-    [ $n -lt 200 ] || {{ echo "no disk of $1 after 20 s" >&2; exit 1; }}
-    usleep 100000
-done
-"""
+    [ -n "$device" ] && echo "device=$device"
+}"""
+DISK_WITHIN = 20.0
+"""Seconds from a log-in until the kernel has made the disk."""
 
 _REMOVE = """
 target={configfs}/iscsi/$2
@@ -122,8 +118,8 @@ def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeou
     After `server_timeout` seconds the kernel gives a request up that tcmu-runner does not
     answer (0: never, so that requests can be held).
 
-    Raises InputError for a size or sector that makes no disk, RigError with the words of
-    dom0 when a step fails.
+    Raises InputError for a size or sector that makes no disk, RigError with dom0's output when
+    a step fails.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is no LUN name: small letters, digits and dashes, 32 at most")
@@ -140,11 +136,18 @@ def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeou
 
 
 def log_in(dom0: Channel, name: str, script: str) -> str:
-    """Log in to a LUN's target by `script`, which is told its iqn; the device that comes of it.
+    """Log in to a LUN's target by `script`, which gets its iqn; the device that comes of it.
 
-    The device's requests have the time that a held one needs.
+    The device's requests have the time that a held one needs. Raises RigError.
     """
-    answer = step(dom0, f"logging in to LUN {name}", script + _AWAIT_DISK, iqn(name))
+    doing = f"logging in to LUN {name}"
+    step(dom0, doing, script, iqn(name))
+    try:
+        answer = dom0.wait_until(
+            _DISK, f"a disk of {iqn(name)}", DISK_WITHIN, iqn(name), str(COMMAND_TIMEOUT)
+        )
+    except CommandTimeout as error:
+        raise RigError(f"{doing} failed: {error.message}", lines=error.lines) from None
     device = re.search(r"^device=(sd[a-z]+)$", answer, re.M)
     if not device:
         raise RigError(f"dom0 named no disk for LUN {name}", lines=answer.splitlines()[-5:])
@@ -166,12 +169,10 @@ def session_up(dom0: Channel, lun: Lun) -> bool:
 
 
 def step(dom0: Channel, doing: str, script: str, *words: str) -> str:
-    """Run a script with the rig's names filled in; what it printed. RigError with dom0's words."""
-    text = script.format(
-        configfs=CONFIGFS, portal=PORTAL, store=STORE, depth=COMMANDS, timeout=COMMAND_TIMEOUT
-    )
+    """Run a script with the rig's names filled in; its output. RigError with dom0's output."""
+    text = script.format(configfs=CONFIGFS, portal=PORTAL, store=STORE, depth=COMMANDS)
     answer = dom0.run(["sh", "-c", text, "sh", *words], timeout=60, check=False)
     if answer.status != 0:
-        said = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()
-        raise RigError(f"{doing} failed with status {answer.status}", lines=said[-8:])
+        output = (answer.stdout + answer.stderr).decode(errors="replace").splitlines()
+        raise RigError(f"{doing} failed with status {answer.status}", lines=output[-8:])
     return answer.text

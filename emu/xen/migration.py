@@ -9,11 +9,10 @@ Either way the source destroys its domain only when the target has reported that
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 
 from emu.channel.channel import CommandTimeout, Process
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import EmuError, InputError, NotHeld, RigError
 from emu.xen import save_restore, sharing
 from emu.xen.domain import Domain
@@ -64,10 +63,9 @@ class Migration:
             return any(info.memory >= mib for info in infos)
 
         deadline = Deadline(f"{mib} MiB of {name} to reach the target", timeout)
-        while not self.ended and not there():
-            if deadline.passed:
-                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
-            time.sleep(0.5)  # each look takes the CPU from the copying
+        # Each look takes the CPU from the copying.
+        if not poll(lambda: self.ended or there(), deadline, pause=0.5):
+            raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
 
     def wait_suspended(self, timeout: float = MOVED_WITHIN) -> None:
         """Wait until the domU is suspended at its source, or the migration has ended."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 
 from emu.channel.channel import CommandTimeout, Process
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.xen.domain import Domain
 from emu.xen.host import Host
@@ -54,18 +53,21 @@ def wait_suspended(host: Host, name: str, copying: Process, timeout: float) -> N
     """
     changed = threading.Event()
     changed.set()
+
+    def suspended() -> bool:
+        if copying.ended is not None:
+            return True
+        if not changed.is_set():
+            return False
+        changed.clear()
+        return any(info.name == name and info.state[3] == "s" for info in host.list())
+
     deadline = Deadline(f"{name} to be suspended", timeout)
     # xenstored reports when a domain has shut down: polling xl slows the copying.
     watch = ["xenstore-watch", "@releaseDomain"]
     with host.dom0.spawn(watch, on_stdout=lambda _: changed.set()):
-        while copying.ended is None:
-            if changed.is_set():
-                changed.clear()
-                if any(info.name == name and info.state[3] == "s" for info in host.list()):
-                    return
-            if deadline.passed:
-                raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
-            time.sleep(0.05)
+        if not poll(suspended, deadline):
+            raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
 
 
 def _started(domain: Domain) -> Process:
@@ -95,16 +97,12 @@ def reconnected(domain: Domain, disk: str) -> Ring:
     Raises NotHeld with both states when they do not get there.
     """
     deadline = Deadline(f"both ends of {disk}", RECONNECTED_WITHIN)
-    while not (ring := domain.ring(disk)).connected:
-        if deadline.passed:
-            raise NotHeld(
-                f"{disk} of domU {domain.name} did not connect within {deadline.spent:.0f} s "
-                f"after it was restored: front end {ring.front_state}, back end "
-                f"{ring.back_state}, {domain.reported(disk)}",
-                lines=[
-                    *domain.log_tail(domain.channel),
-                    *domain.log_tail(domain.host.dom0),
-                ],
-            )
-        time.sleep(0.05)
+    ring = poll(lambda: domain.ring(disk), deadline, until=lambda ring: ring.connected)
+    if not ring.connected:
+        raise NotHeld(
+            f"{disk} of domU {domain.name} did not connect within {deadline.spent:.0f} s "
+            f"after it was restored: front end {ring.front_state}, back end "
+            f"{ring.back_state}, {domain.reported(disk)}",
+            lines=[*domain.log_tail(domain.channel), *domain.log_tail(domain.host.dom0)],
+        )
     return ring

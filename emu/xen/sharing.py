@@ -17,15 +17,10 @@ MTU = 65000
 """Bytes: QEMU's socket back end takes frames of up to 68 KiB, and what costs here is a frame."""
 PORT = 3260
 
+CARD_WITHIN = 10.0
+"""Seconds from loading its driver until the network card is there."""
 _UP = """
 set -e
-modprobe virtio_net
-n=0
-while [ ! -e /sys/class/net/$1 ]; do
-    n=$((n + 1))
-    [ $n -lt 200 ] || {{ echo "no network card $1 after 10 s" >&2; exit 1; }}
-    usleep 50000
-done
 ip link set $1 mtu $3 up
 ip addr add $2/24 dev $1
 """
@@ -46,7 +41,12 @@ iscsiadm -m node -T $1 --login
 
 
 def bring_up(dom0: Channel, address: str) -> None:
-    """Give dom0's network card `address`, in a network of 24 bits."""
+    """Give dom0's network card `address`, in a network of 24 bits.
+
+    Raises RigError with dom0's output, CommandTimeout where there is no card.
+    """
+    step(dom0, "loading the network card's driver", "modprobe virtio_net")
+    dom0.wait_until("[ -e /sys/class/net/$1 ]", f"the network card {CARD}", CARD_WITHIN, CARD)
     step(dom0, "bringing up the network card", _UP, CARD, address, str(MTU))
 
 
@@ -64,7 +64,7 @@ def offer(dom0: Channel, lun: Lun, address: str) -> None:
 def join(dom0: Channel, lun: Lun, address: str, initiator: str) -> Lun:
     """Log in, as `initiator`, to the LUN that the host at `address` offers; the LUN as seen here.
 
-    Meant for a host without a LUN of its own. Raises RigError with dom0's words.
+    Meant for a host without a LUN of its own. Raises RigError with dom0's output.
     """
     doing = f"naming the target of LUN {lun.name} at {address}"
     step(dom0, doing, _JOIN, lun.iqn, f"{address}:{PORT}", initiator)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigLun
 from emu.rig.verifying import VerifyingIo
 from emu.xen.ring import requests_in
@@ -34,9 +32,8 @@ def check_ring(domu: RigDomu, pages: int, queues: int = 1) -> None:
 def check_hardware_queues(domu: RigDomu, queues: int) -> None:
     """The domU's block layer uses every ring, or will in a moment."""
     until = Deadline("hardware queues", QUEUES_WITHIN)
-    while (now := domu.hardware_queues()) != queues:
-        assert not until.passed, f"the disk has {now} hardware queues for {queues} rings"
-        time.sleep(0.1)
+    now = poll(domu.hardware_queues, until, until=lambda now: now == queues, pause=0.1)
+    assert now == queues, f"the disk has {now} hardware queues for {queues} rings"
 
 
 def check_filled(lun: RigLun, domu: RigDomu, requests: int) -> None:

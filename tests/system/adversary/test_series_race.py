@@ -64,11 +64,8 @@ done
 # `state` is not among the keys that change, nor does a transaction read it.
 CONNECT = """
 until_back() {
-    n=0
-    until [ "$(xenstore-read $back/state)" = $1 ]; do
-        n=$((n + 1)); [ $n -lt 500 ] || { echo "no state $1"; exit 1; }
-        usleep 2000
-    done
+    echo "waiting for state $1 of the back end"
+    until [ "$(xenstore-read $back/state)" = $1 ]; do usleep 2000; done
 }
 front=$1 back=$2
 echo on > /proc/sys/kernel/printk_devkmsg  # no limit of lines a second

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
 from emu.xen.config import virtual_device
@@ -172,8 +172,7 @@ def test_disks_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
         played.publish("Connected", keys)
         if word:
             until = Deadline("an error of the front end", ERROR_WITHIN)
-            while not (errors := played.errors()) and not until.passed:
-                time.sleep(0.05)
+            errors = poll(played.errors, until)
             if len(errors) != 1 or not re.search(word, errors[0]):
                 wrong[name] = f"logged {errors}, not one line of {word!r}"
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Iterator
 
 import debugging
@@ -16,7 +15,7 @@ import pytest
 from test_debug_series import MODULE, nothing_left, round_trip
 
 from emu.channel.channel import CommandFailed
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.images.modules import End
 from emu.rig import FIRST_DISK, RigDomu, RigHost
 from emu.rig.disks import STATE_WITHIN
@@ -50,15 +49,13 @@ def attach(domu: RigDomu) -> bool:
         domu.domain.attach(domu.host.lun.lun, FIRST_DISK)
     except CommandFailed:
         return False
-    until = Deadline("the disk", STATE_WITHIN)
-    while not until.passed:
-        states = {domu.domain.front_tree().state(), domu.domain.back_tree().state()}
-        if states == {"Connected"}:
-            return True
-        if states & {"Closing", "Closed", "absent"}:
-            return False
-        time.sleep(0.1)
-    return False
+    states = poll(
+        lambda: {domu.domain.front_tree().state(), domu.domain.back_tree().state()},
+        Deadline("the disk", STATE_WITHIN),
+        until=lambda now: now == {"Connected"} or now & {"Closing", "Closed", "absent"},
+        pause=0.1,
+    )
+    return states == {"Connected"}
 
 
 def clear_away(domu: RigDomu) -> None:

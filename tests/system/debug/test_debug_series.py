@@ -7,14 +7,13 @@ at the end.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 import debugging
 import pytest
 
 from emu.channel.channel import Channel
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.images import fio as fio_program
 from emu.images.context import BuildContext
 from emu.images.modules import End
@@ -60,8 +59,7 @@ def nothing_left(domu: RigDomu, traced: tuple[End, ...]) -> Iterator[None]:
     yield
     # dom0 does not wait for the last steps of a domU that has let go of its disk.
     until = Deadline("everything to be given back", STATE_WITHIN)
-    while (more := difference(before, state())) and not until.passed:
-        time.sleep(0.5)
+    more = poll(lambda: difference(before, state()), until, until=lambda m: not m, pause=0.5)
     assert more == {}
     for end in traced:
         # The console has only their number; kmemleak's own report says where from.

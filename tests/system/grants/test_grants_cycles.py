@@ -118,11 +118,8 @@ STEPS = {
 FAIL = """
 front=$1 back=$2; shift 2
 reaches() {
-    n=0
-    while [ "$(xenstore-read $back/state)" != $1 ]; do
-        n=$((n + 1)); [ $n -gt 200 ] && { echo "the back end is not at $1" >&2; exit 1; }
-        usleep 20000
-    done
+    echo "waiting for state $1 of the back end"
+    until [ "$(xenstore-read $back/state)" = $1 ]; do usleep 20000; done
 }
 written=
 while [ $# -gt 0 ]; do

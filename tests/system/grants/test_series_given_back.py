@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.images.modules import ENDS
 from emu.rig import RigDomu, RigHost, RigLun
 from emu.rig.disks import STATE_WITHIN
@@ -62,8 +62,7 @@ def test_disk_leaves_nothing(host: RigHost, lun: RigLun, what: str) -> None:
     assert look(domu) != before, f"a connected disk shows no {what}: a leak would not show either"
     domu.detach(lun)
     until = Deadline("the last steps of both ends", STATE_WITHIN)  # detach does not wait for them
-    while (left := look(domu)) != before and not until.passed:
-        time.sleep(0.2)
+    left = poll(lambda: look(domu), until, until=lambda now: now == before, pause=0.2)
     more = sorted(left - before) if isinstance(before, frozenset) else left
     assert left == before, f"{words}: {more}"
 

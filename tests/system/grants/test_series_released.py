@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.disks import GONE_WITHIN
 from emu.xen.queues import FRONT_ROOT
 
 IDLE_WITHIN = 15.0
@@ -48,7 +47,7 @@ def test_detach_defers_nothing(host: RigHost, lun: RigLun) -> None:
     domu.fill(lun)
     domu.detach(lun)
     shown = f"{FRONT_ROOT}/{domu.device('front')}"
-    domu.run(f"until [ ! -e {shown} ]; do usleep 50000; done", timeout=20)
+    domu.channel.wait_until("[ ! -e $1 ]", f"{shown} to be gone", GONE_WITHIN, shown)
     assert deferred(domu) == 0
 
 
@@ -64,8 +63,7 @@ def test_idle_ring_keeps_no_free_pages(host: RigHost, lun: RigLun) -> None:
     domu.fill(lun)
     assert 0 < free_pages(domu) <= 352
     until = Deadline("the free pages to go", IDLE_WITHIN)
-    while (now := free_pages(domu)) and not until.passed:
-        time.sleep(0.5)
+    now = poll(lambda: free_pages(domu), until, until=lambda pages: not pages, pause=0.5)
     assert now == 0, f"a ring that has been idle for {IDLE_WITHIN:.0f} s keeps {now} free pages"
     assert domu.fill(lun) == domu.sum(lun)
 

@@ -6,14 +6,12 @@ under a back end that offers something else.
 
 from __future__ import annotations
 
-import time
-
 import programs
 import pytest
 from back_ends import back_end
 from migration_checks import check_hardware_queues
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
 
 SMALL = pytest.mark.stack(kernel="lab", domu_memory=64)
@@ -52,12 +50,15 @@ def write_held(domu: RigDomu, on_ring: int | None, flag: str = "", cpu: int = 0)
 def check_written(domu: RigDomu) -> None:
     """Every write has ended well, and the disk holds what was written."""
     until = Deadline("the writes to end", ENDED_WITHIN)
-    while len(words := domu.channel.run(ENDED, timeout=20, check=False).text.split()) < 3:
-        lost = REQUESTS - int(words[0])
-        assert not until.passed, (
-            f"{lost} of {REQUESTS} writes under way when the guest moved never end"
-        )
-        time.sleep(0.2)
+    words = poll(
+        lambda: domu.channel.run(ENDED, timeout=20, check=False).text.split(),
+        until,
+        until=lambda words: len(words) >= 3,
+        pause=0.2,
+    )
+    assert len(words) >= 3, (
+        f"{REQUESTS - int(words[0])} of {REQUESTS} writes under way when the guest moved never end"
+    )
     assert words[1:] == ["0", "0"], f"{words[1]} writes under way when the guest moved have failed"
     check = ["/tmp/blocks", "check", f"/dev/{FIRST_DISK}", str(REQUESTS), str(BLOCK)]
     lines = domu.channel.run(check, timeout=120, check=False).text.splitlines()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.rig import RigHost, RigLun
 from emu.rig.disks import STATE_WITHIN
 from emu.rig.keys import FrontEndKeys
@@ -95,10 +95,12 @@ def test_unplug_frees_the_interrupt_before_the_ring(host: RigHost, lun: RigLun) 
     domu = host.create(disk=lun, ring_pages=4)
     domu.run(PROBES)
     domu.detach()
-    steps: list[str] = []
     until = Deadline("the domU's last step, which dom0 does not wait for", STATE_WITHIN)
-    while len(steps) < 2 and not until.passed:
-        steps = re.findall(r": (interrupt|ring): ", domu.run("cat /sys/kernel/tracing/trace"))
+    steps: list[str] = poll(
+        lambda: re.findall(r": (interrupt|ring): ", domu.run("cat /sys/kernel/tracing/trace")),
+        until,
+        until=lambda found: len(found) >= 2,
+    )
     assert steps == ["interrupt", "ring"], (
         f"the front end frees in the order {steps}: its handler may run on a ring that is gone"
     )

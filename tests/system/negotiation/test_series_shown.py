@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.deadline import Deadline
+from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost, RigLun
 from emu.rig.disks import STATE_WITHIN
 from emu.xen.queues import BackQueue, FrontQueue
@@ -62,8 +62,8 @@ def test_each_queue_is_shown_while_connected(host: RigHost, lun: RigLun) -> None
     domu.detach(lun)
     assert domu.queues().back == ()
     until = Deadline("the domU's last step, which dom0 does not wait for", STATE_WITHIN)
-    while domu.queues().front != ():
-        assert not until.passed, "the front end shows queues of a detached disk"
+    left = poll(lambda: domu.queues().front, until, until=lambda front: front == ())
+    assert left == (), "the front end shows queues of a detached disk"
 
 
 def test_stock_ends_show_nothing(host: RigHost, lun: RigLun) -> None:

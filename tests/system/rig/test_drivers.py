@@ -86,10 +86,7 @@ def test_module_in_use_is_told(stack: Stack, cache: Cache, driver: Get) -> None:
     back = driver("back", "patched")
     connect(stack, {"front": driver("front", "patched"), "back": back}, cache, pages=1)
     stack.domain.channel.spawn(["sh", "-c", "exec 3< /dev/xvda; sleep 60"])
-    stack.domain.channel.run(
-        "n=0; until ls -l /proc/[0-9]*/fd | grep -q xvda; do "
-        "n=$((n+1)); [ $n -gt 50 ] && exit 1; usleep 50000; done",
-        timeout=30,
-    )
+    opened = "ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q xvda"
+    stack.domain.channel.wait_until(opened, "the disk to be opened", 10)
     with pytest.raises(NotHeld, match="u1 did not let go of xen_blkfront"):
         drivers.unload(stack.domain.channel, drivers.FRONT)

@@ -33,7 +33,7 @@ def test_held_and_released(domu: RigDomu, lun: RigLun) -> None:
         assert domu.run("cat /tmp/ended || true") == ""
         with pytest.raises(NotHeld, match="1 requests are outstanding at LUN lun0 after 0 s, none"):
             lun.await_outstanding(0, timeout=0.2)
-    domu.run("while [ ! -e /tmp/ended ]; do usleep 20000; done")
+    domu.channel.wait_until("[ -e /tmp/ended ]", "the write to end", 30)
     assert domu.run("cat /tmp/ended") == "0\n"
     (written,) = lun.requests(mark).writes
     assert written.held
@@ -69,10 +69,10 @@ def test_a_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -
     write = "dd if=/tmp/data of=/dev/xvda bs=64k oflag=direct conv=fsync"
     domu.run(f"({write}; echo $? > /tmp/ended) > /dev/null 2>&1 &")
     lun.await_outstanding(1)
-    stop = "kill $(pidof tcmu-runner); while pidof tcmu-runner; do usleep 50000; done"
-    host.dom0.run(stop, timeout=20)
+    host.dom0.run("kill $(pidof tcmu-runner)", timeout=20)
+    host.dom0.wait_until("! pidof tcmu-runner > /dev/null", "tcmu-runner to end", 20)
     host.dom0.run(f"cd /; {SERVER} < /dev/null > /var/log/again 2>&1 &", timeout=20)
-    domu.run("while [ ! -e /tmp/ended ]; do usleep 50000; done", timeout=30)
+    domu.channel.wait_until("[ -e /tmp/ended ]", "the write to end", 30)
     assert domu.run("cat /tmp/ended") == "0\n"
     held = host.dom0.run(f"head -c {len(data)} {lun.lun.file} | sha256sum", timeout=20).text
     assert held.split()[0] == hashlib.sha256(data).hexdigest()
