@@ -12,8 +12,8 @@ import pytest
 
 from emu.machine import known_reports
 from emu.machine.console import Console
-from emu.machine.reactor import reactor
 from emu.machine.watch import GuestTrouble, WaitTimeout, Watch
+from emu.reactor import reactor
 
 pytest_plugins = ["pytester"]
 
@@ -106,7 +106,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from emu.machine.console import Console
-from emu.machine.reactor import reactor
+from emu.reactor import reactor
 from emu.machine.watch import Watch
 from emu.pytestplugin import reports
 
