@@ -66,30 +66,58 @@ bool kcore_find(const char *kept, const char *const *names, uint64_t *address, i
 	return keep(kept, address, count);
 }
 
+/* False, with errno, unless all of it could be read. */
+static bool read_at(int fd, void *into, size_t size, uint64_t offset)
+{
+	ssize_t got = pread(fd, into, size, (off_t)offset);
+
+	if (got >= 0 && (size_t)got < size)
+		errno = EIO;
+	return got >= 0 && (size_t)got == size;
+}
+
+/* The program headers, to be freed; NULL, with errno, when they can't be read. */
+static Elf64_Phdr *read_segments(int kcore, unsigned *count)
+{
+	Elf64_Phdr *segments;
+	Elf64_Ehdr head;
+	size_t bytes;
+
+	if (!read_at(kcore, &head, sizeof head, 0))
+		return NULL;
+	bytes = (size_t)head.e_phnum * sizeof *segments;
+	segments = malloc(bytes);
+	if (segments && !read_at(kcore, segments, bytes, head.e_phoff)) {
+		free(segments);
+		return NULL;
+	}
+	*count = head.e_phnum;
+	return segments;
+}
+
 bool kcore_peek(uint64_t at, void *into, size_t size)
 {
 	static int kcore = -1;
-	static Elf64_Ehdr head;
 	static Elf64_Phdr *segments;
+	static unsigned count;
 
 	if (kcore < 0)
 		kcore = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
-	if (!segments) {
-		if (pread(kcore, &head, sizeof head, 0) != sizeof head)
-			return fail("/proc/kcore");
-		size_t bytes = (size_t)head.e_phnum * sizeof *segments;
-
-		segments = malloc(bytes);
-		if (!segments || pread(kcore, segments, bytes, head.e_phoff) != (ssize_t)bytes)
-			return fail("/proc/kcore");
-	}
-	for (int i = 0; i < head.e_phnum; i++) {
+	if (kcore < 0)
+		return fail("/proc/kcore");
+	if (!segments)
+		segments = read_segments(kcore, &count);
+	if (!segments)
+		return fail("/proc/kcore");
+	for (unsigned i = 0; i < count; i++) {
 		const Elf64_Phdr *segment = &segments[i];
 
-		if (segment->p_type == PT_LOAD && at >= segment->p_vaddr &&
-		    at - segment->p_vaddr + size <= segment->p_memsz)
-			return pread(kcore, into, size, segment->p_offset + at - segment->p_vaddr)
-			       == (ssize_t)size;
+		if (segment->p_type != PT_LOAD || at < segment->p_vaddr ||
+		    at - segment->p_vaddr + size > segment->p_memsz)
+			continue;
+		if (read_at(kcore, into, size, segment->p_offset + at - segment->p_vaddr))
+			return true;
+		return fail("/proc/kcore");
 	}
 	errno = EFAULT;
 	return fail("/proc/kcore");
