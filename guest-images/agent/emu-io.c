@@ -105,9 +105,12 @@ static void prepare(const char *device, const char *path)
 		die("memory");
 	for (unsigned i = 0; i < io.outstanding; i++) {
 		struct request *r = &io.requests[i];
+		void *buffer;
 
-		if (posix_memalign((void **)&r->buffer, 4096, told.bytes))
+		errno = posix_memalign(&buffer, 4096, told.bytes);
+		if (errno)
 			die("memory");
+		r->buffer = buffer;
 		r->next = io.idle;
 		io.idle = r;
 	}

@@ -14,8 +14,12 @@ import pytest
 import sanitized
 from processes import gone
 
+from emu import paths
+from emu.images import agent
 from emu.images.cache import Cache
 from emu.xen.account import IoAccount, parse_account
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,23 @@ def test_nonsense_is_refused(program: Path, disk: Path, words: list[str], said: 
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_no_memory_for_buffers_is_reported(disk: Path) -> None:
+    """posix_memalign() returns its error, and need not set errno."""
+    folder = paths.guest_images() / "agent"
+    sources = [*(folder / name for name in agent.SOURCES["emu-io"]), SUPPORT / "no_memalign.c"]
+    program = sanitized.build(
+        "emu-io-no-memory", folder, sources, flags=["-Wl,--wrap=posix_memalign"]
+    )
+    done = subprocess.run(
+        [program, disk, disk.with_name("account"), "outstanding=2", "events=1000"],
+        capture_output=True,
+        text=True,
+        env=sanitized.environment(),
+    )
+    assert done.returncode == 2
+    assert done.stderr == "emu-io: memory: Cannot allocate memory\n"
 
 
 def test_a_disk_that_is_not_there(program: Path, tmp_path: Path) -> None:
