@@ -154,6 +154,8 @@ void command_start(struct link *l, uint32_t id, const uint8_t *request, size_t l
 		refuse(l, id, error);
 		return;
 	}
+	uint32_t credit = l->window < CREDIT_MAX ? l->window : CREDIT_MAX;
+
 	*c = (struct command){
 		.used = true,
 		.id = id,
@@ -163,8 +165,8 @@ void command_start(struct link *l, uint32_t id, const uint8_t *request, size_t l
 		.stdin_fd = s.stdin_fd,
 		.stdin_ready = true,
 		.stdin_closed = s.stdin_fd < 0,
-		.out = { { .fd = s.out_fd, .credit = l->window },
-			 { .fd = s.err_fd, .credit = l->window } },
+		.out = { { .fd = s.out_fd, .credit = credit },
+			 { .fd = s.err_fd, .credit = credit } },
 	};
 	if (c->stdin_fd >= 0)
 		watch(c->stdin_fd, WATCH_STDIN, index, EPOLLOUT);

@@ -449,6 +449,21 @@ def test_a_new_host_ends_what_the_old_one_ran(program: Path, tmp_path: Path) -> 
             assert channel.run(["echo", "hello"], timeout=5).stdout == b"hello\n"
 
 
+def test_window_beyond_the_maximum_does_not_stop_output(program: Path) -> None:
+    """Credit is added to a window of 4 GiB less one byte: what may be sent does not wrap."""
+    size = 200_000
+    command = [b"head", b"-c", str(size).encode(), b"/dev/zero"]
+    payload = frames.exec_payload(command, frames.ExecFlag.NO_STDIN)
+    credit = frames.encode(ToGuest.CREDIT, 1, 2, (1).to_bytes(4, "little"), stream=1)
+    with serving(program) as (sock, _):
+        sock.settimeout(5 * scale())
+        hello = frames.hello(bytes(16), 32768, 2**32 - 1)
+        sock.sendall(hello + frames.encode(ToGuest.EXEC, 1, 1, payload) + credit)
+        received = 0
+        while received < size:
+            received += len(sock.recv(65536))
+
+
 def flip(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
