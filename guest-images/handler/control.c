@@ -34,7 +34,8 @@ void control_add(struct lun *lun)
 void control_remove(struct lun *lun)
 {
 	pthread_mutex_lock(&lun->lock);
-	lun->stopping = true;
+	lun->removed = true;
+	pthread_cond_broadcast(&lun->changed);
 	pthread_cond_broadcast(&lun->counted);
 	pthread_mutex_unlock(&lun->lock);
 	pthread_mutex_lock(&known);
@@ -185,19 +186,20 @@ int control_start(void)
 {
 	const char *other = getenv("EMU_LUN_SOCKET");
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	sigset_t all, before;
 	pthread_t thread;
-	int failed;
+	int server, failed;
 
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", other ? other : SOCKET);
 	unlink(address.sun_path);
+	server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (server < 0 || bind(server, (struct sockaddr *)&address, sizeof(address)) ||
 	    listen(server, 64)) {
-		tcmu_err("control socket %s: %m\n", address.sun_path);
+		failed = errno;
+		tcmu_err("control socket %s: %s\n", address.sun_path, strerror(failed));
 		if (server >= 0)
 			close(server);
-		return -errno;
+		return -failed;
 	}
 	/* Signals are for tcmu-runner's own threads; those we start inherit this. */
 	sigfillset(&all);

@@ -92,7 +92,7 @@ struct lun {
 	struct list_node luns;
 	struct tcmu_device *device;
 	char name[64];
-	char *blocked; /* configfs' word on whether the kernel's side is blocked */
+	char *block_path; /* of configfs' word on whether the kernel's side is blocked */
 	int fd;
 	uint32_t sector;
 	uint64_t size; /* in sectors */
@@ -104,7 +104,9 @@ struct lun {
 	pthread_mutex_t lock; /* all below */
 	pthread_cond_t changed, counted;
 	pthread_t worker;
-	bool closing, stopping;
+	bool closing;
+	bool removed; /* by control_remove(); implies that nothing waits any more */
+	bool blocked; /* configfs' word when the worker last looked */
 	unsigned users, waiters;
 	struct list_head outstanding, waiting;
 	unsigned hold;		    /* kinds; 0: none */
@@ -115,6 +117,12 @@ struct lun {
 	uint64_t arrived, count, held;
 	struct records records;
 };
+
+/* Under the lock: whether nothing is held or delayed any more. */
+static inline bool lun_stopping(const struct lun *lun)
+{
+	return lun->removed || lun->blocked || lun->closing;
+}
 
 /* requests.c */
 struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t sector,

@@ -37,7 +37,7 @@ uint64_t now(void)
  */
 static bool blocked(const struct lun *lun)
 {
-	char *word = lun->blocked ? tcmu_cfgfs_get_str(lun->blocked) : NULL;
+	char *word = lun->block_path ? tcmu_cfgfs_get_str(lun->block_path) : NULL;
 	bool is = word && !strncmp(word, "blocked", 7);
 
 	free(word);
@@ -52,7 +52,7 @@ static struct request *next_due(struct lun *lun, uint64_t *look)
 
 	*look = list_empty(&lun->waiting) ? UINT64_MAX : at + LOOK_EVERY;
 	list_for_each(&lun->waiting, r, waiting) {
-		if (lun->stopping || r->state == RELEASED ||
+		if (lun_stopping(lun) || r->state == RELEASED ||
 		    (r->state == DELAYED && r->due <= at))
 			return r;
 		if (r->state == DELAYED && r->due < *look)
@@ -74,7 +74,7 @@ static void *work(void *argument)
 			list_del(&r->waiting);
 			if (r->state == HELD)
 				lun->held--;
-			if (r->state != RELEASED && lun->stopping)
+			if (r->state != RELEASED && lun_stopping(lun))
 				r->flags |= WAS_STOPPED;
 			r->state = RUNNING;
 			pthread_mutex_unlock(&lun->lock);
@@ -87,12 +87,12 @@ static void *work(void *argument)
 			struct timespec until = {look / 1000000000, look % 1000000000};
 
 			if (pthread_cond_timedwait(&lun->changed, &lun->lock, &until) == ETIMEDOUT) {
-				bool stopping;
+				bool is;
 
 				pthread_mutex_unlock(&lun->lock);
-				stopping = blocked(lun);
+				is = blocked(lun);
 				pthread_mutex_lock(&lun->lock);
-				lun->stopping = stopping || lun->closing;
+				lun->blocked = is;
 			}
 		}
 	}
@@ -162,8 +162,8 @@ struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t secto
 		tcmu_err("no memory for records: %m\n");
 		goto no_records;
 	}
-	lun->blocked = blocked_path(device);
-	if (!lun->blocked)
+	lun->block_path = blocked_path(device);
+	if (!lun->block_path)
 		tcmu_warn("%s has no place in configfs: held requests outlast SIGTERM\n", path);
 	pthread_mutex_init(&lun->applying, NULL);
 	pthread_mutex_init(&lun->lock, NULL);
@@ -177,7 +177,7 @@ struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t secto
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (!failed)
 		return lun;
-	free(lun->blocked);
+	free(lun->block_path);
 	records_free(&lun->records);
 no_records:
 	close(lun->fd);
@@ -189,7 +189,7 @@ no_file:
 void lun_close(struct lun *lun)
 {
 	pthread_mutex_lock(&lun->lock);
-	lun->closing = lun->stopping = true;
+	lun->closing = true;
 	pthread_cond_broadcast(&lun->changed);
 	pthread_mutex_unlock(&lun->lock);
 	pthread_join(lun->worker, NULL);
@@ -197,7 +197,7 @@ void lun_close(struct lun *lun)
 		tcmu_err("%s: sync: %m\n", lun->name);
 	close(lun->fd);
 	records_free(&lun->records);
-	free(lun->blocked);
+	free(lun->block_path);
 	free(lun->sums);
 	free(lun);
 }
@@ -207,7 +207,7 @@ static enum state admit(struct lun *lun, const struct request *r)
 {
 	unsigned kind = 1u << r->operation;
 
-	if (lun->stopping)
+	if (lun_stopping(lun))
 		return RUNNING;
 	if (lun->hold & kind && lun->hold_seen++ >= lun->hold_from)
 		return HELD;

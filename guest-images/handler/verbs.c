@@ -154,7 +154,7 @@ static void wait_for(struct lun *lun, const struct told *told, struct answer *an
 	int late = 0;
 
 	lun->waiters++;
-	while ((lun->count < told->at_least || lun->count > told->at_most) && !lun->stopping &&
+	while ((lun->count < told->at_least || lun->count > told->at_most) && !lun_stopping(lun) &&
 	       !late)
 		late = pthread_cond_timedwait(&lun->counted, &lun->lock, &at);
 	lun->waiters--;
@@ -186,14 +186,18 @@ static void give_records(struct lun *lun, const struct told *told, struct answer
 
 static void give_sums(struct lun *lun, const struct told *told, struct answer *answer)
 {
-	bool inside = told->first + told->blocks <= lun->size && told->blocks <= lun->size;
-	uint32_t *sums = inside ? malloc(told->blocks * sizeof(*sums) + 1) : NULL;
+	uint64_t size = lun->size;
+	bool inside = told->first <= size && told->blocks <= size - told->first;
+	bool fits = told->blocks <= UINT32_MAX;
+	uint32_t *sums = inside && fits ? malloc(told->blocks * sizeof(*sums) + 1) : NULL;
 
 	/* The LUN stays: this connection is counted among its users. */
 	pthread_mutex_unlock(&lun->lock);
 	if (!inside) {
-		answer_text(answer, "error the LUN has %" PRIu64 " blocks\n", lun->size);
-	} else if (!sums || lun_sums(lun, told->first, told->blocks, sums)) {
+		answer_text(answer, "error the LUN has %" PRIu64 " blocks\n", size);
+	} else if (!fits) {
+		answer_text(answer, "error no more than %u blocks at once\n", UINT32_MAX);
+	} else if (!sums || lun_sums(lun, told->first, (uint32_t)told->blocks, sums)) {
 		answer_text(answer, "error the file cannot be read\n");
 	} else {
 		answer_text(answer, "ok bytes=%" PRIu64 "\n", told->blocks * sizeof(*sums));

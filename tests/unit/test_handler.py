@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -265,11 +266,48 @@ def test_records_are_complete_under_threads(device: Device) -> None:
     assert device.server.sums(0, 1024) == tuple(last[lba] for lba in range(1024))
 
 
+def test_sums_past_the_end_are_refused(device: Device, player: Player, tmp_path: Path) -> None:
+    for first, blocks in ((8000, 193), (2**64 - 1, 2), (2**64 - 100, 200), (0, 2**64 - 1)):
+        with pytest.raises(RigError) as refused:
+            device.server.sums(first, blocks)
+        assert "the LUN has 8192 blocks" in refused.value.lines[-1]
+
+
+def test_number_of_sums_is_not_narrowed(player: Player, tmp_path: Path) -> None:
+    file = tmp_path / "large.img"
+    file.touch()
+    os.truncate(file, (2**32 + 8) * 512)
+    device = player.open(file)
+    try:
+        with pytest.raises(RigError) as refused:
+            device.server.sums(0, 2**32 + 1)
+        assert "no more than 4294967295 blocks at once" in refused.value.lines[-1]
+        assert device.server.sums(2**32, 8) == sums(bytes(8 * 512))
+    finally:
+        device.close()
+
+
+def test_removed_device_serves_what_is_held(device: Device) -> None:
+    """The worker, which looks ten times a second whether it is to stop, does not undo that."""
+    device.server.hold()
+    write = device.submit("write", 0, bytes(4096))
+    assert write.status(0.05) == UNANSWERED
+    device.remove()
+    assert write.status() == GOOD
+
+
+@pytest.mark.parametrize("player", ["address"], indirect=True)
+def test_socket_that_cannot_be_bound_is_reported(player: Player, tmp_path: Path) -> None:
+    """tcmu-runner has logged the error when errno is read; what it left there is not the cause."""
+    absent = tmp_path / "absent" / "lun.sock"
+    with Player(tmp_path, "address", absent) as other:
+        assert other.init == -errno.ENOENT
+        assert "No such file" in other.logged()
+
+
 def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> None:
     with pytest.raises(RigError, match="hold: kinds makes no sense"):
         device.server.hold("somes")  # type: ignore[arg-type]
-    with pytest.raises(RigError, match="the LUN has 8192 blocks"):
-        device.server.sums(8000, 193)
     with pytest.raises(InputError, match=r"a rate of 1\.5"):
         device.server.fail(rate=1.5)
     with pytest.raises(InputError, match="0 blocks from 5 on"):
