@@ -11,7 +11,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$
 
 N ?= 20
 
-.PHONY: help setup setup-qemu run test test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu lint clean
+.PHONY: help setup setup-qemu run test test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -80,6 +80,13 @@ images: setup ## build the kernel, the guest images and the drivers; run nothing
 
 qemu: setup-qemu ## build QEMU with our patches (ARGS=patched-10.2: a newer one): 5 min on 2 cores
 	@$(BIN)/emu qemu build $(ARGS)
+
+man: setup ## build/emu.1, the manual page of emu
+	@mkdir -p build
+	@$(BIN)/argparse-manpage --module emu.commands.parser --function parser \
+		--format single-commands-section --project-name emu-xen-block \
+		--description 'the Xen block stack in QEMU' --manual-title emu-xen-block \
+		--output build/emu.1
 
 lint: setup ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff check .

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from emu import __version__
-from emu.commands.options import EPILOG
+from emu.commands.parser import parser
 from emu.errors import EXIT_INTERRUPTED, EXIT_NOT_HELD, EmuError
 from emu.screen import fail
-
-COMMANDS = (
-    "run",
-    "shell",
-    "replay",
-    "runs",
-    "series",
-    "mutants",
-    "repeat",
-    "doctor",
-    "images",
-    "qemu",
-    "cache",
-    "bench",
-)
-"""Modules of commands/, in the order of `--help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    arguments = _parser(words).parse_args(words)
-    # Plain SIGTERM and a closed terminal should unwind like Ctrl-C: nothing may be left
-    # running or half written. (nohup has SIGHUP ignored, and means it.)
+    arguments = parser(words).parse_args(words)
+    # SIGTERM and a closed terminal unwind like Ctrl-C: nothing may be left running or half
+    # written. (nohup has SIGHUP ignored; so it stays.)
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
@@ -61,21 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """What parses `words`. All commands take 0.1 s to import: only the one that is named is."""
-    parser = argparse.ArgumentParser(
-        prog="emu",
-        description="The Xen block stack in QEMU: Xen, dom0, a tcmu-runner LUN, a domU, "
-        "our drivers.",
-        epilog=EPILOG,
-    )
-    parser.add_argument("--version", action="version", version=f"emu {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
-        importlib.import_module(f"emu.commands.{name}").add(commands)
-    return parser
 
 
 if __name__ == "__main__":

@@ -15,11 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu import cli, paths
+from emu import paths
+from emu.commands.parser import parser
 
 NOT_RUN = "not run by a test"
 PROGRAMS = ("emu", "make", "pytest")
-PLACEHOLDERS = {"RUN": "run", "PORT": "1234", "PATH": "/usr/bin/true", "DIR": "emu", "N": "1"}
+PLACEHOLDERS = {
+    "RUN": "run",
+    "PORT": "1234",
+    "PATH": "/usr/bin/true",
+    "DIR": "emu",
+    "N": "1",
+    "LINE": "true",
+}
 """What stands for a value, and one in its place. An ellipsis stands for none, or for several."""
 
 _NOT_OURS = {".venv", ".pytest_cache", "build"}
@@ -77,11 +85,11 @@ def commands_of(text: str, where: str) -> Iterator[Command]:
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """(name, `--help`) of the command line and of every command in it."""
-    parsers = [("emu", cli._parser([]))]
+    parsers = [("emu", parser())]
     while parsers:
-        name, parser = parsers.pop()
-        yield f"{name} --help", parser.format_help()
-        for action in parser._actions:
+        name, each = parsers.pop()
+        yield f"{name} --help", each.format_help()
+        for action in each._actions:
             if isinstance(action, argparse._SubParsersAction):
                 parsers += [(f"{name} {word}", child) for word, child in action.choices.items()]
 

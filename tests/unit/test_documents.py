@@ -16,7 +16,8 @@ from documents import (
     made_by,
 )
 
-from emu import cli, paths
+from emu import paths
+from emu.commands.parser import parser
 
 
 def every_command() -> list[Command]:
@@ -43,7 +44,7 @@ def filled(words: list[str]) -> list[str]:
 def check_emu(words: list[str]) -> None:
     status: object = 0
     try:
-        cli._parser(words).parse_args(words)
+        parser(words).parse_args(words)
     except SystemExit as ended:
         status = ended.code
     assert status == 0, f"emu {shlex.join(words)} is refused"

@@ -10,6 +10,7 @@ import pytest
 
 from emu import cli
 from emu.commands import options
+from emu.commands.parser import parser
 from emu.errors import EXIT_INPUT, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -98,7 +99,7 @@ def test_what_record_stands_for(
     words: list[str], clock: str, qemu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EMU_QEMU", raising=False)
-    wish = options.wish_from_options(cli._parser(["run"]).parse_args(["run", *words]))
+    wish = options.wish_from_options(parser(["run"]).parse_args(["run", *words]))
     assert (wish.record, wish.clock, wish.qemu) == (bool(words), clock, qemu)
 
 
