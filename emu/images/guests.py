@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from emu.errors import InputError, RigError
 from emu.images import agent, handler
 from emu.images.agent import GuestPrograms
 from emu.images.context import BuildContext
+from emu.images.depends import read_indexes
 from emu.images.fetch import fetch
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
@@ -30,7 +30,7 @@ from emu.images.packages import Package, Wanted, load_wanted, lock_digest
 from emu.images.tree import FileTree
 from emu.progress import Progress
 
-_RECIPE = 3
+_RECIPE = 4
 """Raised when the way an image is made changes the outcome; part of the cache key."""
 SCRATCH_SIZE = 8 << 30
 """Bytes of dom0's scratch disk, which holds the files behind the LUNs; sparse."""
@@ -204,8 +204,9 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
     _accounts(tree)
     modules = f"lib/modules/{kernel.release}"
     tree.add_host(kernel.modules, modules)
-    for index in _module_indexes(kernel):
-        tree.add_file(f"{modules}/{index[0]}", index[1])
+    # tcmu-runner looks its kernel side up in them (libkmod).
+    for name, index in read_indexes(kernel.modules).items():
+        tree.add_file(f"{modules}/{name}", index)
     order = [path.relative_to(kernel.modules) for path in kernel.module_order(DOM0_MODULES)]
     early = {path.relative_to(kernel.modules) for path in kernel.module_order(INITRD_MODULES)}
     lines = [f"/{modules}/{path}\n" for path in order if path not in early]
@@ -258,16 +259,6 @@ def _memory_file(data: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _module_indexes(kernel: Kernel) -> Iterator[tuple[str, bytes]]:
-    """depmod's binary indexes: tcmu-runner looks its kernel side up in them (libkmod)."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "lib/modules" / kernel.release
-        shutil.copytree(kernel.modules, copy)
-        _tool(["depmod", "-b", folder, kernel.release])
-        for path in sorted(copy.glob("modules.*")):
-            yield path.name, path.read_bytes()
 
 
 def _accounts(tree: FileTree) -> None:

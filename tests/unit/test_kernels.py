@@ -168,7 +168,14 @@ def modules(tmp_path: Path) -> Path:
         "sound/other": [],
     }
     for name, info in needs.items():
-        build_module(tree / "kernel" / f"{name}.ko", info=info)
+        words = next((line[8:] for line in info if line.startswith("depends=")), "")
+        # depmod goes by the symbols that modules use and export.
+        build_module(
+            tree / "kernel" / f"{name}.ko",
+            info=info,
+            uses={f"of_{one}": 1 for one in words.split(",") if one},
+            exports={f"of_{depends.plain(Path(name).name)}": 1},
+        )
     ring = tree / "kernel/drivers/virtio_ring.ko"
     ring.with_suffix(".ko.xz").write_bytes(lzma.compress(ring.read_bytes()))
     ring.unlink()
@@ -185,6 +192,9 @@ def test_what_a_module_needs_is_loaded_before_it(modules: Path, tmp_path: Path) 
     assert not (kept / "kernel/sound").exists()
     assert (kept / "kernel/drivers/virtio_ring.ko").read_bytes().startswith(b"\x7fELF")
     assert (kept / "modules.builtin.modinfo").exists()
+    lines = (kept / "modules.dep").read_text().splitlines()
+    assert "kernel/drivers/virtio.ko: kernel/drivers/virtio_ring.ko" in lines
+    assert lines == sorted(lines)
     order = [path.name for path in depends.order_of(kept, ["virtio_pci", "configfs", "ext4"])]
     assert set(order[:3]) == {"virtio_ring.ko", "virtio.ko", "virtio_pci.ko"}
     for first, then in [
@@ -206,5 +216,33 @@ def test_a_module_the_kernel_does_not_have(modules: Path, tmp_path: Path) -> Non
     depends.keep_modules(modules, ["virtio"], kept)
     with pytest.raises(InputError, match="has no module ext4, nor is it built in"):
         depends.order_of(kept, ["ext4"])
-    with pytest.raises(InputError, match=r"modules\.dep is missing"):
-        depends.order_of(modules, ["virtio"])
+
+
+def test_module_order_needs_no_indexes_and_leaves_none(modules: Path) -> None:
+    stale = {name: modules / name for name in ("modules.dep", "modules.order")}
+    before = sorted([*modules.rglob("*"), *stale.values()])
+    for name, path in stale.items():
+        path.write_text(name)
+    order = [path.name for path in depends.order_of(modules, ["virtio"])]
+    assert order == ["virtio_ring.ko.xz", "virtio.ko"]
+    assert sorted(modules.rglob("*")) == before
+    assert {name: path.read_text() for name, path in stale.items()} == {
+        name: name for name in stale
+    }
+
+
+def test_module_order_ignores_this_machines_configuration(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "modprobe.conf"
+    config.write_text("install virtio /bin/false\nsoftdep virtio pre: mbcache\n")
+    monkeypatch.setenv("MODPROBE_OPTIONS", f"--config={config}")
+    assert len(depends.order_of(modules, ["virtio"])) == 2
+
+
+def test_indexes_do_not_depend_on_the_order_of_a_directory(modules: Path) -> None:
+    made = depends.read_indexes(modules)
+    assert {"modules.dep", "modules.dep.bin", "modules.alias", "modules.builtin"} <= made.keys()
+    assert "modules.order" not in made
+    lines = made["modules.dep"].decode().splitlines()
+    assert lines == sorted(lines), "in the order of a directory"
