@@ -1,4 +1,4 @@
-"""How a stack stands when a test has failed: each view in a file of its run's directory."""
+"""The state dump of a stack when a test has failed: each view in a file of its run's directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VIEWS = (
     ("events", "dom0", _EVENTS),
     ("queues-dom0", "dom0", _RINGS),
     ("queues-domu", "domu", _RINGS),
-    # Blocked tasks are printed into the kernel's log, behind all that stood there.
+    # Blocked tasks are printed into the kernel's log, after what it had before.
     ("dmesg-dom0", "dom0", _TASKS),
     ("dmesg-domu", "domu", _TASKS),
 )
@@ -44,16 +44,16 @@ class Part:
 
 
 def collect(stack: Stack, run: RunDir) -> list[Part]:
-    """Look at QEMU, ask both guests for every view; one that does not answer is asked no more.
+    """Look at QEMU and ask every guest for its views; one that does not answer, no further.
 
-    What a guest said before ends no wait here: this is how one looks at a stack in trouble.
+    Trouble that was found on a console before ends no wait here.
     Never raises for what the guests do.
     """
     # Before anything is asked of the guests: what comes in may wake a machine that sleeps.
     parts = [_kept(run, "qemu", diagnose.describe(stack.machine, DEADLINE))]
     silent: set[str] = set()
     with stack.machine.watch.after_the_fact():
-        for name, guest, script in _VIEWS:
+        for name, guest, script in (*_VIEWS, *_views_of_others(stack)):
             if guest in silent:
                 continue
             try:
@@ -65,6 +65,19 @@ def collect(stack: Stack, run: RunDir) -> list[Part]:
     return parts
 
 
+def _views_of_others(stack: Stack) -> list[tuple[str, str, str]]:
+    """The domU's views for those that were created beside it, and answer."""
+    first = stack.artifacts.wish.domu.name
+    others = [name for name, domain in stack.host.domains.items() if domain.is_open]
+    return [
+        (view.replace("domu", name), name, script)
+        for name in others
+        if name != first
+        for view, guest, script in _VIEWS
+        if guest == "domu"
+    ]
+
+
 def _kept(run: RunDir, name: str, text: str) -> Part:
     path = run.log(f"state-{name}")
     path.write_text(text)
@@ -72,7 +85,9 @@ def _kept(run: RunDir, name: str, text: str) -> Part:
 
 
 def _channel(stack: Stack, guest: str) -> Channel:
-    return stack.host.dom0 if guest == "dom0" else stack.domain.channel
+    if guest == "dom0":
+        return stack.host.dom0
+    return (stack.domain if guest == "domu" else stack.host.domain(guest)).channel
 
 
 def _ask(channel: Channel, script: str) -> str:

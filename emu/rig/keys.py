@@ -16,8 +16,8 @@ from emu.rig.lun import RigLun
 from emu.xen import xenstore
 
 Keys = Literal["order", "pages", "both", "none"]
-"""Which keys say how large a ring may be: `max-ring-page-order`, `max-ring-pages`, Xen's
-public header io/blkif.h."""
+"""Which keys an offer is in: `max-ring-page-order`, `max-ring-pages` (Xen's public header
+io/blkif.h)."""
 
 
 def offer(domu: DomuDisks, disk: RigLun | str, keys: Keys, pages: int) -> None:

@@ -1,6 +1,6 @@
 """The ledger of a host, for tests: what was granted, mapped and held before, and is after.
 
-with ledger.unchanged():            # both windows on the grants, threads, interrupts
+with ledger.unchanged():            # both views of the grants, threads, interrupts
     domu.attach(lun)
     domu.detach(lun)
 
@@ -21,7 +21,7 @@ from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.rig.domu import RigDomu
 from emu.rig.host import RigHost
-from emu.rig.known_leaks import left_by_console
+from emu.rig.known_leaks import leaked_by_console
 from emu.xen import granted, hypervisor, ledger, memory
 from emu.xen.grants import GrantTable
 from emu.xen.ledger import Books, DomainBooks, LedgerDifference, differences_table
@@ -95,7 +95,7 @@ class Ledger:
             domu.channel.run(_AT_ONCE, timeout=20)
 
     def take(self) -> Snapshot:
-        """The books and the standing numbers of this instant."""
+        """The books and the standing numbers right now."""
         xen = hypervisor.read(self.host.dom0)
         books = [self._domain(table, xen.names) for table in xen.grants.tables]
         standing = [self._own(memory.read_standing(guest)) for guest in self._guests()]
@@ -104,7 +104,7 @@ class Ledger:
         )
 
     def look(self) -> None:
-        """Remember what every reference is for that is granted now, so that a message says it."""
+        """Remember what every reference is for that is granted now, for later messages."""
         for info in self.host.xen.list():
             if info.domid:
                 self._remember(info.domid, granted.read_table(self.host.dom0, info.domid))
@@ -167,9 +167,8 @@ class Ledger:
 
         The first round, number 0, is for what a first time allocates for good. Raises NotHeld
         when grants or standing numbers are not back at the end, or, from `MEASURABLE` rounds
-        on, when memory has grown in every one (see `emu.xen.memory`). Growth is not believed
-        at once, nor is a rise by leaps passed over: `CONFIRMING` rounds more have to show what
-        it is.
+        on, when memory has grown in every one (see `emu.xen.memory`). Growth, or a rise
+        by leaps, is confirmed by `CONFIRMING` rounds more.
         """
         before = self._start()
         taken: list[tuple[Memory, ...]] = []
@@ -202,7 +201,7 @@ class Ledger:
         return [domu for domu in self.host.domus if not domu.ended and domu.domain.is_open]
 
     def _wait_for_grants(self, before: Snapshot, within: float) -> None:
-        """Wait until the guest has taken back what it granted; its window alone costs little."""
+        """Wait until the guest has taken back what it granted; its table alone is read quickly."""
         known = {each.domid: each for each in before.books.domains.values()}
         until = Deadline("the domUs' grants to be given back", within)
         for domu in self._domus:
@@ -228,13 +227,13 @@ class Ledger:
         return [self.host.dom0, *(domu.channel for domu in self._domus)]
 
     def _own(self, taken: Memory) -> Memory:
-        """Without what Linux' console driver has left behind in a domU that was resumed."""
+        """Without what Linux' console driver has leaked in a domU that was resumed."""
         resumes = next((d.resumes for d in self._domus if d.name == taken.owner), 0)
         if not resumes:
             return taken
-        left = left_by_console(self.host.stack.artifacts.domu_kernel)
+        leaked = leaked_by_console(self.host.stack.artifacts.domu_kernel)
         numbers = {
-            name: number - resumes * left.get(name, 0) for name, number in taken.numbers.items()
+            name: number - resumes * leaked.get(name, 0) for name, number in taken.numbers.items()
         }
         return replace(taken, numbers=numbers)
 

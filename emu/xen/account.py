@@ -1,4 +1,4 @@
-"""The guest's account: what emu-io asked of a disk, and what it was told.
+"""The guest's account: what emu-io asked of a disk, and the answers it got.
 
 The layout is guest-images/agent/io.h's. What a block holds follows from its number and its
 generation (`content`), so that both ends of the ring can be compared without the data.
@@ -18,7 +18,7 @@ _MAGIC = 0x316F6975
 _WRITE, _READ, _ENDED, _FOUND = 1, 2, 3, 4
 _STATES = {1: "running", 2: "stopped", 3: "full", 4: "broken"}
 UNIT = 512
-"""Bytes in which a block's content repeats its words."""
+"""Bytes in which a block's content repeats its pattern."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class IoAccount:
 
     @property
     def end(self) -> int:
-        """The first byte of the disk behind all blocks."""
+        """The first byte of the disk after all blocks."""
         return self.start + (self.blocks - 1) * self.stride + self.size
 
     def content(self, block: int, generation: int) -> bytes:

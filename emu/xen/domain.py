@@ -83,7 +83,7 @@ class Domain:
         self.host.xl("block-attach", str(self.domid), target, timeout=60)
 
     def detach(self, disk: str = "xvda") -> None:
-        """Take the disk away and wait until both ends have let go."""
+        """Take the disk away and wait until both ends have closed it."""
         self.host.xl("block-detach", str(self.domid), disk, timeout=60)
 
     def front_path(self, disk: str = "xvda") -> str:

@@ -1,6 +1,6 @@
 """fio in a guest: a job that writes all over a disk, reads it back and checks every block.
 
-Each block carries its own checksum, its offset and a number that fio can tell from its
+Each block carries its own checksum, its offset and a number that fio derives from its
 random seed: a block that went to another place, came twice, or is of an earlier pass is
 found, not only one that is damaged.
 """
@@ -22,7 +22,7 @@ largest are split into several requests."""
 
 @dataclass(frozen=True)
 class FioResult:
-    """What fio says of a job; `error` is an errno, 0 when all was as it should be."""
+    """What fio reports of a job; `error` is an errno, 0 when all was as it should be."""
 
     error: int
     write_ios: int
@@ -53,7 +53,7 @@ def verify(
     """Write the first `mib` MiB of `disk` in random order and sizes, read them back, check.
 
     `depth` requests are in flight at a time, past the page cache. Raises NotHeld with fio's
-    words when a block is not what was written, or a request fails.
+    output when a block is not what was written, or a request fails.
     """
     job = [
         PROGRAM, "--name=verify", f"--filename=/dev/{disk}", f"--size={mib}M", "--direct=1",
@@ -62,18 +62,18 @@ def verify(
         f"--randseed={seed}", "--thread", "--output-format=json",
     ]  # fmt: skip
     done = channel.run(job, timeout=timeout, check=False)
-    text, said = done.text, done.stderr.decode(errors="replace").splitlines()
+    text, errors = done.text, done.stderr.decode(errors="replace").splitlines()
     result = parse(text)
     if done.status or result.error:
         raise NotHeld(
             f"{channel.name}: fio ended with status {done.status}, error {result.error} on {disk}",
-            lines=said[-12:],
+            lines=errors[-12:],
         )
     return result
 
 
 def parse(text: str) -> FioResult:
-    """Read `--output-format=json`; what fio says before the opening brace is passed over."""
+    """Read `--output-format=json`; what fio prints before the opening brace is skipped."""
     try:
         (job,) = json.loads(text[text.index("{") :])["jobs"]
         write, read = job["write"], job["read"]

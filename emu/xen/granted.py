@@ -1,6 +1,6 @@
 """What a guest has granted, by its own account: its grant table and its kernel's allocator.
 
-The hypervisor's dump (`emu.xen.grants`) tells what is mapped; this is the other window. Both
+The hypervisor's dump (`emu.xen.grants`) shows what is mapped; this is the other view. Both
 are read by emu-grants (guest-images/agent/emu-grants.c), on any kernel and any driver: dom0
 maps the frames of a domain's table, and a guest reads its allocator's variables from
 /proc/kcore. Bits of an entry: Xen's public header grant_table.h.
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def use(self) -> str:
-        """What Xen says is done with it: "read and written", "read", "written" or "not in use"."""
+        """How Xen marks it as used: "read and written", "read", "written" or "not in use"."""
         words = [w for bit, w in ((_READING, "read"), (_WRITING, "written")) if self.flags & bit]
         return " and ".join(words) or "not in use"
 
@@ -67,7 +67,7 @@ class Table:
 
 @dataclass(frozen=True)
 class GrantAccount:
-    """What a guest's kernel says of its references, `size` in all.
+    """What a guest's kernel has on its references, `size` in all.
 
     `taken` are those that are not free, None on kernels before 5.19, which keep no map;
     `deferred` were given back while they were mapped, and wait; `leaked`, given up for good
@@ -159,7 +159,7 @@ def read_table(dom0: Channel, domid: int) -> Table | None:
 
 
 def read_account(guest: Channel) -> GrantAccount:
-    """What the guest's kernel says of its references; takes seconds the first time after a boot."""
+    """What the guest's kernel has on its references; takes seconds the first time after a boot."""
     answer = guest.run([PROGRAM, "account"], timeout=60, check=False)
     if answer.status:
         raise _failed(f"{guest.name} can't read its kernel's grant references", answer.stderr)

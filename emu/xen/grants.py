@@ -1,7 +1,7 @@
 """The hypervisor's grant tables, read from what debug key `g` prints.
 
 Xen lists only entries that are mapped at that instant (pin ≠ 0); a reference that a
-guest granted and nobody maps does not show. Format: Xen's common/grant_table.c,
+guest granted and no domain maps does not show. Format: Xen's common/grant_table.c,
 gnttab_usage_print().
 """
 

@@ -78,11 +78,11 @@ class Host:
             raise RigError(f"dom0's services are not up: {error.message}") from None
 
     def xl(self, *arguments: str, timeout: float = 30.0) -> CommandResult:
-        """Run xl in dom0; CommandFailed carries its words."""
+        """Run xl in dom0; CommandFailed carries its output."""
         return self.dom0.run(["xl", *arguments], timeout=timeout)
 
     def info(self) -> dict[str, str]:
-        """What `xl info` says of the hypervisor."""
+        """What `xl info` reports of the hypervisor."""
         return parse_info(self.xl("info").text)
 
     def list(self) -> tuple[DomainInfo, ...]:
@@ -209,7 +209,7 @@ class Host:
 
 
 def _pump(bridge: Process, console: Console) -> None:
-    with contextlib.suppress(EmuError):  # the end of the channel is told where it is awaited
+    with contextlib.suppress(EmuError):  # the end of the channel is reported where it is awaited
         while data := bridge.recv(65536):
             console.feed(data)
     console.close()

@@ -1,4 +1,4 @@
-"""What Xen itself says of all domains at about one instant, asked for in one go."""
+"""What Xen itself reports of all domains at about one instant, read in one go."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENDED = "(null)"
 class Hypervisor:
     """The mapped grants, the event channels, and the domains' names by number.
 
-    One that has ended, but is still there, has a name that says so.
+    One that has ended, but is still there, is named as such.
     """
 
     grants: grants.GrantDump

@@ -22,11 +22,11 @@ SHOWN = 12
 @dataclass(frozen=True)
 class IoDifference:
     """One thing that is not as it should be. `kind`: lost, overwritten, torn, wrong, unasked,
-    stale, misread; `words` say what was found."""
+    stale, misread; `found` describes what was found."""
 
     kind: str
     block: int | None
-    words: str
+    found: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class IoLedger:
     """The outcome. `acknowledged` writes were counted; `differences` are none where all held.
 
     `repeated` writes and those still `in_flight` are no faults by themselves; `failed` requests
-    are those that the guest was told have failed.
+    are those that the guest got an error for.
     """
 
     acknowledged: int
@@ -54,7 +54,7 @@ class IoLedger:
 
     @property
     def held(self) -> bool:
-        """Whether the LUN holds what the guest was told is written, and nothing else."""
+        """Whether the LUN holds what was acknowledged to the guest, and nothing else."""
         return not self.differences
 
     def kinds(self) -> dict[str, int]:
@@ -63,17 +63,17 @@ class IoLedger:
 
     def summary(self) -> str:
         """One line: what differs, or that nothing does."""
-        told = f"{self.acknowledged} writes were acknowledged"
+        text = f"{self.acknowledged} writes were acknowledged"
         if self.held:
-            return f"{told} and are on the LUN, {len(self.repeated)} came more than once"
+            return f"{text} and are on the LUN, {len(self.repeated)} came more than once"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds().items())
-        return f"{told}, but the LUN differs: {kinds}"
+        return f"{text}, but the LUN differs: {kinds}"
 
     def table(self) -> list[str]:
         """A line for each difference, by block."""
         rows = sorted(self.differences, key=lambda each: (each.block is None, each.block or 0))
         lines = [
-            f"{'' if row.block is None else f'block {row.block}':<12} {row.kind:<12} {row.words}"
+            f"{'' if row.block is None else f'block {row.block}':<12} {row.kind:<12} {row.found}"
             for row in rows[:SHOWN]
         ]
         return lines + ([f"… and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else [])
@@ -217,7 +217,7 @@ class _Comparison:
         allowed = {asked.generation for asked in writes if asked.generation >= last}
         found = self._found(block)
         if set(found) <= allowed:
-            # Several generations in one block: each a write that nobody has acknowledged.
+            # Several generations in one block: each a write that was not acknowledged.
             return
         kind, why = self._why(block, last, found)
         self._differs(kind, block, f"generation {last} was acknowledged, the LUN holds {why}")
@@ -232,7 +232,7 @@ class _Comparison:
 
     def _why(self, block: int, last: int, found: list[int | None]) -> tuple[str, str]:
         first = self.first(block)
-        words = "; ".join(_runs(found))
+        held = "; ".join(_runs(found))
         wrong = next(at for at, each in enumerate(found) if each is None or each < last)
         writer = self.last.get(first + wrong)
         cause = next(
@@ -247,13 +247,13 @@ class _Comparison:
         )
         if cause is not None:
             kind = "torn" if cause.written else "lost"
-            return kind, f"{words} ({cause}, {cause.written} of {cause.blocks} sectors written)"
+            return kind, f"{held} ({cause}, {cause.written} of {cause.blocks} sectors written)"
         if writer is None:
-            return "wrong", f"{words}, which no request wrote"
+            return "wrong", f"{held}, which no request wrote"
         brought = self._generation(writer, first + wrong - writer.lba)
         if brought is not None and brought == found[wrong]:
-            return "overwritten", f"{words}, last written by {writer}"
-        return "wrong", f"{words}, though {writer} brought generation {brought}"
+            return "overwritten", f"{held}, last written by {writer}"
+        return "wrong", f"{held}, though {writer} brought generation {brought}"
 
     def _how_much(self, asked: Asked) -> str:
         came = self.arrived[asked.block, asked.generation]
@@ -269,8 +269,8 @@ class _Comparison:
             f"the guest read {held} from byte {at} on, not generation {asked.generation}",
         )
 
-    def _differs(self, kind: str, block: int | None, words: str) -> None:
-        self.differences.append(IoDifference(kind, block, words))
+    def _differs(self, kind: str, block: int | None, found: str) -> None:
+        self.differences.append(IoDifference(kind, block, found))
 
 
 def _runs(found: Iterable[int | None]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The grant ledger: both windows on every domain's grants at one time, and what changed since.
+"""The grant ledger: both views of every domain's grants at one time, and what changed since.
 
-One window is the hypervisor's dump (what is mapped), the other the guest's own account (what
+One view is the hypervisor's dump (what is mapped), the other the guest's own account (what
 is granted, what its allocator has handed out, what waits to be freed). Two sets of books are
 compared reference by reference; where a reference has a known purpose on both sides (a ring
 page, a console), its number may have changed, for a guest that connects again or is restored
@@ -34,10 +34,10 @@ def disk_of(number: int) -> str:
 
 
 def purposes(tree: XenstoreTree) -> dict[int, str]:
-    """What a domain's references are for, as far as its keys in xenstore tell; by reference.
+    """What a domain's references are for, as far as its keys in xenstore show; by reference.
 
     `tree` is /local/domain/<domid>/device. Keys stay after the reference is gone: what is not
-    granted has no purpose, whatever a key says.
+    granted has no purpose, whatever a key holds.
     """
     found = dict(_RESERVED)
     for path, value in tree.values.items():
@@ -55,7 +55,7 @@ def purposes(tree: XenstoreTree) -> dict[int, str]:
 @dataclass(frozen=True)
 class DomainBooks:
     """One domain's grants at an instant. `table` is None where dom0 can't read it (its own, or
-    a domain's that has ended); `account`, where nobody in the guest could be asked."""
+    a domain's that has ended); `account`, where the guest could not be asked."""
 
     name: str
     domid: int
@@ -65,7 +65,7 @@ class DomainBooks:
     purposes: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def references(self) -> dict[int, State]:
-        """Every reference that is not free, from both windows."""
+        """Every reference that is not free, from both views."""
         entries = {entry.ref: entry for entry in self.table.entries} if self.table else {}
         mapped: dict[int, list[Grant]] = {}
         for grant in self.mapped:
@@ -79,7 +79,7 @@ class DomainBooks:
         }
 
     def word(self, state: State, remembered: Mapping[int, str]) -> str:
-        """What a reference is for, or was when somebody last looked, or seems to be."""
+        """What a reference is for, or was when it was last looked at, or seems to be."""
         if state.entry and state.ref in self.purposes:
             return self.purposes[state.ref]
         if state.ref in remembered:
@@ -89,7 +89,7 @@ class DomainBooks:
 
 @dataclass(frozen=True)
 class State:
-    """What both windows show of one reference that is not free."""
+    """What both views show of one reference that is not free."""
 
     ref: int
     entry: Entry | None
@@ -213,7 +213,7 @@ def _pairs(
 
 
 def _counts(then: DomainBooks, now: DomainBooks) -> Iterator[LedgerDifference]:
-    """What only the allocator's numbers tell."""
+    """What only the allocator's numbers show."""
 
     def line(before: object, after: object, what: str) -> LedgerDifference:
         return LedgerDifference(now.name, None, None, None, (), str(before), str(after), what)
@@ -242,7 +242,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def differences_table(differences: Iterable[LedgerDifference]) -> list[str]:
-    """The lines that say which references differ, and how."""
+    """The lines that show which references differ, and how."""
     return table(LedgerDifference.HEAD, (each.cells() for each in differences))
 
 

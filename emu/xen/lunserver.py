@@ -24,23 +24,23 @@ _SLACK = 30.0
 
 @dataclass(frozen=True)
 class LunServer:
-    """One LUN of a dom0, as its server is told what to do with it."""
+    """One LUN of a dom0, by the commands of its server."""
 
     lun: Lun
     dom0: Channel
 
     def hold(self, kinds: Kinds = "all", after: int = 0) -> None:
         """Hold requests that come from now on, the first `after` of these kinds excepted."""
-        self._tell("hold", kinds=kinds, **{"from": after})
+        self._command("hold", kinds=kinds, **{"from": after})
 
     def release(self, count: int | None = None) -> None:
         """Serve what is held, in the order it came, and hold no more; or the first `count` of
         it alone, and go on holding."""
-        self._tell("release", **({} if count is None else {"count": count}))
+        self._command("release", **({} if count is None else {"count": count}))
 
     def delay(self, ms: int, kinds: Kinds = "all") -> None:
         """Serve requests `ms` milliseconds after they came, any number at a time; 0 ends it."""
-        self._tell("delay", ms=ms, kinds=kinds)
+        self._command("delay", ms=ms, kinds=kinds)
 
     def fail(
         self,
@@ -60,7 +60,7 @@ class LunServer:
         if not 0 < rate <= 1:
             raise InputError(f"a rate of {rate} is not above 0 and up to 1")
         rule = {"per_million": max(1, round(rate * 1e6)), "seed": seed, "times": times}
-        self._tell("fail", kinds=kinds, **_range(first, blocks), **rule)
+        self._command("fail", kinds=kinds, **_range(first, blocks), **rule)
 
     def tear(
         self,
@@ -71,18 +71,18 @@ class LunServer:
         answer: Literal["good", "error"] = "good",
         times: int = 0,
     ) -> None:
-        """Let only the first `sectors` sectors of writes in a range reach the LUN, and answer
-        as told. 0 sectors and "good": a write that is lost."""
+        """Let only the first `sectors` sectors of writes in a range reach the LUN, and give
+        `answer`. 0 sectors and "good": a write that is lost."""
         rule = {"sectors": sectors, "answer": answer, "times": times}
-        self._tell("tear", **_range(first, blocks), **rule)
+        self._command("tear", **_range(first, blocks), **rule)
 
     def clear(self) -> None:
         """End what `fail`, `tear` and `delay` began; what is held stays held."""
-        self._tell("clear")
+        self._command("clear")
 
     def outstanding(self) -> tuple[Pending, ...]:
         """The requests that the LUN has not answered, in the order they came."""
-        return requests.parse_pending(self._ask("list"))
+        return requests.parse_pending(self._request("list"))
 
     def wait_outstanding(
         self, at_least: int = 0, at_most: int | None = None, timeout: float = 30.0
@@ -94,34 +94,33 @@ class LunServer:
         words: dict[str, int] = {"at_least": at_least, "timeout_ms": int(timeout * 1000)}
         if at_most is not None:
             words["at_most"] = at_most
-        return requests.parse_answer(self._ask("wait", words, timeout))[0]["outstanding"]
+        return requests.parse_answer(self._request("wait", words, timeout))[0]["outstanding"]
 
     def mark(self) -> int:
         """The number that the next request to be served will have."""
-        return requests.parse_answer(self._ask("status"))[0]["next"]
+        return requests.parse_answer(self._request("status"))[0]["next"]
 
     def requests(self, since: int = 0) -> Records:
         """What was served from number `since` on, as far as the server kept it."""
-        return requests.parse_records(self._ask("records", {"since": since}))
+        return requests.parse_records(self._request("records", {"since": since}))
 
     def forget(self) -> None:
         """Let the server drop its records; numbers go on."""
-        self._tell("forget")
+        self._command("forget")
 
     def sums(self, first: int, blocks: int) -> tuple[int, ...]:
         """The CRC-32 of each block that the LUN's file holds now."""
-        return requests.parse_sums(self._ask("sums", {"first": first, "blocks": blocks}))
+        return requests.parse_sums(self._request("sums", {"first": first, "blocks": blocks}))
 
-    def _tell(self, verb: str, **words: str | int) -> None:
-        requests.parse_answer(self._ask(verb, words))
+    def _command(self, verb: str, **words: str | int) -> None:
+        requests.parse_answer(self._request(verb, words))
 
-    def _ask(self, verb: str, words: Mapping[str, str | int] = {}, wait: float = 0.0) -> bytes:
-        told = [f"{key}={value}" for key, value in words.items()]
-        argv = ["emu-lun", verb, self.lun.name, *told]
+    def _request(self, verb: str, words: Mapping[str, str | int] = {}, wait: float = 0.0) -> bytes:
+        argv = ["emu-lun", verb, self.lun.name, *(f"{key}={value}" for key, value in words.items())]
         answer = self.dom0.run(argv, timeout=wait + _SLACK, check=False)
         if answer.status != 0:
-            said = answer.stderr.decode(errors="replace").splitlines()
-            raise RigError(f"the LUN server refused {' '.join(argv[1:])}", lines=said[-3:])
+            output = answer.stderr.decode(errors="replace").splitlines()
+            raise RigError(f"the LUN server refused {' '.join(argv[1:])}", lines=output[-3:])
         return answer.stdout
 
 

@@ -1,6 +1,6 @@
-"""The memory ledger: what a kernel holds, in numbers that stand still when nothing leaks.
+"""The memory ledger: what a kernel holds, in numbers that do not change when nothing leaks.
 
-Taken after each of several equal cycles, they tell a leak from noise: a leak grows by as much
+Taken after each of several equal cycles, they separate a leak from noise: a leak grows by as much
 in every cycle, noise goes up and down. emu-memory (guest-images/agent/emu-memory.c) takes them
 from a kernel that it has settled first, and adds nothing to what it counts: so measured, most
 numbers of an idle guest are the same after every cycle, and one page or object shows.
@@ -47,8 +47,8 @@ PAGES, AREAS, PERCPU = "pages of the kernel's own", "vmalloc areas", "KiB of per
 PLACES = "pages that grants are mapped at"
 SLAB, THREAD, INTERRUPT, PORTS = "objects of ", "kernel thread ", "interrupt ", "event channels"
 
-NOBODY = "that has no handler"
-"""An interrupt of the kernel's list after which nothing stands but its chip's name."""
+NO_HANDLER = "that has no handler"
+"""An interrupt of the kernel's list that has no name but its chip's."""
 MEASURABLE = 5
 """Cycles from which growth shows."""
 LEAK_RISES = 0.8
@@ -155,7 +155,7 @@ def parse(text: str, owner: str) -> Memory:
 
 def _standing(interrupts: str, tasks: str) -> Counter[str]:
     words = (line.split()[-1] for line in interrupts.splitlines())
-    names = (NOBODY if word == "-event" else word for word in words)
+    names = (NO_HANDLER if word == "-event" else word for word in words)
     return Counter(_threads(tasks)) + Counter(INTERRUPT + name for name in names)
 
 

@@ -49,7 +49,7 @@ class Migration:
 
     @property
     def ended(self) -> bool:
-        """Whether the source is through with it, well or not."""
+        """Whether the source has ended, well or not."""
         return self._source.ended is not None
 
     def wait_copied(self, mib: int, timeout: float = 60.0) -> None:

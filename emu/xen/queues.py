@@ -172,6 +172,6 @@ def _read(channel: Channel, root: str, device: str, kind: type[_View]) -> tuple[
     if answer.status == _NO_VIEW:
         return None
     if answer.status not in (0, _NO_DEVICE):
-        said = answer.stderr.decode(errors="replace").splitlines()
-        raise RigError(f"{channel.name}: {root}/{device} can't be read", lines=said[-3:])
+        output = answer.stderr.decode(errors="replace").splitlines()
+        raise RigError(f"{channel.name}: {root}/{device} can't be read", lines=output[-3:])
     return parse(answer.text, kind)

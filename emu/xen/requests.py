@@ -1,4 +1,4 @@
-"""What the LUN server says of its requests: those it served, and those outstanding.
+"""What the LUN server reports of its requests: those it served, and those outstanding.
 
 The layouts are guest-images/handler/lun.h's: `struct record`, little-endian, each followed by
 its CRC-32s (zlib's) and padded to 8 bytes. Text is that of verbs.c.
@@ -130,13 +130,13 @@ def parse_answer(data: bytes) -> tuple[dict[str, int], bytes]:
 
 def parse_records(data: bytes) -> Records:
     """Read the answer to `records`. Raises RigError when it is not whole."""
-    said, body = parse_answer(data)
-    if len(body) != said["bytes"]:
-        raise RigError(f"{len(body)} bytes of records came, the LUN server told of {said['bytes']}")
+    header, body = parse_answer(data)
+    if len(body) != header["bytes"]:
+        raise RigError(f"{len(body)} bytes of records came, not {header['bytes']}")
     requests: list[Request] = []
     at = 0
     while at < len(body):
-        number = said["first"] + len(requests)
+        number = header["first"] + len(requests)
         try:
             sequence, started, ended, lba, count, operation, status, flags, written, n = (
                 _RECORD.unpack_from(body, at)
@@ -151,11 +151,9 @@ def parse_records(data: bytes) -> Records:
                 status, Flag(flags), written, sums,
             )
         )  # fmt: skip
-    if len(requests) != said["next"] - said["first"]:
-        raise RigError(
-            f"{len(requests)} records came, the LUN server told of {said['next'] - said['first']}"
-        )
-    return Records(tuple(requests), said["next"], said["dropped"], said["sector"])
+    if len(requests) != header["next"] - header["first"]:
+        raise RigError(f"{len(requests)} records came, not {header['next'] - header['first']}")
+    return Records(tuple(requests), header["next"], header["dropped"], header["sector"])
 
 
 def parse_pending(data: bytes) -> tuple[Pending, ...]:
@@ -171,7 +169,7 @@ def parse_pending(data: bytes) -> tuple[Pending, ...]:
 
 def parse_sums(data: bytes) -> tuple[int, ...]:
     """Read the answer to `sums`: the CRC-32 of each block."""
-    said, body = parse_answer(data)
-    if len(body) != said["bytes"]:
-        raise RigError(f"{len(body)} bytes of sums came, the LUN server told of {said['bytes']}")
+    header, body = parse_answer(data)
+    if len(body) != header["bytes"]:
+        raise RigError(f"{len(body)} bytes of sums came, not {header['bytes']}")
     return struct.unpack(f"<{len(body) // 4}I", body)

@@ -1,7 +1,7 @@
 """The ring that a front end and a back end agreed on, from the drivers or their xenstore keys.
 
-Drivers of the series say themselves what ring they have (`emu.xen.queues`); of stock ones
-only the keys tell. Grant references and event channels are in the keys alone.
+Drivers of the series show what ring they have (`emu.xen.queues`); of stock ones there are only
+the keys. Grant references and event channels are in the keys alone.
 Protocol: Xen's public header io/blkif.h. A ring page holds 32 requests, and the ring's
 size is a power of two: (4096 × pages − 64) / 112 rounded down.
 """
@@ -90,7 +90,7 @@ class Ring:
         return requests_in(self.pages) if shown is None else shown
 
     def disagreements(self) -> Iterator[str]:
-        """What an end shows of its queues that is not what the keys say, in words."""
+        """What an end shows of its queues that is not what the keys have, as text."""
         for end, queues in self.views.ends.items():
             if len(queues) != len(self.queues):
                 yield f"the {end} end has {len(queues)} queues, the keys {len(self.queues)}"
@@ -109,7 +109,7 @@ class Ring:
 
     @property
     def connected(self) -> bool:
-        """Whether both ends stand at Connected."""
+        """Whether both ends are Connected."""
         return self.front_state == self.back_state == "Connected"
 
 
@@ -117,7 +117,7 @@ def negotiated(front: XenstoreTree, back: XenstoreTree, views: Views | None = No
     """Read the ring out of both ends' directories, and what the drivers show where they do.
 
     Raises RigError when the front end has published no complete ring. Old keys are not
-    removed by stock drivers, so the order key, where it stands, decides how many
+    removed by stock drivers, so the order key, where there is one, decides how many
     references belong to the ring, as it does for the back end.
     """
     count = front.integer("multi-queue-num-queues") or 1

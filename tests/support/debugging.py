@@ -1,4 +1,4 @@
-"""What the debug kernels know: leaks, what a driver holds, allocations that fail on request."""
+"""The tools of debug kernels: leaks, what a driver holds, allocations that fail on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ echo scan > {KMEMLEAK} && echo scan > {KMEMLEAK} && cat {KMEMLEAK}
 
 # One paragraph for each place of allocation: the count first, then the stack. Areas of
 # addresses are freed late, nodes of radix trees kept in reserve by the kernel itself; and
-# what had a file in sysfs lives on in the cache of names if somebody opened that, fio does.
+# what had a file in sysfs stays in the cache of names if that was opened, as by fio.
 _HELD = """
 echo 2 > /proc/sys/vm/drop_caches
 cd /sys/kernel/debug/slab || exit 1
@@ -76,13 +76,13 @@ def mount(channel: Channel) -> None:
 
 
 def forget_leaks(channel: Channel) -> None:
-    """What is suspected up to now is not of interest (a boot's own leaks, wrong suspicions)."""
+    """Drop what is suspected up to now (a boot's own leaks, wrong suspicions)."""
     mount(channel)
     channel.run(f"echo scan > {KMEMLEAK}; echo clear > {KMEMLEAK}", timeout=120)
 
 
 def leaks(channel: Channel) -> str:
-    """What kmemleak suspects since `forget_leaks`, in its own words; empty if nothing.
+    """kmemleak's report of what it suspects since `forget_leaks`; empty if nothing.
 
     Fails if kmemleak has switched itself off: it does when it runs out of memory.
     """

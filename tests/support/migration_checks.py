@@ -22,7 +22,7 @@ def check_ring(domu: RigDomu, pages: int, queues: int = 1) -> None:
     assert ring.connected, f"front end {ring.front_state}, back end {ring.back_state}"
     assert len(ring.queues) == queues, f"{len(ring.queues)} queues were negotiated, not {queues}"
     assert ring.pages == pages, f"a ring of {ring.pages} pages was negotiated, not of {pages}"
-    assert list(ring.disagreements()) == [], "an end's ring is not what the keys say"
+    assert list(ring.disagreements()) == [], "an end shows another ring than the keys"
     held = {end: [view.size for view in views] for end, views in ring.views.ends.items()}
     fit = [requests_in(pages)] * queues
     assert held == {"front": fit, "back": fit}, f"requests that the rings hold: {held}"

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _asked_for(config: pytest.Config, marker: str) -> bool:
-    """What takes long runs only for somebody who names its marker, or a test.
+    """What takes long runs only if its marker is named, or a test.
 
     For "debug" two more kernels are built, for "qemu" a QEMU: naming a file of such tests will
     do, too.

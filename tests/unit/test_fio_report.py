@@ -12,7 +12,7 @@ from emu.xen import fio
 REPORT = (Path(__file__).parent / "transcripts/fio-verify.json").read_text()
 
 
-def test_a_report_is_read() -> None:
+def test_report_is_read() -> None:
     found = fio.parse(f"fio: a note before it\n{REPORT}")
     assert (found.error, found.write_bytes, found.read_bytes) == (0, 16 << 20, 16 << 20)
     assert found.write_ios == found.read_ios > 100
@@ -20,6 +20,6 @@ def test_a_report_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "fio: /dev/xvdz: No such file", "{}", '{"jobs": []}'])
-def test_what_is_no_report_is_told(text: str) -> None:
+def test_bad_report_is_refused(text: str) -> None:
     with pytest.raises(RigError, match="fio's report is no report"):
         fio.parse(text)

@@ -1,4 +1,4 @@
-"""The ledger's views, on what emu-grants, lsevtchn and /proc said on the real stack."""
+"""The ledger's views, on what emu-grants, lsevtchn and /proc printed on the real stack."""
 
 from __future__ import annotations
 

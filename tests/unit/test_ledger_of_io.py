@@ -27,7 +27,7 @@ def recorded(name: str) -> tuple[IoAccount, Records, tuple[int, ...]]:
     )
 
 
-def test_a_run_with_a_restore() -> None:
+def test_run_with_a_restore() -> None:
     ledger = compare(*recorded("moved"))
     assert ledger.held
     assert ledger.table() == []
@@ -35,11 +35,11 @@ def test_a_run_with_a_restore() -> None:
     assert {(each.asked.block, each.times) for each in ledger.repeated} == {
         (block, 2) for block in (2, 3, 5, 6, 7, 8, 9, 10)
     }
-    told = "274 writes were acknowledged and are on the LUN, 8 came more than once"
-    assert ledger.summary() == told
+    summary = "274 writes were acknowledged and are on the LUN, 8 came more than once"
+    assert ledger.summary() == summary
 
 
-def test_a_run_with_torn_writes() -> None:
+def test_run_with_torn_writes() -> None:
     ledger = compare(*recorded("torn"))
     assert ledger.summary() == "198 writes were acknowledged, but the LUN differs: 1 torn"
     assert ledger.table() == [
@@ -49,7 +49,7 @@ def test_a_run_with_torn_writes() -> None:
     ]
 
 
-def test_a_run_with_lost_writes() -> None:
+def test_run_with_lost_writes() -> None:
     ledger = compare(*recorded("lost"))
     assert ledger.kinds() == {"lost": 1}
     assert "generation 29 was acknowledged, the LUN holds generation 10" in ledger.table()[0]
@@ -65,7 +65,7 @@ def test_incomplete_records_are_no_verdict() -> None:
 
 @dataclass
 class History:
-    """A guest and a LUN that does what it is told, one write after the other."""
+    """A guest and a LUN that obeys, one write after the other."""
 
     asked: list[Asked] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -110,7 +110,7 @@ class History:
 writes = st.lists(
     st.tuples(
         st.integers(0, BLOCKS - 1),
-        st.sampled_from(["told", "split", "repeated", "failed", "failed but there", "no answer"]),
+        st.sampled_from(["done", "split", "repeated", "failed", "failed but there", "no answer"]),
     ),
     max_size=25,
 )
@@ -135,22 +135,22 @@ def acknowledged(history: History) -> list[Asked]:
 
 
 @given(writes)
-def test_a_faithful_lun_is_believed(steps: list[tuple[int, str]]) -> None:
+def test_faithful_lun_passes(steps: list[tuple[int, str]]) -> None:
     ledger = play(steps).judge()
     assert ledger.held, ledger.table()
     fates = [fate for _, fate in steps]
-    assert ledger.acknowledged == sum(fate in ("told", "split", "repeated") for fate in fates)
+    assert ledger.acknowledged == sum(fate in ("done", "split", "repeated") for fate in fates)
     assert len(ledger.repeated) == fates.count("repeated")
     assert len(ledger.in_flight) == fates.count("no answer")
     assert len(ledger.failed) == fates.count("failed") + fates.count("failed but there")
 
 
 @given(writes, st.data())
-def test_a_write_that_never_came_is_lost(steps: list[tuple[int, str]], data: st.DataObject) -> None:
+def test_write_that_never_came_is_lost(steps: list[tuple[int, str]], data: st.DataObject) -> None:
     history = play(steps)
-    if not (told := acknowledged(history)):
+    if not (writes := acknowledged(history)):
         return
-    gone = data.draw(st.sampled_from(told))
+    gone = data.draw(st.sampled_from(writes))
     sums = history.account.sums(gone.block, gone.generation, SECTOR)
     history.requests = [r for r in history.requests if not set(r.sums) & set(sums)]
     ledger = history.judge()
@@ -159,9 +159,7 @@ def test_a_write_that_never_came_is_lost(steps: list[tuple[int, str]], data: st.
 
 
 @given(writes, st.data())
-def test_an_old_write_that_comes_late_is_told(
-    steps: list[tuple[int, str]], data: st.DataObject
-) -> None:
+def test_late_old_write_is_reported(steps: list[tuple[int, str]], data: st.DataObject) -> None:
     history = play(steps)
     old = [
         asked
@@ -178,20 +176,20 @@ def test_an_old_write_that_comes_late_is_told(
 
 
 @given(writes, st.integers(0, BLOCKS * 2 - 1))
-def test_a_write_of_nobody_is_told(steps: list[tuple[int, str]], place: int) -> None:
+def test_unasked_write_is_reported(steps: list[tuple[int, str]], place: int) -> None:
     history = play(steps)
     history.add(place * SIZE // SECTOR, (1, 2))
     assert "unasked" in history.judge().kinds()
 
 
 @given(writes, st.data())
-def test_content_that_nobody_wrote_is_told(
+def test_content_without_a_write_is_reported(
     steps: list[tuple[int, str]], data: st.DataObject
 ) -> None:
     history = play(steps)
-    if not (told := acknowledged(history)):
+    if not (writes := acknowledged(history)):
         return
-    block = data.draw(st.sampled_from(told)).block
+    block = data.draw(st.sampled_from(writes)).block
     sums = history.sums()
     sums[block * STRIDE // SECTOR + data.draw(st.integers(0, 1))] = 12345
     ledger = history.judge(sums)
@@ -200,7 +198,7 @@ def test_content_that_nobody_wrote_is_told(
 
 
 @given(writes, st.data())
-def test_a_torn_write_is_told(steps: list[tuple[int, str]], data: st.DataObject) -> None:
+def test_torn_write_is_reported(steps: list[tuple[int, str]], data: st.DataObject) -> None:
     history = play(steps)
     block = data.draw(st.integers(0, BLOCKS - 1))
     before = [asked for asked in acknowledged(history) if asked.block == block]
@@ -213,8 +211,8 @@ def test_a_torn_write_is_told(steps: list[tuple[int, str]], data: st.DataObject)
     assert before or "in sector 1" in ledger.table()[0]
 
 
-def test_a_read_that_found_something_else() -> None:
-    history = play([(0, "told"), (0, "told")])
+def test_misread_is_reported() -> None:
+    history = play([(0, "done"), (0, "done")])
     history.asked.append(Asked(2, False, 0, 2, 0.0, -84, (0, 1, 512)))
     ledger = history.judge()
     assert ledger.table() == [
@@ -224,8 +222,8 @@ def test_a_read_that_found_something_else() -> None:
     assert not ledger.failed
 
 
-def test_a_long_table_is_cut() -> None:
-    history = play([(0, "told")])
+def test_long_table_is_cut() -> None:
+    history = play([(0, "done")])
     for n in range(20):
         history.add(2, (1000 + n, 2000 + n))
     table = history.judge().table()

@@ -89,7 +89,7 @@ def test_account_in_flight() -> None:
     [
         (lambda data: data[:-1], "bytes of records came"),
         (lambda data: data.replace(b"ok ", b"no ", 1), "makes no sense"),
-        (lambda data: data.replace(b"next=", b"next=9", 1), "the LUN server told of 9"),
+        (lambda data: data.replace(b"next=", b"next=9", 1), "records came, not 9"),
     ],
 )
 def test_damaged_records(damaged, said: str) -> None:  # type: ignore[no-untyped-def]

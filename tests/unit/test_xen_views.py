@@ -27,7 +27,7 @@ def dump(name: str) -> grants.GrantDump:
 
 
 def with_keys(base: xenstore.XenstoreTree, **keys: str | None) -> xenstore.XenstoreTree:
-    """The tree with keys changed or, where None, absent; `_` stands for `-`."""
+    """The tree with keys changed or, where None, absent; `_` for `-`."""
     values = dict(base.values)
     for name, value in keys.items():
         path = f"{base.root}/{name.replace('_', '-')}"

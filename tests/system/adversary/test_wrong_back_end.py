@@ -1,7 +1,7 @@
 """A back end that offers nonsense: the front end logs it once, keeps its guest alive, goes on.
 
 dom0 plays the back end in xenstore, with no driver loaded: a front end has to bear whatever it
-reads there. A disk of no sectors is made without any I/O, which nobody would answer.
+reads there. A disk of no sectors is made without any I/O, which would never be answered.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def test_offers_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
 
 CONNECTS: dict[str, tuple[Keys, str]] = {
     "no sectors": ({"sector-size": 512, "info": 0}, "reading backend fields"),
-    "sectors in words": ({**SMALL, "sectors": "many"}, "reading backend fields"),
+    "sectors as text": ({**SMALL, "sectors": "many"}, "reading backend fields"),
     "no sector-size": ({"sectors": 0, "info": 0}, "reading backend fields"),
-    "sector-size in words": ({**SMALL, "sector-size": "large"}, "reading backend fields"),
+    "sector-size as text": ({**SMALL, "sector-size": "large"}, "reading backend fields"),
     "no info": ({"sectors": 0, "sector-size": 512}, "reading backend fields"),
     "sector-size 0": ({**SMALL, "sector-size": 0}, "sectors of 0 bytes"),
     "sector-size 3": ({**SMALL, "sector-size": 3}, "sectors of 3 bytes"),
@@ -158,7 +158,7 @@ CONNECTS: dict[str, tuple[Keys, str]] = {
         {**SMALL, "feature-discard": 1, "discard-granularity": 3, "discard-alignment": 2**31},
         "",
     ),
-    "persistent in words": ({**SMALL, "feature-persistent": "yes"}, ""),
+    "persistent as text": ({**SMALL, "feature-persistent": "yes"}, ""),
 }
 
 

@@ -41,19 +41,19 @@ WRONG: dict[str, tuple[Keys, str]] = {
     "num-ring-pages 32": (pages("32"), "requested 32 ring pages"),
     "num-ring-pages 2^31": (pages(str(2**31)), "requested 2147483648 ring pages"),
     "num-ring-pages 2^32 + 4": (pages(str(2**32 + 4)), "reading .*/num-ring-pages"),
-    "num-ring-pages in words": (pages("four"), "reading .*/num-ring-pages"),
+    "num-ring-pages as text": (pages("four"), "reading .*/num-ring-pages"),
     "num-ring-pages empty": (pages(""), "reading .*/num-ring-pages"),
     "ring-page-order -1": (order("-1"), "reading .*/ring-page-order"),
     "ring-page-order 5": (order("5"), "order 5 exceeds max 4"),
     "ring-page-order 2^31": (order(str(2**31)), "order 2147483648 exceeds max 4"),
-    "ring-page-order in words": (order("two"), "reading .*/ring-page-order"),
+    "ring-page-order as text": (order("two"), "reading .*/ring-page-order"),
     "ring-page-order empty": (order(""), "reading .*/ring-page-order"),
     "both, contradicting": (
         {**LARGE, "ring-page-order": 1},
         "order 1 and num-ring-pages 4 disagree",
     ),
     "ring-ref2 missing": (without(LARGE, "ring-ref2"), "reading .*/ring-ref2"),
-    "ring-ref3 in words": ({**LARGE, "ring-ref3": "x"}, "reading .*/ring-ref3"),
+    "ring-ref3 as text": ({**LARGE, "ring-ref3": "x"}, "reading .*/ring-ref3"),
     "never granted": (LARGE, "mapping in shared page"),
     "one of many never granted": (
         {**LARGE, "ring-ref0": "{granted}", "ring-ref1": "{granted}"},
@@ -130,7 +130,7 @@ def test_front_end_skips_states(host: RigHost, lun: RigLun) -> None:
 
 @pytest.mark.parametrize("again", ["Initialised", "Connected"])
 def test_keys_change_after_connecting(host: RigHost, lun: RigLun, again: str) -> None:
-    """A connection keeps the ring it was made with, whatever its keys say later."""
+    """A connection keeps the ring it was made with, whatever its keys are later."""
     domu = host.create(front=None)
     domu.offer(lun)
     before = domu.mapped_refs()

@@ -30,7 +30,7 @@ ONE_BY_ONE = 48
 """So many allocations are failed one after the other; then comes the loop over the requests."""
 MOST = 5000
 UNREPORTED = ("__xenbus_switch_state", "xenbus_scanf")
-"""When these find no memory the state stays as it was and nobody is told: xenbus's own fault
+"""When these find no memory the state stays as it was, unreported: xenbus's own fault
 (Linux 6.1 and 6.12), which no driver can mend."""
 
 

@@ -57,12 +57,12 @@ def nothing_left(domu: RigDomu, traced: tuple[End, ...]) -> Iterator[None]:
         debugging.forget_leaks(domu.channel_of(end))
     before = state()
     yield
-    # dom0 does not wait for the last steps of a domU that has let go of its disk.
+    # dom0 does not wait for the last steps of a domU that has closed its disk.
     until = Deadline("everything to be given back", STATE_WITHIN)
     more = poll(lambda: difference(before, state()), until, until=lambda m: not m, pause=0.5)
     assert more == {}
     for end in traced:
-        # The console has only their number; kmemleak's own report says where from.
+        # The console has only their number; kmemleak's own report has the stacks.
         guest = domu.name if end == "front" else "dom0"
         with host.stack.machine.watch.allow("kernel memory leak", guest=guest):
             assert debugging.leaks(domu.channel_of(end)) == ""

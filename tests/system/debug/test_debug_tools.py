@@ -67,7 +67,7 @@ def test_leaks_are_found(stack: Stack, trouble: Callable[[Kernel], Path]) -> Non
     assert sum(debugging.held(stack.host.dom0, "trouble").values()) == 8
     with stack.machine.watch.expect_finding("kernel memory leak", guest="dom0"):
         found = debugging.leaks(stack.host.dom0)
-    # One or two may still stand in a register or on a stack, where no code reads them again.
+    # One or two may still be in a register or on a stack, where no code reads them again.
     assert found.count("unreferenced object") >= 6
     assert "[trouble]" in found
 

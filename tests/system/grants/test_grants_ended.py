@@ -45,7 +45,7 @@ def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger
             domu.wait_ended()
             left = ledger.compare(before, ledger.take())
         mapped = [each for each in left.grants if each.after == books.ONLY_MAPPED]
-        assert mapped, "dom0 let go of pages that its LUN was reading into"
+        assert mapped, "dom0 unmapped pages that its LUN was reading into"
         assert {each.mappers for each in mapped} == {(0,)}
 
 

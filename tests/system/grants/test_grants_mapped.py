@@ -16,7 +16,7 @@ from emu.channel.process import Process
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import ledger as books
 
-# What was freed a moment ago is given out first, to who asks for the same kind: a pipe's pages are
+# What was freed a moment ago is allocated first, to a request of the same kind: a pipe's pages are
 # such as cannot be moved, like those of a ring, and those of files can.
 EAT = """
 mib=$(awk '/MemAvailable/ { print int($2 / 1024) - 24 }' /proc/meminfo)

@@ -13,10 +13,10 @@ MIB = 32
 READERS = """
 echo none > /sys/block/$1/queue/scheduler
 for n in 0 1 2 3 4 5 6 7; do
-    dd if=/dev/$1 of=/tmp/part.$n bs=4M count=1 skip=$n iflag=direct 2> /tmp/said.$n &
+    dd if=/dev/$1 of=/tmp/part.$n bs=4M count=1 skip=$n iflag=direct 2> /tmp/log.$n &
 done
 wait
-cat /tmp/part.? | sha256sum; cat /tmp/said.?; rm /tmp/part.? /tmp/said.?
+cat /tmp/part.? | sha256sum; cat /tmp/log.?; rm /tmp/part.? /tmp/log.?
 """
 MANAGES_WITHIN = 120.0
 """Seconds for 32 MiB; with grants for all requests it takes two or three."""

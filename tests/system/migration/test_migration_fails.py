@@ -33,12 +33,12 @@ def has(host: RigHost) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def stays(domu: RigDomu, there: RigHost, words: str | None = None) -> Iterator[None]:
-    """The body's migration fails, saying `words`; the domU goes on with all that it had."""
+def stays(domu: RigDomu, there: RigHost, message: str | None = None) -> Iterator[None]:
+    """The body's migration fails with `message`; the domU goes on with all that it had."""
     here, ring, domid, before = domu.host, domu.ring(), domu.domain.domid, has(there)
     with domu.verifying_io(64, load=LOAD) as io:
         io.await_answers(10)
-        with pytest.raises(MigrationFailed, match=words):
+        with pytest.raises(MigrationFailed, match=message):
             yield
         io.await_answers(30)
         info = here.xen.domain_info(domu.name)
@@ -46,7 +46,7 @@ def stays(domu: RigDomu, there: RigHost, words: str | None = None) -> Iterator[N
         assert info.domid == domid, "another domain runs at the source"
         assert not set(info.state) & set("psc"), f"the domU does not run: {info.state}"
         now = domu.ring()
-        assert now.connected, f"the ends stand at {now.front_state} and {now.back_state}"
+        assert now.connected, f"front end {now.front_state}, back end {now.back_state}"
         assert now.refs == ring.refs, "the disk was connected anew"
     assert io.ledger
     assert not io.ledger.repeated, "requests were asked for twice"
@@ -63,7 +63,7 @@ def stays(domu: RigDomu, there: RigHost, words: str | None = None) -> Iterator[N
     ],
 )
 def test_receiver_dies(two_hosts: TwoHosts, lun: RigLun, live: bool, when: str) -> None:
-    """While pages are copied, or when the guest stands still and waits to be let go."""
+    """While pages are copied, or when the guest is suspended and its source waits to destroy it."""
     here, there = two_hosts
     domu = here.create(disk=lun, ring_pages=2)
     there.load_back()

@@ -1,8 +1,8 @@
 """A domU migrates from one emulated host to another; the LUN is the same, the back end is not.
 
 A PVH domU goes live. A PV domU is stopped and copied: this Xen has no shadow paging, and so no
-way to tell which pages of a PV guest have changed. The domU writes and reads all the while; what
-it was told is compared with the records of the LUN, which serves both hosts.
+way to find the changed pages of a PV guest. The domU writes and reads all the time; the answers it
+got are compared with the records of the LUN, which serves both hosts.
 
 Of from × to in {1, 2, 16, 64} pages one case of each kind of domU runs; `-m long` runs the other
 eleven for PVH, and five more for PV.

@@ -2,7 +2,7 @@
 
 xl copies its pages while it runs, stops it for the rest, and starts the copy: another domain
 with another back end, which follows the limits that were changed in the meantime. The domU
-writes and reads all the while, and what it was told is compared with the LUN's own records.
+writes and reads all the time, and the answers it got are compared with the LUN's own records.
 
 Of the twelve ways from one of 1, 2, 16, 64 pages to another, one runs that crosses what one page
 holds (32 requests); `-m long` runs the others. One that goes down is in test_migration_hosts.py.

@@ -40,7 +40,7 @@ ENDED_WITHIN = 10.0
 
 HELD_MIB = 16
 """More requests than a ring of 2 pages holds: one carries 128 KiB."""
-# The flusher begins at once, nobody waits for it, and the last close is yet to come: what is
+# The flusher begins at once, no process waits for it, and the last close is yet to come: what is
 # in flight then holds no process, which could not be frozen for the save.
 WRITE = """
 set -e
@@ -86,7 +86,7 @@ def test_ring_changes_over_a_restore(host: RigHost, lun: RigLun, first: int, the
 @pytest.mark.stack(kernel="lab", domu_memory=128)
 @RINGS
 def test_writes_in_flight_are_done(host: RigHost, lun: RigLun, first: int, then: int) -> None:
-    """The kernel writes its cache back while the LUN stands still, until the domU is suspended.
+    """The kernel writes its cache back while the LUN holds them, until the domU is suspended.
 
     Requests that a process waits for never are: it can't be frozen before they are answered.
     """

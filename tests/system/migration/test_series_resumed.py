@@ -1,6 +1,6 @@
 """The series: what was under way when a guest moved is done once; the disk is the new back end's.
 
-The domU is saved while the LUN stands still, so that its requests lie on the ring, and restored
+The domU is saved while the LUN holds its requests, so that they are on the ring, and restored
 under a back end that offers something else.
 """
 

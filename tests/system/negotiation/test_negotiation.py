@@ -30,7 +30,7 @@ PERSISTENT = ("on", "off in front", "off in back")
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two ends, and how the ring is spoken of."""
+    """Two ends, and the keys that the ring is negotiated in."""
 
     pages: int
     keys: Keys
@@ -68,7 +68,7 @@ def possible(row: list[object] | tuple[object, ...]) -> bool:
 
 WHOLE = tuple(Pairing(*row) for row in itertools.product(*COLUMNS) if possible(row))
 Value = tuple[int, object]
-"""A column's number, and what stands in it."""
+"""A column's number, and its value."""
 
 
 def met(one: Pairing) -> set[tuple[Value, Value]]:
@@ -134,7 +134,7 @@ def test_pairing(host: RigHost, lun: RigLun, pairing: Pairing) -> None:
     ring = domu.wait_connected(lun)
     assert ring.pages == pairing.agreed, "the ends agreed on another ring"
     assert len(ring.refs) == pairing.agreed, "the front end published other references"
-    assert list(ring.disagreements()) == [], "what the drivers show is not what the keys say"
+    assert list(ring.disagreements()) == [], "the drivers show another ring than the keys"
     assert ring.persistent == (pairing.persistent == "on"), "persistent grants"
     assert domu.fill(lun) == domu.sum(lun)
     mapped = host.xen.grants().of(domu.domain.domid).refs

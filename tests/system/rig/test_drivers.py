@@ -1,4 +1,4 @@
-"""Our drivers in the running guests: swapped in seconds, and seen from outside to be ours."""
+"""Our drivers in the running guests: swapped in seconds, and identified from outside."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_patched_ends_log_the_ring(stack: Stack, cache: Cache, driver: Get) -> N
         cache,
         pages=8,
     )
-    told = "connected: ring 8 pages, 256 requests, 1 queue(s)"
-    assert f"blkfront: xvda: {told}" in log_of(stack, "front")
-    assert told in log_of(stack, "back")
+    line = "connected: ring 8 pages, 256 requests, 1 queue(s)"
+    assert f"blkfront: xvda: {line}" in log_of(stack, "front")
+    assert line in log_of(stack, "back")
 
 
-def test_stock_ends_do_not(stack: Stack, cache: Cache, driver: Get) -> None:
+def test_stock_ends_log_no_ring(stack: Stack, cache: Cache, driver: Get) -> None:
     connect(
         stack, {"front": driver("front", "stock"), "back": driver("back", "stock")}, cache, pages=8
     )
@@ -61,7 +61,7 @@ def test_swap_takes_seconds(stack: Stack, cache: Cache, driver: Get) -> None:
     assert stack.domain.back_tree().integer("max-ring-page-order") == 0
 
 
-def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) -> None:
+def test_swapped_front_end_has_another_ring(stack: Stack, cache: Cache, driver: Get) -> None:
     front, back = driver("front", "patched"), driver("back", "patched")
     connect(stack, {"front": front, "back": back}, cache, pages=16)
     assert stack.domain.ring().pages == 16
@@ -71,10 +71,10 @@ def test_front_swaps_with_another_ring(stack: Stack, cache: Cache, driver: Get) 
     assert stack.domain.wait_connected().pages == 2
 
 
-def test_guest_refuses_with_its_own_words(
+def test_refused_module_is_named(
     stack: Stack, artifacts: Artifacts, driver: Get, tmp_path: Path
 ) -> None:
-    # Cut short on the host's disk after it was checked: what the guest's kernel says counts.
+    # Cut short on this machine's disk after it was checked: the guest's kernel has to notice.
     whole = driver("front", "patched").path.read_bytes()
     cut = tmp_path / "xen_blkfront.ko"
     cut.write_bytes(whole[: len(whole) // 2])
@@ -82,7 +82,7 @@ def test_guest_refuses_with_its_own_words(
         drivers.load(stack.domain.channel, drivers.FRONT, cut)
 
 
-def test_module_in_use_is_told(stack: Stack, cache: Cache, driver: Get) -> None:
+def test_module_in_use_is_reported(stack: Stack, cache: Cache, driver: Get) -> None:
     back = driver("back", "patched")
     connect(stack, {"front": driver("front", "patched"), "back": back}, cache, pages=1)
     stack.domain.channel.spawn(["sh", "-c", "exec 3< /dev/xvda; sleep 60"])

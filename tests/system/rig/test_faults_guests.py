@@ -22,29 +22,29 @@ from emu.xen.host import Host
 pytestmark = pytest.mark.timeout(150)
 
 SERVER_TIMEOUT = 6
-"""Seconds after which target_core_user gives a command up that nobody in user space answers."""
-PATIENCE = SERVER_TIMEOUT + 45
+"""Seconds after which target_core_user gives up a command that user space does not answer."""
+GIVEN_UP_WITHIN = SERVER_TIMEOUT + 45
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         (DomuConfig(name="u1", memory=64), "u1"),
         (DomuConfig(name="huge", memory=100_000), "memory"),
     ],
     ids=["a name that is taken", "more memory than there is"],
 )
-def test_a_domu_that_xl_refuses(stack: Stack, config: DomuConfig, words: str) -> None:
+def test_domu_is_refused_by_xl(stack: Stack, config: DomuConfig, message: str) -> None:
     before = stack.host.list()
     with pytest.raises(NotHeld, match=f"xl refused to create domU {config.name}") as refused:
         stack.host.create(config)
-    assert words in "\n".join(refused.value.lines)
+    assert message in "\n".join(refused.value.lines)
     assert [info.domid for info in stack.host.list()] == [info.domid for info in before]
     assert stack.domain.channel.run(["echo", "here"], timeout=10).text == "here\n"
 
 
 @pytest.mark.trouble("kernel panic")
-def test_a_domu_that_panics_while_it_boots(stack: Stack) -> None:
+def test_domu_panics_while_it_boots(stack: Stack) -> None:
     """Named by the watch, long before the two minutes for a boot are over."""
     config = DomuConfig(name="u2", memory=128, kernel_options="rdinit=/nonexistent")
     began = time.monotonic()
@@ -57,7 +57,7 @@ def test_a_domu_that_panics_while_it_boots(stack: Stack) -> None:
     assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
 
 
-def test_a_dom0_that_panics_while_it_boots(artifacts: Artifacts) -> None:
+def test_dom0_panics_while_it_boots(artifacts: Artifacts) -> None:
     spec = replace(
         artifacts.spec, dom0_cmdline=f"{artifacts.spec.dom0_cmdline} rdinit=/nonexistent"
     )
@@ -74,9 +74,9 @@ def test_a_dom0_that_panics_while_it_boots(artifacts: Artifacts) -> None:
     assert any("Kernel panic - not syncing" in line for line in trouble.value.lines)
 
 
-@pytest.mark.stack(clock="wall")  # the kernel's patience is compared with the machine's clock
-def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
-    """Reads and writes fail, after the kernel's patience with user space: nobody claims success.
+@pytest.mark.stack(clock="wall")  # the kernel's time-out is compared with this machine's clock
+def test_tcmu_runner_is_killed_while_the_domu_writes(stack: Stack, cache: Cache) -> None:
+    """Reads and writes fail, after the kernel's time-out for user space: none is reported as done.
 
     Without its server the LUN answers "not ready" to every command; the domU sees I/O
     errors, no end hangs, and the disk, the domU and the host can be taken down in order.
@@ -95,10 +95,10 @@ def test_tcmu_runner_killed_while_the_domu_writes(stack: Stack, cache: Cache) ->
     host.dom0.run("kill -9 $(pidof tcmu-runner)", timeout=10)
     began = time.monotonic()
     with pytest.raises(CommandFailed, match=r"u1: .* ended with status 1") as failed:
-        domu.run("dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct", timeout=PATIENCE)
+        domu.run("dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct", timeout=GIVEN_UP_WITHIN)
     assert "Input/output error" in str(failed.value)
-    writer.wait(PATIENCE)
-    assert time.monotonic() - began > SERVER_TIMEOUT / 3, "who answered them?"
+    writer.wait(GIVEN_UP_WITHIN)
+    assert time.monotonic() - began > SERVER_TIMEOUT / 3, "they were answered, or failed, too soon"
     assert writer.read(stream=1) == b"failed\n"
     assert b"Input/output error" in writer.read(stream=2)
     assert "I/O error, dev sdb" in host.dom0.run("dmesg | tail -n 40", timeout=20).text

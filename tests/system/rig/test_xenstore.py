@@ -1,4 +1,4 @@
-"""emu-xenstore: it says what Xen's own tools say, and tells a back end its device."""
+"""emu-xenstore: its output is that of Xen's own tools; it gives a back end its device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emu.xen import xenstore
 ODD = {"/emu/odd": "two\twords", "/emu/empty": "", "/emu/long": "x" * 1000}
 
 
-def test_it_prints_what_xens_own_tool_does(host: RigHost) -> None:
+def test_output_is_that_of_xens_own_tool(host: RigHost) -> None:
     words = [word for pair in ODD.items() for word in pair]
     host.dom0.run(["xenstore-write", *words], timeout=20)
     theirs = host.dom0.run(["xenstore-ls", "-f", "/"], timeout=60).text
@@ -21,13 +21,13 @@ def test_it_prints_what_xens_own_tool_does(host: RigHost) -> None:
     assert {path: host.xen.read(path) for path in ODD} == ODD
 
 
-def test_what_is_not_there(host: RigHost) -> None:
+def test_absent_key_reads_as_none(host: RigHost) -> None:
     assert host.xen.read("/emu/nothing") is None
     assert not host.xen.xenstore("/emu/nothing").values
 
 
-def test_a_back_end_without_a_device(host: RigHost) -> None:
-    """libxl hears of it from the hotplug script."""
+def test_back_end_without_a_device_is_reported(host: RigHost) -> None:
+    """libxl learns of it from the hotplug script."""
     host.load_back()
     name = host.stack.domain.name
     with pytest.raises(CommandFailed) as failed:

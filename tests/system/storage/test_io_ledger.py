@@ -1,4 +1,4 @@
-"""The I/O ledger: what the guest was told is done against what the LUN was asked, and holds."""
+"""The I/O ledger: the answers that the guest got against what the LUN was asked, and holds."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ def spoil(domu: RigDomu, act: Callable[[], object]) -> None:
         io.await_answers(200)
 
 
-def test_the_lun_loses_a_write(domu: RigDomu, lun: RigLun) -> None:
-    with pytest.raises(NotHeld, match="but the LUN differs: 1 lost") as told:
+def test_lost_write_is_reported(domu: RigDomu, lun: RigLun) -> None:
+    with pytest.raises(NotHeld, match="but the LUN differs: 1 lost") as differs:
         spoil(domu, lambda: lun.drop(first=5 * SECTORS_APART, blocks=8))
-    assert "block 5 " in str(told.value)
-    assert "0 of 8 sectors written" in str(told.value)
+    assert "block 5 " in str(differs.value)
+    assert "0 of 8 sectors written" in str(differs.value)
 
 
-def test_the_lun_tears_a_write(domu: RigDomu, lun: RigLun) -> None:
-    with pytest.raises(NotHeld, match="but the LUN differs: 1 torn") as told:
+def test_torn_write_is_reported(domu: RigDomu, lun: RigLun) -> None:
+    with pytest.raises(NotHeld, match="but the LUN differs: 1 torn") as differs:
         spoil(domu, lambda: lun.tear(3, first=7 * SECTORS_APART, blocks=8))
-    assert "block 7 " in str(told.value)
-    assert "in sectors 0–2" in str(told.value)
-    assert "in sectors 3–7" in str(told.value)
+    assert "block 7 " in str(differs.value)
+    assert "in sectors 0–2" in str(differs.value)
+    assert "in sectors 3–7" in str(differs.value)
 
 
-def test_somebody_else_writes(domu: RigDomu, lun: RigLun) -> None:
+def test_write_of_another_is_reported(domu: RigDomu, lun: RigLun) -> None:
     zeros = f"dd if=/dev/zero of={lun.device} bs=4k seek=3 count=1 oflag=direct"
-    with pytest.raises(NotHeld, match="but the LUN differs: 1 unasked") as told:
+    with pytest.raises(NotHeld, match="but the LUN differs: 1 unasked") as differs:
         spoil(domu, lambda: domu.host.dom0.run(zeros, timeout=20))
-    assert "the guest did not ask for that place at blocks 24–31" in str(told.value)
+    assert "the guest did not ask for that place at blocks 24–31" in str(differs.value)
 
 
-def test_held_over_save_and_restore(domu: RigDomu, lun: RigLun) -> None:
+def test_held_requests_survive_save_and_restore(domu: RigDomu, lun: RigLun) -> None:
     with domu.verifying_io(outstanding=200) as io:
         io.await_answers(100)
         with lun.held("writes"):
@@ -84,7 +84,7 @@ def test_held_over_save_and_restore(domu: RigDomu, lun: RigLun) -> None:
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=64)
-def test_a_full_ring_shrinks_over_a_restore(host: RigHost, lun: RigLun) -> None:
+def test_full_ring_shrinks_over_a_restore(host: RigHost, lun: RigLun) -> None:
     """More requests than the LUN is asked at a time: the others wait in dom0, and in the guest."""
     domu = host.create(disk=lun, ring_pages=64, max_ring_pages=64)
     with domu.verifying_io(outstanding=2048) as io:

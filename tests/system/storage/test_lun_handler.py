@@ -1,4 +1,4 @@
-"""The LUN server does as it is told, seen from the guest's side of the ring."""
+"""The LUN server obeys its commands, seen from the guest's side of the ring."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def domu(host: RigHost, lun: RigLun) -> RigDomu:
     return host.create(disk=lun, ring_pages=1)
 
 
-def test_held_and_released(domu: RigDomu, lun: RigLun) -> None:
+def test_request_is_held_and_released(domu: RigDomu, lun: RigLun) -> None:
     write = "dd if=/dev/zero of=/dev/xvda bs=4k seek=9 count=1 oflag=direct"
     mark = lun.mark()
     with lun.held("writes"):
@@ -41,19 +41,19 @@ def test_held_and_released(domu: RigDomu, lun: RigLun) -> None:
     assert written.ended - written.started > 0.2
 
 
-def test_an_error_at_a_block(domu: RigDomu, lun: RigLun) -> None:
+def test_block_gives_an_error(domu: RigDomu, lun: RigLun) -> None:
     lun.fail(first=80, blocks=8, kinds="reads")
-    told = {
+    answers = {
         block: domu.channel.run(DIRECT_READ.format(block), timeout=20, check=False)
         for block in (9, 10, 11)
     }
-    assert [answer.status for answer in told.values()] == [0, 1, 0]
-    assert "Input/output error" in told[10].stderr.decode()
+    assert [answer.status for answer in answers.values()] == [0, 1, 0]
+    assert "Input/output error" in answers[10].stderr.decode()
     lun.clear()
     domu.run(DIRECT_READ.format(10))
 
 
-def test_a_delay(domu: RigDomu, lun: RigLun) -> None:
+def test_request_is_delayed(domu: RigDomu, lun: RigLun) -> None:
     mark = lun.mark()
     lun.delay(300, "reads")
     domu.run(DIRECT_READ.format(30))
@@ -62,7 +62,7 @@ def test_a_delay(domu: RigDomu, lun: RigLun) -> None:
     assert 0.3 <= delayed[0].ended - delayed[0].started < 1.5
 
 
-def test_a_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -> None:
+def test_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -> None:
     data = os.urandom(64 * 1024)
     domu.channel.put(data, "/tmp/data")
     lun.hold("writes")

@@ -15,7 +15,7 @@ from emu.lab.stack import Artifacts, Stack
 from emu.xen import lun
 
 
-def test_two_luns_beside_the_first(stack: Stack, artifacts: Artifacts, cache: Cache) -> None:
+def test_luns_are_separate(stack: Stack, artifacts: Artifacts, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
     large = host.create_lun("large", 5000 * lun.MIB, 4096)
@@ -47,7 +47,7 @@ def test_two_luns_beside_the_first(stack: Stack, artifacts: Artifacts, cache: Ca
     assert size.strip() == "4096"
 
 
-def test_removed_without_a_trace(stack: Stack) -> None:
+def test_removed_lun_leaves_nothing(stack: Stack) -> None:
     dom0 = stack.host.dom0
     state = "ls /sys/kernel/config/target/core/user_0 /sys/kernel/config/target/iscsi /scratch"
     before = dom0.run(state, timeout=20).text
@@ -59,7 +59,7 @@ def test_removed_without_a_trace(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "sector", "said"),
+    ("name", "size", "sector", "message"),
     [
         ("lun0;reboot", lun.MIB, 512, "no LUN name"),
         ("x", lun.MIB, 1024, "512 or 4096 bytes, not 1024"),
@@ -67,6 +67,8 @@ def test_removed_without_a_trace(stack: Stack) -> None:
         ("x", 0, 512, "no whole number"),
     ],
 )
-def test_what_makes_no_disk(stack: Stack, name: str, size: int, sector: int, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_impossible_lun_is_refused(
+    stack: Stack, name: str, size: int, sector: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         stack.host.create_lun(name, size, sector)
