@@ -113,7 +113,9 @@ class RigHost:
         """Load the back end anew where `which` or `parameters` are given, else change its limit
         alone. With nothing given it stays as it is."""
         if which is None and not parameters:
-            if max_ring_pages is not None:
+            if max_ring_pages is not None and self.back is not None:
+                self.set_back(**drivers.ring_limit(self.back[0], max_ring_pages))
+            elif max_ring_pages is not None:
                 self.set_back(max_ring_pages=max_ring_pages)
             return
         which = which or "patched"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu import paths
+from emu.deadline import Deadline, poll
 from emu.images import manifest
 from emu.images.cache import Cache
 from emu.machine.rundir import sweep
@@ -74,10 +75,10 @@ class EmuCommand:
 
     def wait_until(self, there: Callable[[], object], what: str, timeout: float = 120.0) -> None:
         """Wait for something that the running command does."""
-        end = time.monotonic() + timeout
+        until = Deadline(what, timeout)
         while not there():
             assert self.process.poll() is None, f"ended before {what}:\n{self.stderr}"
-            assert time.monotonic() < end, f"waited {timeout} s for {what}:\n{self.stderr}"
+            assert not until.passed, f"waited {until.spent:.0f} s for {what}:\n{self.stderr}"
             time.sleep(0.02)
 
     def wait_said(self, text: str, timeout: float = 120.0) -> None:
@@ -144,10 +145,8 @@ class EmuCommand:
 
     def assert_nothing_runs(self) -> None:
         """All that the command started ends within a moment."""
-        end = time.monotonic() + GONE_WITHIN
-        while left := self.family():
-            assert time.monotonic() < end, f"left running: {left}"
-            time.sleep(0.05)
+        left = poll(self.family, Deadline("the end of all", GONE_WITHIN), until=lambda now: not now)
+        assert not left, f"left running: {left}"
 
     def end(self) -> None:
         """End all that is left of it."""
