@@ -13,7 +13,10 @@ from emu.images import kbuild
 from emu.images.manifest import JSON
 
 LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE")
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror")
+"""Without those about signs: off_t and ssize_t are signed, sizes and blocks are not, and each
+call of pread() or loop around write() would need a cast that says nothing. What loses bits needs
+one. The module of tests/support/trouble is built as Linux builds its own."""
 FLAGS = (
     *LANGUAGE,
     *WARNINGS,

@@ -73,8 +73,10 @@ static int take(const char *word)
 		    strncmp(keys[i].key, word, equals - word))
 			continue;
 		value = strtoull(equals + 1, &rest, 10);
+		if (keys[i].small && value > UINT32_MAX)
+			return -1;
 		if (keys[i].small)
-			*keys[i].small = value;
+			*keys[i].small = (uint32_t)value;
 		else
 			*keys[i].large = value;
 		return !*rest && equals[1] ? 0 : -1;

@@ -33,7 +33,7 @@ static uint32_t draw(struct io *io, uint32_t below)
 	io->draws ^= io->draws << 13;
 	io->draws ^= io->draws >> 7;
 	io->draws ^= io->draws << 17;
-	return (io->draws >> 32) % below;
+	return (uint32_t)(io->draws >> 32) % below;
 }
 
 /* Every 512 bytes: seed, block, generation and the number of the 512, again and again. */
@@ -52,7 +52,7 @@ static uint64_t put(struct io *io, enum kind kind, unsigned tag, uint32_t block,
 {
 	uint64_t number = io->account->events;
 
-	io->events[number] = (struct event){kind, 0, tag, block, generation, result};
+	io->events[number] = (struct event){kind, 0, (uint16_t)tag, block, generation, result};
 	io->account->events = number + 1;
 	return number;
 }
@@ -75,7 +75,7 @@ static int ask(struct io *io)
 	uint32_t at = pick(io);
 	struct block *block = &io->blocks[at];
 	int reads = block->sure && draw(io, 100) < io->percent_reads;
-	unsigned tag = r - io->requests;
+	unsigned tag = (unsigned)(r - io->requests);
 	struct iocb *one = &r->iocb;
 
 	r->block = at;
@@ -92,7 +92,7 @@ static int ask(struct io *io)
 		.aio_offset = account->start + at * account->stride,
 	};
 	r->asked = put(io, reads ? READ : WRITE, tag, at, block->written + !reads,
-		       io_now_ms() - io->began);
+		       (int)(io_now_ms() - io->began));
 	if (syscall(SYS_io_submit, io->context, 1, &one) != 1) {
 		account->events--;
 		if (errno != EAGAIN && errno != EINTR)
@@ -126,7 +126,8 @@ static int end(struct io *io, const struct io_event *event)
 	struct account *account = io->account;
 	struct request *r = &io->requests[event->data];
 	struct block *block = &io->blocks[r->block];
-	int result = event->res, reads = r->iocb.aio_lio_opcode == IOCB_CMD_PREAD;
+	unsigned tag = (unsigned)event->data;
+	int result = (int)event->res, reads = r->iocb.aio_lio_opcode == IOCB_CMD_PREAD;
 	uint32_t generation = io->events[r->asked].generation;
 
 	account->in_flight--;
@@ -136,18 +137,18 @@ static int end(struct io *io, const struct io_event *event)
 	if (result == -EAGAIN) {
 		/* Never sent. A read leaves what is there; a generation may be left out. */
 		io->events[r->asked].kind = VOID;
-		block->sure = reads;
+		block->sure = reads != 0;
 		return 0;
 	}
 	if (result == (int)account->bytes && reads) {
 		fill(account, io->expected, r->block, generation);
 		if (memcmp(r->buffer, io->expected, account->bytes)) {
-			tell_found(io, event->data, r->buffer);
+			tell_found(io, tag, r->buffer);
 			result = -EILSEQ;
 		}
 	}
 	block->sure = result == (int)account->bytes;
-	put(io, ENDED, event->data, r->block, generation, result);
+	put(io, ENDED, tag, r->block, generation, result);
 	return 1;
 }
 

@@ -9,6 +9,7 @@
 #include "privcmd.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 
 #define HYPERVISOR_SYSCTL 35
@@ -64,7 +65,7 @@ static int ask(uint32_t command)
 }
 
 /* Read on from `index`, or from the ring's first character; the bytes that came, or -1. */
-static int read_console(int clear, const uint32_t *index)
+static int read_console(bool clear, const uint32_t *index)
 {
 	shared->call.console = (struct readconsole) {
 		.clear = clear,
@@ -86,7 +87,7 @@ int print_mapped(void)
 	shared = locked_memory(sizeof(*shared));
 	if (!shared)
 		return die("memory for a hypercall");
-	while ((got = read_console(1, NULL)) > 0)
+	while ((got = read_console(true, NULL)) > 0)
 		;
 	if (got < 0)
 		return die("XEN_SYSCTL_readconsole");
@@ -94,11 +95,11 @@ int print_mapped(void)
 	shared->call.keys = (struct debug_keys) { (uintptr_t)&shared->key, 1 };
 	if (ask(SYSCTL_DEBUG_KEYS) < 0)
 		return die("XEN_SYSCTL_debug_keys");
-	for (got = read_console(0, NULL); got > 0;) {
+	for (got = read_console(false, NULL); got > 0;) {
 		uint32_t index = shared->call.console.index;
 
 		fwrite(shared->text, 1, got, stdout);
-		got = read_console(0, &index);
+		got = read_console(false, &index);
 	}
 	if (got < 0)
 		return die("XEN_SYSCTL_readconsole");

@@ -108,14 +108,15 @@ static void print_v2(const volatile struct entry_v2 *table, const volatile uint1
 int print_table(const char *name)
 {
 	char *end;
-	unsigned long domid = strtoul(name, &end, 10);
+	unsigned long number = strtoul(name, &end, 10);
+	uint16_t domid = (uint16_t)number;
 	int privcmd = open_privcmd();
 	struct {
 		struct query_size size;
 		struct get_version version;
 	} *ask;
 
-	if (*end || end == name || domid > 0x7fef) {
+	if (*end || end == name || number > 0x7fef) {
 		fprintf(stderr, "emu-grants: %s is no domain's number\n", name);
 		return 2;
 	}
@@ -129,7 +130,7 @@ int print_table(const char *name)
 	if (grant_op(privcmd, GNTTABOP_QUERY_SIZE, &ask->size))
 		return die("GNTTABOP_query_size");
 	if (ask->size.status) {
-		fprintf(stderr, "emu-grants: GNTTABOP_query_size of domain %lu: status %d\n",
+		fprintf(stderr, "emu-grants: GNTTABOP_query_size of domain %u: status %d\n",
 			domid, ask->size.status);
 		return 3;
 	}

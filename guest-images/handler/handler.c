@@ -84,7 +84,7 @@ static int submit(struct tcmu_device *dev, struct tcmur_cmd *cmd, enum operation
 		.command = cmd,
 		.operation = operation,
 		.lba = offset / lun->sector,
-		.blocks = length / lun->sector,
+		.blocks = (uint32_t)(length / lun->sector),
 		.iov = iov,
 		.iov_cnt = iov_cnt,
 	};

@@ -58,7 +58,8 @@ static uint64_t move(vector_io io, int fd, const struct iovec *iov, size_t count
 /* The checksums of the sectors in `iov`; a sector may lie in several vectors. */
 static void sum_vectors(uint32_t *sums, uint32_t sector, const struct iovec *iov, size_t count)
 {
-	uint32_t crc = 0, have = 0;
+	uint32_t crc = 0;
+	size_t have = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		const char *data = iov[i].iov_base;
@@ -73,7 +74,8 @@ static void sum_vectors(uint32_t *sums, uint32_t sector, const struct iovec *iov
 			have += bytes;
 			if (have == sector) {
 				*sums++ = crc;
-				crc = have = 0;
+				crc = 0;
+				have = 0;
 			}
 		}
 	}
@@ -207,8 +209,8 @@ void lun_serve(struct lun *lun, struct request *r)
 	}
 	if (matched)
 		r->flags |= rule.tear ? WAS_TORN : WAS_FAILED;
-	record.status = status;
-	record.flags = r->flags;
+	record.status = (uint8_t)status;
+	record.flags = (uint16_t)r->flags;
 	record.ended = now();
 
 	pthread_mutex_lock(&lun->lock);

@@ -35,21 +35,22 @@ struct told {
 static const struct {
 	const char *name;
 	size_t at;
+	uint64_t most;
 } numbers[] = {
-	{"from", offsetof(struct told, from)},
-	{"count", offsetof(struct told, count)},
-	{"ms", offsetof(struct told, ms)},
-	{"first", offsetof(struct told, first)},
-	{"last", offsetof(struct told, last)},
-	{"blocks", offsetof(struct told, blocks)},
-	{"per_million", offsetof(struct told, per_million)},
-	{"seed", offsetof(struct told, seed)},
-	{"times", offsetof(struct told, times)},
-	{"sectors", offsetof(struct told, sectors)},
-	{"at_least", offsetof(struct told, at_least)},
-	{"at_most", offsetof(struct told, at_most)},
-	{"timeout_ms", offsetof(struct told, timeout_ms)},
-	{"since", offsetof(struct told, since)},
+	{"from", offsetof(struct told, from), UINT64_MAX},
+	{"count", offsetof(struct told, count), UINT64_MAX},
+	{"ms", offsetof(struct told, ms), UINT32_MAX},
+	{"first", offsetof(struct told, first), UINT64_MAX},
+	{"last", offsetof(struct told, last), UINT64_MAX},
+	{"blocks", offsetof(struct told, blocks), UINT64_MAX},
+	{"per_million", offsetof(struct told, per_million), 1000000},
+	{"seed", offsetof(struct told, seed), UINT64_MAX},
+	{"times", offsetof(struct told, times), UINT64_MAX},
+	{"sectors", offsetof(struct told, sectors), UINT32_MAX},
+	{"at_least", offsetof(struct told, at_least), UINT64_MAX},
+	{"at_most", offsetof(struct told, at_most), UINT64_MAX},
+	{"timeout_ms", offsetof(struct told, timeout_ms), UINT32_MAX},
+	{"since", offsetof(struct told, since), UINT64_MAX},
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -57,14 +58,16 @@ static const struct {
 static void take_word(struct told *told, const char *key, const char *value)
 {
 	for (unsigned i = 0; i < COUNT(numbers); i++) {
+		uint64_t number;
 		char *end;
 
 		if (strcmp(numbers[i].name, key))
 			continue;
 		errno = 0;
-		*(uint64_t *)((char *)told + numbers[i].at) = strtoull(value, &end, 10);
-		if (errno || *end || !isdigit((unsigned char)*value))
+		number = strtoull(value, &end, 10);
+		if (errno || *end || !isdigit((unsigned char)*value) || number > numbers[i].most)
 			told->fault = key;
+		*(uint64_t *)((char *)told + numbers[i].at) = number;
 		return;
 	}
 	if (!strcmp(key, "answer")) {
@@ -136,12 +139,12 @@ static void add_rule(struct lun *lun, const struct told *told, bool tear, struct
 		.kinds = tear ? told->kinds & KINDS_WRITES : told->kinds,
 		.first = told->first,
 		.last = told->last,
-		.per_million = told->per_million,
+		.per_million = (uint32_t)told->per_million,
 		.state = told->seed,
 		.times = told->times,
 		.tear = tear,
 		.good = told->good,
-		.sectors = told->sectors,
+		.sectors = (uint32_t)told->sectors,
 	};
 	answer_text(answer, "ok\n");
 }
@@ -219,7 +222,7 @@ static bool obey_change(struct lun *lun, const char *verb, const struct told *to
 			lun->hold = 0;
 		lun_release(lun, told->count);
 	} else if (!strcmp(verb, "delay")) {
-		lun->delay_ms = told->ms;
+		lun->delay_ms = (unsigned)told->ms;
 		lun->delay_kinds = told->ms ? told->kinds : 0;
 	} else if (!strcmp(verb, "clear")) {
 		lun->n_rules = 0;

@@ -308,6 +308,10 @@ def test_socket_that_cannot_be_bound_is_reported(player: Player, tmp_path: Path)
 def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> None:
     with pytest.raises(RigError, match="hold: kinds makes no sense"):
         device.server.hold("somes")  # type: ignore[arg-type]
+    with pytest.raises(RigError, match="delay: ms makes no sense"):
+        device.server.delay(2**32)
+    with pytest.raises(RigError, match="tear: sectors makes no sense"):
+        device.server.tear(2**32)
     with pytest.raises(InputError, match=r"a rate of 1\.5"):
         device.server.fail(rate=1.5)
     with pytest.raises(InputError, match="0 blocks from 5 on"):

@@ -73,7 +73,7 @@ int main(int argc, char **argv)
 	}
 	for (unsigned ended = 0; ended < count; ended++) {
 		struct io_event event;
-		int got;
+		long got;
 
 		do
 			got = syscall(SYS_io_getevents, context, 1, 1, &event, NULL);
@@ -85,7 +85,7 @@ int main(int argc, char **argv)
 		int good = event.res == (int64_t)bytes;
 
 		if (good && check) {
-			fill(expected, bytes, event.data);
+			fill(expected, bytes, (unsigned)event.data);
 			good = !memcmp(expected, (void *)(uintptr_t)requests[event.data].aio_buf,
 				       bytes);
 		}

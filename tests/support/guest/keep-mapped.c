@@ -48,7 +48,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	map.refs[0].domid = atoi(argv[1]);
-	map.refs[0].ref = strtoul(argv[2], NULL, 0);
+	map.refs[0].ref = (uint32_t)strtoul(argv[2], NULL, 0);
 	if (gntdev < 0 || ioctl(gntdev, IOCTL_MAP_GRANT_REF, &map)) {
 		perror("keep-mapped: gntdev");
 		return 1;
