@@ -69,7 +69,7 @@ static void put(struct lun *lun)
 
 void answer_bytes(struct answer *answer, const void *bytes, size_t length)
 {
-	if (answer->length + length + 1 > answer->room) {
+	if (!answer->text || length >= answer->room - answer->length) {
 		size_t room = (answer->length + length + 1) * 2;
 		char *more = realloc(answer->text, room);
 

@@ -199,9 +199,16 @@ static bool open_device(int number, const char *config, uint32_t sector, uint64_
 	return false;
 }
 
+static struct tcmu_device *device(int number)
+{
+	if (number < 0 || number >= DEVICES || !devices[number])
+		abort();
+	return devices[number];
+}
+
 static void close_device(int number)
 {
-	struct tcmu_device *dev = devices[number];
+	struct tcmu_device *dev = device(number);
 
 	if (dev->removed)
 		lun_close(dev->private);
@@ -297,7 +304,8 @@ static int submit_line(const char *line)
 	char *data;
 
 	if (sscanf(line, "submit %d %d %" SCNu64 " %" SCNu64 " %" SCNu32 " %d %d", &number,
-		   &operation, &lba, &blocks, &bytes, &fua, &times) != 7)
+		   &operation, &lba, &blocks, &bytes, &fua, &times) != 7 ||
+	    times < 1)
 		abort();
 	data = malloc(bytes ? bytes : 1);
 	if (!data || fread(data, 1, bytes, stdin) != bytes || n_commands == COMMANDS)
@@ -308,7 +316,7 @@ static int submit_line(const char *line)
 			abort();
 		if (c)
 			free_command(c);
-		c = submit(devices[number], operation, lba, blocks, data, bytes, fua);
+		c = submit(device(number), operation, lba, blocks, data, bytes, fua);
 		if (!c) {
 			free(data);
 			return -1;
@@ -324,6 +332,8 @@ static void wait_line(const char *line)
 	int number, ms, status;
 
 	if (sscanf(line, "wait %d %d", &number, &ms) != 2)
+		abort();
+	if (number < 0 || number >= n_commands)
 		abort();
 	c = commands[number];
 	status = wait_for(c, ms);
@@ -352,12 +362,12 @@ static void obey(const char *line)
 	} else if (sscanf(line, "block %d", &number) == 1) {
 		/* As tcmu-runner does on SIGTERM, but for waiting: that is the test's. */
 		pthread_mutex_lock(&lock);
-		devices[number]->blocked = true;
+		device(number)->blocked = true;
 		pthread_mutex_unlock(&lock);
 		printf("0\n");
 	} else if (sscanf(line, "remove %d", &number) == 1) {
-		control_remove(devices[number]->private);
-		devices[number]->removed = true;
+		control_remove(device(number)->private);
+		device(number)->removed = true;
 		printf("0\n");
 	} else if (sscanf(line, "close %d", &number) == 1) {
 		close_device(number);
@@ -379,6 +389,8 @@ int main(void)
 
 	printf("%d\n", handler_init());
 	fflush(stdout);
+	if (!handler)
+		return 1;
 	while (fgets(line, sizeof(line), stdin))
 		obey(line);
 	for (int i = 0; i < n_commands; i++) {
