@@ -31,7 +31,7 @@ struct deferred {
 enum { FREE_COUNT, SIZE, FRAMES, BITMAP, DEFERRED, LEAKED, SYMBOLS };
 
 static const char *const names[SYMBOLS] = {
-	"gnttab_free_count", "gnttab_size", "nr_grant_frames",
+	"gnttab_free_count",  "gnttab_size",   "nr_grant_frames",
 	"gnttab_free_bitmap", "deferred_list", "leaked_count",
 };
 static uint64_t address[SYMBOLS];
@@ -87,7 +87,8 @@ static bool read_deferred(uint32_t *refs, uint32_t *count)
 	*count = 0;
 	if (!kcore_peek(address[DEFERRED], &at, sizeof at))
 		return false;
-	for (uint64_t before = address[DEFERRED]; at != address[DEFERRED]; before = at, at = entry.next) {
+	for (uint64_t before = address[DEFERRED]; at != address[DEFERRED];
+	     before = at, at = entry.next) {
 		if (*count == DEFERRED_MAX || !kcore_peek(at, &entry, sizeof entry) ||
 		    entry.prev != before)
 			return false;
@@ -104,13 +105,14 @@ static bool print_once(void)
 	uint8_t *map = NULL;
 	bool good = false;
 
-	if (!kcore_peek(address[FREE_COUNT], &free_count, 4) || !kcore_peek(address[SIZE], &size, 4) ||
-	    !kcore_peek(address[FRAMES], &frames, 4))
+	if (!kcore_peek(address[FREE_COUNT], &free_count, 4) ||
+	    !kcore_peek(address[SIZE], &size, 4) || !kcore_peek(address[FRAMES], &frames, 4))
 		return false;
 	if (address[BITMAP]) {
 		map = calloc(1, (size_t)size / 8 + 8);
 		if (!map || !kcore_peek(address[BITMAP], &map_at, 8) ||
-		    !kcore_peek(map_at, map, ((size_t)size + 7) / 8) || count_bits(map, size) != free_count)
+		    !kcore_peek(map_at, map, ((size_t)size + 7) / 8) ||
+		    count_bits(map, size) != free_count)
 			goto out;
 	}
 	if (address[DEFERRED] && !read_deferred(refs, &deferred))

@@ -38,7 +38,7 @@
 static struct link host;
 static int rests;	 /* to go, before the link is opened */
 static int64_t rest_end; /* of the present one, in ms */
-static bool stalled; /* requests wait until there is room for their answers */
+static bool stalled;	 /* requests wait until there is room for their answers */
 
 static int64_t now_ms(void)
 {
@@ -207,8 +207,7 @@ static int serve(const char *name)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	ev.data.u64 = (uint64_t)WATCH_SIGNALS << 32;
-	if (epoll_fd < 0 || signals < 0 ||
-	    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, signals, &ev) < 0) {
+	if (epoll_fd < 0 || signals < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, signals, &ev) < 0) {
 		perror("emu-agent");
 		return 1;
 	}

@@ -246,7 +246,8 @@ static int serve(int xenstore, int signals)
 			{ .fd = qmp_listener, .events = POLLIN },
 			{ .fd = qmp_client, .events = POLLIN },
 		};
-		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &pace : NULL, NULL) < 0)
+		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &pace : NULL, NULL) <
+		    0)
 			return die("poll");
 		if (p[0].revents)
 			return 0;

@@ -31,22 +31,22 @@ static struct account told = {
 	.room = 1 << 20,
 	.state = RUNNING,
 };
-static struct io io = {.outstanding = 32, .percent_reads = 30};
+static struct io io = { .outstanding = 32, .percent_reads = 30 };
 
 static const struct {
 	const char *key;
 	uint32_t *small;
 	uint64_t *large;
 } keys[] = {
-	{"outstanding", &io.outstanding, NULL},
-	{"reads", &io.percent_reads, NULL},
-	{"rate", &io.rate, NULL},
-	{"seed", &told.seed, NULL},
-	{"bytes", &told.bytes, NULL},
-	{"blocks", &told.blocks, NULL},
-	{"start", NULL, &told.start},
-	{"stride", NULL, &told.stride},
-	{"events", NULL, &told.room},
+	{ "outstanding", &io.outstanding, NULL },
+	{ "reads", &io.percent_reads, NULL },
+	{ "rate", &io.rate, NULL },
+	{ "seed", &told.seed, NULL },
+	{ "bytes", &told.bytes, NULL },
+	{ "blocks", &told.blocks, NULL },
+	{ "start", NULL, &told.start },
+	{ "stride", NULL, &told.stride },
+	{ "events", NULL, &told.room },
 };
 
 static void __attribute__((noreturn)) die(const char *what)
@@ -140,7 +140,7 @@ static int show(const char *path)
 
 int main(int argc, char **argv)
 {
-	struct sigaction action = {.sa_handler = on_term};
+	struct sigaction action = { .sa_handler = on_term };
 	char ok = 0;
 	int ready[2];
 	pid_t child;

@@ -15,7 +15,7 @@
 int main(int argc, char **argv)
 {
 	const char *other = getenv("EMU_LUN_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int server = socket(AF_UNIX, SOCK_STREAM, 0);
 	FILE *out = stdout, *talk;
 	char buffer[65536];

@@ -31,8 +31,8 @@
 
 #define ROUNDS 3
 #define READINGS 3
-#define GRACE 10000	/* microseconds; a grace period takes some 3 of Linux' 4 ms ticks */
-#define GRACES 3	/* slept one by one: a guest that got no CPU has slept in no time */
+#define GRACE 10000 /* microseconds; a grace period takes some 3 of Linux' 4 ms ticks */
+#define GRACES 3    /* slept one by one: a guest that got no CPU has slept in no time */
 #define ROOM (1 << 20)
 
 static char text[ROOM];
@@ -167,7 +167,7 @@ int main(void)
 	int slabs = open_file("/proc/slabinfo");
 
 	memset(text, 1, sizeof text); /* its pages are there from now on */
-	copy_rest(slabs); /* as is the kernel's buffer for this file */
+	copy_rest(slabs);	      /* as is the kernel's buffer for this file */
 	used = 0;
 	if (lseek(slabs, 0, SEEK_SET) < 0)
 		die("/proc/slabinfo");

@@ -153,7 +153,8 @@ int main(int argc, char **argv)
 	if (!(listens || (argc == 4 && !strcmp(argv[1], "connect"))) ||
 	    !parse(argv[2], argv[3], &address)) {
 		fputs("usage: emu-stream connect ADDRESS PORT\n"
-		      "       emu-stream listen ADDRESS PORT PROGRAM|- [ARGUMENT…]\n", stderr);
+		      "       emu-stream listen ADDRESS PORT PROGRAM|- [ARGUMENT…]\n",
+		      stderr);
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);

@@ -87,8 +87,7 @@ int put_file(const char *mode, const char *path)
 	unsigned long bits = strtoul(mode, NULL, 8);
 
 	signal(SIGTERM, ended);
-	if (snprintf(temporary, sizeof temporary, "%s.emu-XXXXXX", path) >=
-	    (int)sizeof temporary) {
+	if (snprintf(temporary, sizeof temporary, "%s.emu-XXXXXX", path) >= (int)sizeof temporary) {
 		*temporary = 0;
 		return fail("%s: the name is too long", path);
 	}

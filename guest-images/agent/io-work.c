@@ -37,10 +37,11 @@ static uint32_t draw(struct io *io, uint32_t below)
 }
 
 /* Every 512 bytes: seed, block, generation and the number of the 512, again and again. */
-static void fill(const struct account *account, uint8_t *buffer, uint32_t block, uint32_t generation)
+static void fill(const struct account *account, uint8_t *buffer, uint32_t block,
+		 uint32_t generation)
 {
 	for (uint32_t unit = 0; unit < account->bytes / UNIT; unit++) {
-		uint32_t words[4] = {account->seed, block, generation, unit};
+		uint32_t words[4] = { account->seed, block, generation, unit };
 
 		for (unsigned i = 0; i < UNIT; i += sizeof(words), buffer += sizeof(words))
 			memcpy(buffer, words, sizeof(words));
@@ -52,7 +53,7 @@ static uint64_t put(struct io *io, enum kind kind, unsigned tag, uint32_t block,
 {
 	uint64_t number = io->account->events;
 
-	io->events[number] = (struct event){kind, 0, (uint16_t)tag, block, generation, result};
+	io->events[number] = (struct event){ kind, 0, (uint16_t)tag, block, generation, result };
 	io->account->events = number + 1;
 	return number;
 }
@@ -115,8 +116,8 @@ static void tell_found(struct io *io, unsigned tag, const uint8_t *buffer)
 			uint32_t words[4];
 
 			memcpy(words, buffer + at, sizeof(words));
-			put(io, FOUND, tag, words[1],
-			    words[0] == io->account->seed ? words[2] : 0, at);
+			put(io, FOUND, tag, words[1], words[0] == io->account->seed ? words[2] : 0,
+			    at);
 			return;
 		}
 }
@@ -164,7 +165,7 @@ static struct timespec *pause_of(const struct io *io, int asks, struct timespec 
 	} else if (io->account->in_flight) {
 		return NULL; /* until one has ended */
 	}
-	*pause = (struct timespec){0, ms * 1000000};
+	*pause = (struct timespec){ 0, ms * 1000000 };
 	return pause;
 }
 

@@ -67,7 +67,7 @@ static int ask(uint32_t command)
 /* Read on from `index`, or from the ring's first character; the bytes that came, or -1. */
 static int read_console(bool clear, const uint32_t *index)
 {
-	shared->call.console = (struct readconsole) {
+	shared->call.console = (struct readconsole){
 		.clear = clear,
 		.incremental = index != NULL,
 		.index = index ? *index : 0,
@@ -92,7 +92,7 @@ int print_mapped(void)
 	if (got < 0)
 		return die("XEN_SYSCTL_readconsole");
 	shared->key = 'g';
-	shared->call.keys = (struct debug_keys) { (uintptr_t)&shared->key, 1 };
+	shared->call.keys = (struct debug_keys){ (uintptr_t)&shared->key, 1 };
 	if (ask(SYSCTL_DEBUG_KEYS) < 0)
 		return die("XEN_SYSCTL_debug_keys");
 	for (got = read_console(false, NULL); got > 0;) {

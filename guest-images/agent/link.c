@@ -13,7 +13,7 @@
 
 #include "../common/crc32.h"
 
-#define TTY_CHUNK 4096u	 /* a ping waits for one frame at most, and a tty is slow */
+#define TTY_CHUNK 4096u /* a ping waits for one frame at most, and a tty is slow */
 #define ROOM_FOR_ANSWERS (2u * PAYLOAD_MAX)
 #define PORTS "/dev/virtio-ports/"
 #define PORTS_IN_SYSFS "/sys/class/virtio-ports"

@@ -8,8 +8,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define GREETING                                                                             \
-	"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 0, \"minor\": 0, \"micro\": 0}, "    \
+#define GREETING                                                                          \
+	"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 0, \"minor\": 0, \"micro\": 0}, " \
 	"\"package\": \"emu-channeld\"}, \"capabilities\": []}}\r\n"
 
 static struct sockaddr_un address = { .sun_family = AF_UNIX };

@@ -123,8 +123,8 @@ ssize_t ring_to_fd(struct ring *r, int fd)
 
 	if (length <= 0)
 		return 0;
-	ssize_t n = writev(fd, iov,
-			   pieces(iov, r->page->out, sizeof r->page->out, at, (size_t)length));
+	ssize_t n =
+		writev(fd, iov, pieces(iov, r->page->out, sizeof r->page->out, at, (size_t)length));
 	if (n > 0) {
 		__atomic_store_n(&r->page->out_cons, at + (uint32_t)n, __ATOMIC_SEQ_CST);
 		notify(r);
@@ -142,8 +142,8 @@ ssize_t fd_to_ring(struct ring *r, int fd)
 		errno = EAGAIN;
 		return -1;
 	}
-	ssize_t n = readv(fd, iov,
-			  pieces(iov, r->page->in, sizeof r->page->in, at, (size_t)length));
+	ssize_t n =
+		readv(fd, iov, pieces(iov, r->page->in, sizeof r->page->in, at, (size_t)length));
 	if (n > 0) {
 		__atomic_store_n(&r->page->in_prod, at + (uint32_t)n, __ATOMIC_SEQ_CST);
 		notify(r);

@@ -8,7 +8,7 @@
 
 struct spawned {
 	uint16_t flags;
-	pid_t pid; /* leader of a session of its own */
+	pid_t pid;		      /* leader of a session of its own */
 	int stdin_fd, out_fd, err_fd; /* non-blocking; -1 where there is none */
 };
 

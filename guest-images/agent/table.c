@@ -68,7 +68,10 @@ static int grant_op(int privcmd, unsigned op, void *argument)
 static volatile void *map(int privcmd, uint16_t domid, uint32_t id, uint64_t frames)
 {
 	struct map_resource request = {
-		.dom = domid, .type = XENMEM_RESOURCE_GRANT_TABLE, .id = id, .num = frames,
+		.dom = domid,
+		.type = XENMEM_RESOURCE_GRANT_TABLE,
+		.id = id,
+		.num = frames,
 	};
 	void *at = mmap(NULL, frames * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, privcmd, 0);
 
@@ -130,8 +133,8 @@ int print_table(const char *name)
 	if (grant_op(privcmd, GNTTABOP_QUERY_SIZE, &ask->size))
 		return die("GNTTABOP_query_size");
 	if (ask->size.status) {
-		fprintf(stderr, "emu-grants: GNTTABOP_query_size of domain %u: status %d\n",
-			domid, ask->size.status);
+		fprintf(stderr, "emu-grants: GNTTABOP_query_size of domain %u: status %d\n", domid,
+			ask->size.status);
 		return 3;
 	}
 	if (grant_op(privcmd, GNTTABOP_GET_VERSION, &ask->version))

@@ -123,8 +123,9 @@ static ssize_t ask(uint32_t type, uint32_t transaction, const char *payload, siz
 		}
 	while (m.type == XS_WATCH_EVENT || m.request != last_request);
 	if (m.type == XS_ERROR) {
-		errno = !strcmp(answer, "EAGAIN") ? EAGAIN :
-			!strcmp(answer, "ENOENT") ? ENOENT : EIO;
+		errno = !strcmp(answer, "EAGAIN")   ? EAGAIN
+			: !strcmp(answer, "ENOENT") ? ENOENT
+						    : EIO;
 		return -1;
 	}
 	return m.length;

@@ -107,7 +107,7 @@ static void list_luns(struct answer *answer)
 
 static void obey(char *line, struct answer *answer)
 {
-	struct words words = {.count = 0};
+	struct words words = { .count = 0 };
 	char *rest;
 
 	for (char *word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest)) {
@@ -136,7 +136,7 @@ static void obey(char *line, struct answer *answer)
 static void *converse(void *argument)
 {
 	int fd = (int)(intptr_t)argument;
-	struct answer answer = {NULL, 0, 0};
+	struct answer answer = { NULL, 0, 0 };
 	char line[1024];
 	size_t length = 0, sent = 0;
 
@@ -185,7 +185,7 @@ static void *listen_to(void *argument)
 int control_start(void)
 {
 	const char *other = getenv("EMU_LUN_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	sigset_t all, before;
 	pthread_t thread;
 	int server, failed;

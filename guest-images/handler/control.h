@@ -18,8 +18,8 @@ struct answer {
 };
 
 void answer_bytes(struct answer *answer, const void *bytes, size_t length);
-void __attribute__((format(printf, 2, 3)))
-answer_text(struct answer *answer, const char *format, ...);
+void __attribute__((format(printf, 2, 3))) answer_text(struct answer *answer, const char *format,
+						       ...);
 
 void obey_verb(struct lun *lun, const struct words *words, struct answer *answer);
 

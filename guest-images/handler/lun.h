@@ -31,7 +31,7 @@ enum operation { OP_READ = 1, OP_WRITE, OP_FLUSH, OP_UNMAP, OP_WRITE_SAME };
 
 /* A record as it goes over the socket, little-endian; `sums` CRC-32s of 4 bytes follow. */
 struct record {
-	uint64_t sequence; /* the order in which requests came, from 1 */
+	uint64_t sequence;	 /* the order in which requests came, from 1 */
 	uint64_t started, ended; /* ns of dom0's monotonic clock */
 	uint64_t lba;
 	uint32_t blocks;
@@ -67,7 +67,7 @@ struct rule {
 	uint64_t state; /* of the generator that draws for the rate */
 	uint64_t times; /* 0: always */
 	bool tear;
-	bool good;	 /* answer of a torn write */
+	bool good;	  /* answer of a torn write */
 	uint32_t sectors; /* of a torn write that reach the file */
 };
 
@@ -109,7 +109,7 @@ struct lun {
 	bool blocked; /* configfs' word when the worker last looked */
 	unsigned users, waiters;
 	struct list_head outstanding, waiting;
-	unsigned hold;		    /* kinds; 0: none */
+	unsigned hold;		       /* kinds; 0: none */
 	uint64_t hold_from, hold_seen; /* the first `hold_from` of these pass */
 	unsigned delay_kinds, delay_ms;
 	struct rule rules[RULES];
@@ -125,8 +125,7 @@ static inline bool lun_stopping(const struct lun *lun)
 }
 
 /* requests.c */
-struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t sector,
-		    uint64_t size);
+struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t sector, uint64_t size);
 void lun_close(struct lun *lun); /* serves what waits, syncs the file */
 int lun_submit(struct lun *lun, const struct request *request);
 void lun_release(struct lun *lun, uint64_t count); /* under the lock */

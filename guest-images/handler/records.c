@@ -68,7 +68,8 @@ void records_add(struct records *records, const struct record *record, const uin
 	room = sizeof(struct header) + bytes;
 	if (left < room)
 		room += left;
-	while (records->first != records->next && records->head + room - records->tail > records->size)
+	while (records->first != records->next &&
+	       records->head + room - records->tail > records->size)
 		drop_oldest(records);
 	if (records->first == records->next)
 		records->tail = records->head;

@@ -84,9 +84,10 @@ static void *work(void *argument)
 		} else if (look == UINT64_MAX) {
 			pthread_cond_wait(&lun->changed, &lun->lock);
 		} else {
-			struct timespec until = {look / 1000000000, look % 1000000000};
+			struct timespec until = { look / 1000000000, look % 1000000000 };
 
-			if (pthread_cond_timedwait(&lun->changed, &lun->lock, &until) == ETIMEDOUT) {
+			if (pthread_cond_timedwait(&lun->changed, &lun->lock, &until) ==
+			    ETIMEDOUT) {
 				bool is;
 
 				pthread_mutex_unlock(&lun->lock);

@@ -18,8 +18,8 @@
 typedef ssize_t (*vector_io)(int fd, const struct iovec *iov, int count, off_t at);
 
 /* Move `length` bytes, wherever the vectors' borders are. Returns how many were moved. */
-static uint64_t move(vector_io io, int fd, const struct iovec *iov, size_t count,
-		     uint64_t length, off_t at)
+static uint64_t move(vector_io io, int fd, const struct iovec *iov, size_t count, uint64_t length,
+		     off_t at)
 {
 	uint64_t done = 0;
 	size_t skip = 0;
@@ -123,7 +123,7 @@ static int repeat_block(struct lun *lun, uint64_t lba, uint64_t blocks, const ch
 	for (uint32_t i = 0; block && i < CHUNK; i += lun->sector)
 		memcpy(chunk + i, block, lun->sector);
 	while (left && status == TCMU_STS_OK) {
-		struct iovec iov = {chunk, left < CHUNK ? left : CHUNK};
+		struct iovec iov = { chunk, left < CHUNK ? left : CHUNK };
 
 		if (move(pwritev, lun->fd, &iov, 1, iov.iov_len, at) != iov.iov_len)
 			status = TCMU_STS_WR_ERR;
@@ -227,7 +227,7 @@ void lun_serve(struct lun *lun, struct request *r)
 /* The checksums of what the file holds now. */
 int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums)
 {
-	struct iovec chunk = {malloc(CHUNK), 0};
+	struct iovec chunk = { malloc(CHUNK), 0 };
 	int result = chunk.iov_base ? 0 : -1;
 
 	pthread_mutex_lock(&lun->applying);

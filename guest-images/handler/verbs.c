@@ -14,14 +14,14 @@ static const struct {
 	const char *name;
 	unsigned kinds;
 } sets[] = {
-	{"all", KINDS_ALL},
-	{"reads", KINDS_READS},
-	{"writes", KINDS_WRITES},
-	{"flushes", KINDS_FLUSHES},
+	{ "all", KINDS_ALL },
+	{ "reads", KINDS_READS },
+	{ "writes", KINDS_WRITES },
+	{ "flushes", KINDS_FLUSHES },
 };
 
-static const char *const operations[] = {"", "read", "write", "flush", "unmap", "write-same"};
-static const char *const states[] = {"running", "held", "delayed", "released"};
+static const char *const operations[] = { "", "read", "write", "flush", "unmap", "write-same" };
+static const char *const states[] = { "running", "held", "delayed", "released" };
 
 /* What a verb was told: each key once, none that it does not know. */
 struct told {
@@ -37,20 +37,20 @@ static const struct {
 	size_t at;
 	uint64_t most;
 } numbers[] = {
-	{"from", offsetof(struct told, from), UINT64_MAX},
-	{"count", offsetof(struct told, count), UINT64_MAX},
-	{"ms", offsetof(struct told, ms), UINT32_MAX},
-	{"first", offsetof(struct told, first), UINT64_MAX},
-	{"last", offsetof(struct told, last), UINT64_MAX},
-	{"blocks", offsetof(struct told, blocks), UINT64_MAX},
-	{"per_million", offsetof(struct told, per_million), 1000000},
-	{"seed", offsetof(struct told, seed), UINT64_MAX},
-	{"times", offsetof(struct told, times), UINT64_MAX},
-	{"sectors", offsetof(struct told, sectors), UINT32_MAX},
-	{"at_least", offsetof(struct told, at_least), UINT64_MAX},
-	{"at_most", offsetof(struct told, at_most), UINT64_MAX},
-	{"timeout_ms", offsetof(struct told, timeout_ms), UINT32_MAX},
-	{"since", offsetof(struct told, since), UINT64_MAX},
+	{ "from", offsetof(struct told, from), UINT64_MAX },
+	{ "count", offsetof(struct told, count), UINT64_MAX },
+	{ "ms", offsetof(struct told, ms), UINT32_MAX },
+	{ "first", offsetof(struct told, first), UINT64_MAX },
+	{ "last", offsetof(struct told, last), UINT64_MAX },
+	{ "blocks", offsetof(struct told, blocks), UINT64_MAX },
+	{ "per_million", offsetof(struct told, per_million), 1000000 },
+	{ "seed", offsetof(struct told, seed), UINT64_MAX },
+	{ "times", offsetof(struct told, times), UINT64_MAX },
+	{ "sectors", offsetof(struct told, sectors), UINT32_MAX },
+	{ "at_least", offsetof(struct told, at_least), UINT64_MAX },
+	{ "at_most", offsetof(struct told, at_most), UINT64_MAX },
+	{ "timeout_ms", offsetof(struct told, timeout_ms), UINT32_MAX },
+	{ "since", offsetof(struct told, since), UINT64_MAX },
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -153,7 +153,7 @@ static void add_rule(struct lun *lun, const struct told *told, bool tear, struct
 static void wait_for(struct lun *lun, const struct told *told, struct answer *answer)
 {
 	uint64_t until = now() + told->timeout_ms * 1000000;
-	struct timespec at = {until / 1000000000, until % 1000000000};
+	struct timespec at = { until / 1000000000, until % 1000000000 };
 	int late = 0;
 
 	lun->waiters++;

@@ -154,8 +154,8 @@ void tcmu_err_message(struct tcmu_device *dev, const char *function, int line, c
 	va_end(arguments);
 }
 
-void tcmu_warn_message(struct tcmu_device *dev, const char *function, int line,
-		       const char *format, ...)
+void tcmu_warn_message(struct tcmu_device *dev, const char *function, int line, const char *format,
+		       ...)
 {
 	va_list arguments;
 
@@ -227,8 +227,8 @@ static void free_command(struct command *c)
 }
 
 /* Data in vectors of odd lengths, as the kernel's may be; none is longer than it says. */
-static struct command *submit(struct tcmu_device *dev, int operation, uint64_t lba,
-			      uint64_t blocks, char *data, uint32_t bytes, bool fua)
+static struct command *submit(struct tcmu_device *dev, int operation, uint64_t lba, uint64_t blocks,
+			      char *data, uint32_t bytes, bool fua)
 {
 	static const uint32_t pieces[] = { 4096, 1000, 24, 3072, 8192, 1, 511 };
 	struct command *c = calloc(1, sizeof(*c));
