@@ -88,10 +88,11 @@ man: setup ## build/emu.1, the manual page of emu
 		--description 'the Xen block stack in QEMU' --manual-title emu-xen-block \
 		--output build/emu.1
 
-lint: setup ## ruff and mypy, as CI runs them
+lint: setup ## ruff, mypy, clang-format and gcc's analyzer, as CI runs them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python .ci/lint_c.py
 
 clean: ## remove .venv and what builds left here; the cache stays (emu cache prune)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
