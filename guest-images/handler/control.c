@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include "tcmu-runner.h"
 
 #include "control.h"
+#include "verbs.h"
 
 #define SOCKET "/run/emu/lun.sock"
 
@@ -30,7 +30,6 @@ void control_add(struct lun *lun)
 	pthread_mutex_unlock(&known);
 }
 
-/* Returns when no connection uses it. */
 void control_remove(struct lun *lun)
 {
 	pthread_mutex_lock(&lun->lock);
@@ -65,33 +64,6 @@ static void put(struct lun *lun)
 	lun->users--;
 	pthread_cond_broadcast(&unused);
 	pthread_mutex_unlock(&known);
-}
-
-void answer_bytes(struct answer *answer, const void *bytes, size_t length)
-{
-	if (!answer->text || length >= answer->room - answer->length) {
-		size_t room = (answer->length + length + 1) * 2;
-		char *more = realloc(answer->text, room);
-
-		if (!more)
-			return; /* what is there is sent: the length in the first line is not */
-		answer->text = more;
-		answer->room = room;
-	}
-	memcpy(answer->text + answer->length, bytes, length);
-	answer->length += length;
-}
-
-void answer_text(struct answer *answer, const char *format, ...)
-{
-	char line[512];
-	va_list arguments;
-	int length;
-
-	va_start(arguments, format);
-	length = vsnprintf(line, sizeof(line), format, arguments);
-	va_end(arguments);
-	answer_bytes(answer, line, length < (int)sizeof(line) ? length : (int)sizeof(line) - 1);
 }
 
 static void list_luns(struct answer *answer)

@@ -1,26 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the control socket and its verbs share. */
+/* The control socket. */
 #ifndef EMU_LUN_CONTROL_H
 #define EMU_LUN_CONTROL_H
 
 #include "lun.h"
 
-#define WORDS 16
-
-struct words {
-	char *word[WORDS];
-	unsigned count;
-};
-
-struct answer {
-	char *text;
-	size_t length, room;
-};
-
-void answer_bytes(struct answer *answer, const void *bytes, size_t length);
-void __attribute__((format(printf, 2, 3))) answer_text(struct answer *answer, const char *format,
-						       ...);
-
-void obey_verb(struct lun *lun, const struct words *words, struct answer *answer);
+/* Start to listen. Returns 0 or -errno. */
+int control_start(void);
+void control_add(struct lun *lun);
+/* Forget the LUN and end what waits for it; returns when no connection uses it. */
+void control_remove(struct lun *lun);
 
 #endif

@@ -12,6 +12,7 @@
 #include "tcmu-runner.h"
 #include "tcmur_device.h"
 
+#include "control.h"
 #include "lun.h"
 
 #define FUA 0x08 /* SBC-3: byte 1 of WRITE (10), (12), (16) */

@@ -129,7 +129,6 @@ struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t secto
 void lun_close(struct lun *lun); /* serves what waits, syncs the file */
 int lun_submit(struct lun *lun, const struct request *request);
 void lun_release(struct lun *lun, uint64_t count); /* under the lock */
-uint64_t now(void);
 
 /* serve.c */
 void lun_serve(struct lun *lun, struct request *request);
@@ -137,10 +136,5 @@ int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums);
 
 /* rules.c */
 bool rules_match(struct lun *lun, const struct request *request, struct rule *matched);
-
-/* control.c */
-int control_start(void);
-void control_add(struct lun *lun);
-void control_remove(struct lun *lun);
 
 #endif

@@ -13,23 +13,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "tcmu-runner.h"
 
+#include "clock.h"
 #include "lun.h"
 
 #define RECORDS (16ull << 20)
 #define LOOK_EVERY 100000000ull /* ns between two looks at whether the device is blocked */
-
-uint64_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
-}
 
 /*
  * On SIGTERM tcmu-runner has the kernel block the device (no request comes any more) and waits,
@@ -47,7 +39,7 @@ static bool blocked(const struct lun *lun)
 /* Under the lock: the next request whose time has come. When there is none, when to look. */
 static struct request *next_due(struct lun *lun, uint64_t *look)
 {
-	uint64_t at = now();
+	uint64_t at = clock_ns();
 	struct request *r;
 
 	*look = list_empty(&lun->waiting) ? UINT64_MAX : at + LOOK_EVERY;
@@ -84,7 +76,7 @@ static void *work(void *argument)
 		} else if (look == UINT64_MAX) {
 			pthread_cond_wait(&lun->changed, &lun->lock);
 		} else {
-			struct timespec until = { look / 1000000000, look % 1000000000 };
+			struct timespec until = clock_timespec(look);
 
 			if (pthread_cond_timedwait(&lun->changed, &lun->lock, &until) ==
 			    ETIMEDOUT) {
@@ -219,7 +211,7 @@ int lun_submit(struct lun *lun, const struct request *asked)
 {
 	struct request here = *asked, *r = &here;
 
-	here.started = now();
+	here.started = clock_ns();
 	pthread_mutex_lock(&lun->lock);
 	here.state = admit(lun, r);
 	if (here.state != RUNNING) {

@@ -10,6 +10,7 @@
 #include "tcmu-runner.h"
 
 #include "../common/crc32.h"
+#include "clock.h"
 #include "lun.h"
 
 #define VECTORS 64
@@ -211,7 +212,7 @@ void lun_serve(struct lun *lun, struct request *r)
 		r->flags |= rule.tear ? WAS_TORN : WAS_FAILED;
 	record.status = (uint8_t)status;
 	record.flags = (uint16_t)r->flags;
-	record.ended = now();
+	record.ended = clock_ns();
 
 	pthread_mutex_lock(&lun->lock);
 	records_add(&lun->records, &record, lun->sums);

@@ -6,9 +6,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "control.h"
+#include "clock.h"
+#include "verbs.h"
 
 static const struct {
 	const char *name;
@@ -120,7 +120,7 @@ static void status(struct lun *lun, struct answer *answer)
 static void list(struct lun *lun, struct answer *answer)
 {
 	struct request *r;
-	uint64_t at = now();
+	uint64_t at = clock_ns();
 
 	answer_text(answer, "ok outstanding=%" PRIu64 "\n", lun->count);
 	list_for_each(&lun->outstanding, r, outstanding)
@@ -152,8 +152,7 @@ static void add_rule(struct lun *lun, const struct told *told, bool tear, struct
 /* Until no fewer and no more than so many are outstanding; how many there are then. */
 static void wait_for(struct lun *lun, const struct told *told, struct answer *answer)
 {
-	uint64_t until = now() + told->timeout_ms * 1000000;
-	struct timespec at = { until / 1000000000, until % 1000000000 };
+	struct timespec at = clock_timespec(clock_ns() + told->timeout_ms * 1000000);
 	int late = 0;
 
 	lun->waiters++;

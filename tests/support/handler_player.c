@@ -27,6 +27,7 @@
 #include "libtcmu.h"
 #include "tcmu-runner.h"
 
+#include "control.h"
 #include "lun.h"
 
 #define DEVICES 256

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The answer to a line on the control socket, put together before it is sent. */
+#ifndef EMU_LUN_ANSWER_H
+#define EMU_LUN_ANSWER_H
+
+#include <stddef.h>
+
+struct answer {
+	char *text; /* malloc; NULL while empty */
+	size_t length, room;
+};
+
+/* Appends; without memory what is there stays, and shorter than its first line says. */
+void answer_bytes(struct answer *answer, const void *bytes, size_t length);
+/* Appends a line of up to 511 bytes. */
+void __attribute__((format(printf, 2, 3))) answer_text(struct answer *answer, const char *format,
+						       ...);
+
+#endif
