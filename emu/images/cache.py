@@ -30,7 +30,7 @@ from typing import Any
 
 from emu import paths
 from emu.errors import InputError, RigError
-from emu.images import manifest
+from emu.images import lockholder, manifest
 from emu.images.manifest import JSON, usage
 from emu.progress import Progress
 
@@ -102,7 +102,7 @@ class Cache:
         need, in bytes. Raises RigError when the disk is full, else what `build` raises.
         """
         path = self._path(kind, inputs)
-        with self.lock(f"{kind}-{path.name}", f"it builds {kind}", progress):
+        with self.lock(f"{kind}-{path.name}", f"builds {kind}", progress):
             if os.path.lexists(path):
                 fault = self._fault(path, kind, inputs)
                 if fault is None:
@@ -146,10 +146,12 @@ class Cache:
         self._touch(path)
         return path
 
-    def discard(self, kind: str, inputs: Mapping[str, JSON]) -> bool:
+    def discard(
+        self, kind: str, inputs: Mapping[str, JSON], progress: Progress | None = None
+    ) -> bool:
         """Throw the entry for `inputs` away (say, it verifies but does not load); was it there?"""
         path = self._path(kind, inputs)
-        with self.lock(f"{kind}-{path.name}", f"it uses {kind}", Progress()):
+        with self.lock(f"{kind}-{path.name}", f"removes {kind}", progress or Progress()):
             there = os.path.lexists(path)
             self._remove(path)
         return there
@@ -191,7 +193,7 @@ class Cache:
             if (kinds is not None and info.kind not in kinds) or info.last_used > limit:
                 continue
             name = f"{info.kind}-{info.key}" if info.key else info.kind
-            with contextlib.suppress(BlockingIOError), self._try_lock(name):
+            with contextlib.suppress(BlockingIOError), self._try_lock(name, "prunes"):
                 with self._unused(info.path):
                     self._remove(info.path)
                 gone.append(info)
@@ -215,18 +217,24 @@ class Cache:
             os.close(lock)
 
     @contextlib.contextmanager
-    def lock(self, name: str, why: str, progress: Progress) -> Iterator[None]:
-        """Hold the lock `name` against other processes; waits, and says so, if one has it."""
+    def lock(self, name: str, does: str, progress: Progress) -> Iterator[None]:
+        """Hold the lock `name` against other processes; `does` is what for ("builds kernel").
+
+        Waits as long as the holder gets on with its work, and reports who it is. Raises
+        RigError, which names it, when it is stopped or stuck (`lockholder.PATIENCE`).
+        """
         with contextlib.ExitStack() as held:
-            if not self._enter(held, name):
-                with progress.stage(f"waiting for another process: {why}"):
-                    while not self._enter(held, name):
+            if not self._enter(held, name, does):
+                watch = lockholder.Watch(self.root / "locks" / name, does)
+                with progress.stage(f"waiting for {watch}"):
+                    while not self._enter(held, name, does):
+                        watch.check(progress)
                         time.sleep(0.1)
             yield
 
-    def _enter(self, held: contextlib.ExitStack, name: str) -> bool:
+    def _enter(self, held: contextlib.ExitStack, name: str, does: str) -> bool:
         try:
-            held.enter_context(self._try_lock(name))
+            held.enter_context(self._try_lock(name, does))
         except BlockingIOError:
             return False
         return True
@@ -311,18 +319,19 @@ class Cache:
         mine = _in_use.pop(path, None)
         if mine is not None:
             os.close(mine)
-        with self._try_lock(self._use_lock(path).name):
+        with self._try_lock(self._use_lock(path).name, "prunes"):
             yield
 
     def _use_lock(self, path: Path) -> Path:
         return self.root / "locks" / f"{path.parent.name}-{path.name}.use"
 
     @contextlib.contextmanager
-    def _try_lock(self, name: str) -> Iterator[None]:
+    def _try_lock(self, name: str, does: str) -> Iterator[None]:
         handle = os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            with lockholder.written(handle, does):
+                yield
         finally:
             os.close(handle)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emu.images.cache import Cache
+from emu.images.lockholder import Touching
 from emu.images.manifest import JSON
 from emu.images.packages import Lock
 from emu.progress import Progress
@@ -17,12 +18,17 @@ from emu.progress import Progress
 class BuildContext:
     """Where builds are kept, who follows their progress, and which packages they may use.
 
-    `pinned` stands in for the lock of guest-images/, which is read at its first use.
+    `pinned` stands in for the lock of guest-images/, which is read at its first use. A build
+    whose progress is reported shows those who wait for it that it is not stuck.
     """
 
     cache: Cache
     progress: Progress = field(default_factory=Progress)
     pinned: Lock | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.progress, Touching):
+            object.__setattr__(self, "progress", Touching(self.progress))
 
     @property
     def lock(self) -> Lock:

@@ -33,7 +33,7 @@ def fetch(
     missing = _missing(packages, store, context.progress)
     if missing:
         archives = {want.archive.name: want.archive for want in wanted or load_wanted()}
-        with context.cache.lock(_DEBS, "it fetches packages", context.progress):
+        with context.cache.lock(_DEBS, "fetches packages", context.progress):
             store.mkdir(exist_ok=True)  # a prune may have come between
             missing = _missing(packages, store, context.progress)
             context.cache.need(sum(package.size for package in missing), "fetching packages")
@@ -53,7 +53,7 @@ def renew(
     wanted = tuple(wanted)
     mirrors = mirrors or find_mirrors()
     found: dict[tuple[str, Record], set[str]] = {}
-    with context.cache.lock(_DEBS, "it fetches packages", context.progress):
+    with context.cache.lock(_DEBS, "fetches packages", context.progress):
         for archive in dict.fromkeys(want.archive for want in wanted):
             apt = Apt(context.cache.store("apt") / archive.name, archive, mirrors)
             apt.update(context.progress)

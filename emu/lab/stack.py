@@ -227,7 +227,7 @@ def from_checkpoint(
                 if attempt == "second":
                     raise
                 context.progress.note(f"{broken.message}; making it again")
-                context.cache.discard("checkpoint", key)
+                context.cache.discard("checkpoint", key, context.progress)
                 continue
             yield loaded
         return
