@@ -12,7 +12,6 @@ import importlib.util
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import Lock, lock_digest
+from emu.progress import Progress
+from emu.runprogram import run
 
 KIND = "qemu"
 PROGRAM = "qemu-system-x86_64"
@@ -126,7 +127,7 @@ def build(wanted: Patched, context: BuildContext) -> Path:
                 context.progress.tick(f"applying {patch.name}")
                 kbuild.apply_patch(patch, scratch)
             _compile(wanted, scratch, version, context)
-            _collect(scratch / "build" / PROGRAM, made)
+            _collect(scratch / "build" / PROGRAM, made, context.progress)
 
     return context.entry(KIND, inputs(wanted, context.lock), fill, room=_ROOM) / "bin" / PROGRAM
 
@@ -172,14 +173,15 @@ def unpack(wanted: Patched, into: Path, context: BuildContext) -> str:
         path for name in wanted.sets for package, path in files.items() if name in package.sets
     )
     context.progress.tick("unpacking the source")
-    _run(["tar", "-x", "--strip-components=1", "-f", str(source)], into)
-    _run(["tar", "-x", "-f", str(packaging)], into)
+    _run(["tar", "-x", "--strip-components=1", "-f", str(source)], into, context.progress)
+    _run(["tar", "-x", "-f", str(packaging)], into, context.progress)
     for name in (into / "debian/patches/series").read_text().splitlines():
         if name := name.partition("#")[0].strip():
             context.progress.tick(f"applying Debian's {name}")
             patch = into / "debian/patches" / name
             # As dpkg-source does.
-            _run(["patch", "-t", "-F0", "-N", "-p1", "-s", "-V", "never", "-i", str(patch)], into)
+            flags = ["-t", "-F0", "-N", "-p1", "-s", "-V", "never"]
+            _run(["patch", *flags, "-i", str(patch)], into, context.progress)
     return version
 
 
@@ -219,6 +221,7 @@ def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -
         [str(tree / "configure"), *own, *OPTIONS, *wanted.options],
         place,
         lambda line: context.progress.tick(f"configure: {line.strip()}"),
+        context.progress,
         environ=environ,
     )
     if status:
@@ -228,17 +231,17 @@ def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -
         if step := _STEP.match(line):
             context.progress.tick(step[3], int(step[1]), int(step[2]))
 
-    status, said = kbuild.follow(["ninja", PROGRAM], place, each, environ=environ)
+    status, said = kbuild.follow(["ninja", PROGRAM], place, each, context.progress, environ=environ)
     if status:
         raise InputError("QEMU can't be built", lines=kbuild.blame(said))
 
 
-def _collect(program: Path, made: Path) -> None:
+def _collect(program: Path, made: Path, progress: Progress) -> None:
     """The program and its firmware, where it looks: ../share/qemu, seen from the program."""
     binaries, firmware = made / "bin", made / "share/qemu"
     for folder in (binaries, firmware):
         folder.mkdir(parents=True)
-    _run(["strip", "-s", "-o", str(binaries / PROGRAM), str(program)], made)
+    _run(["strip", "-s", "-o", str(binaries / PROGRAM), str(program)], made, progress)
     for path in _firmware():
         shutil.copyfile(path, firmware / path.name)
 
@@ -258,8 +261,6 @@ def _host() -> str:
     return f"{release.get('ID', 'unknown')} {release.get('VERSION_ID', '')}".strip()
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        raise InputError(f"{command[0]} failed on QEMU's source", lines=said[-8:])
+def _run(command: Sequence[str], folder: Path, progress: Progress) -> None:
+    failed = f"{command[0]} failed on QEMU's source"
+    run(command, failed, error=InputError, cwd=folder, progress=progress)

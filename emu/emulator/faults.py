@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from emu.machine.identity import hash_of_program, qemu_version
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Clock, MachineSpec
+from emu.runprogram import run
 
 CPU = "max"
 """The model that a QEMU without a fault gets, and that all are tried with."""
@@ -193,11 +193,8 @@ def build(context: BuildContext) -> Path:
 
 
 def _run(command: list[str]) -> None:
-    folder = paths.qemu_patches() / "tests"
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        raise InputError("the guests that try QEMU can't be built", lines=said[-8:])
+    failed = "the guests that try QEMU can't be built"
+    run(command, failed, error=InputError, cwd=paths.qemu_patches() / "tests")
 
 
 def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:

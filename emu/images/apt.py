@@ -23,14 +23,20 @@ from typing import TypeAlias
 
 from debian import deb822
 
+from emu.deadline import Deadline
 from emu.errors import EmuError, InputError, RigError
 from emu.progress import Progress
+from emu.runprogram import Output, find_program, run
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR = "EMU_DEBIAN_MIRROR"
 SECURITY_MIRROR = "EMU_DEBIAN_SECURITY_MIRROR"
 _HOST_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
 _SECURITY = "-security"
+_NO_APT = "the guests are made of Debian's packages: install apt, dpkg and mmdebstrap"
+_NETWORK = f"is the network up? {MIRROR} names another mirror"
+STALLED = 300.0
+"""Seconds (before scaling) that apt may download nothing; its own time-out is 10 s, twice."""
 SOURCE = "source"
 """What stands for the architecture of a source package."""
 PACKAGING = "packaging"
@@ -214,7 +220,10 @@ class Apt:
         lists = self.root / "state/lists"
         what = f"package lists of {self.archive.name}"
         self._watch(
-            ["apt-get", "update"], lambda: progress.tick(what, _size_of(lists.rglob("*"))), what
+            ["apt-get", "update"],
+            lambda: _size_of(lists.rglob("*")),
+            lambda size: progress.tick(what, size),
+            what,
         )
 
     def solve(self, roots: Iterable[str]) -> list[tuple[str, str]]:
@@ -270,39 +279,53 @@ class Apt:
         what = ["source", "--download-only", part] if self.archive.source else ["download"]
         self._watch(
             ["apt-get", *what, *names],
-            lambda: tick(_size_of(into.iterdir())),
+            lambda: _size_of(into.iterdir()),
+            tick,
             "packages",
             cwd=into,
         )
 
     def _ask(self, command: list[str]) -> str:
         done = _run(command, env=self._environ())
-        if done.returncode:
-            raise _failed(" ".join(command[:3]), done.stdout + done.stderr)
-        return done.stdout
+        if done.status:
+            raise _failed(" ".join(command[:3]), done.text + done.errors)
+        return done.text
 
     def _watch(
-        self, command: list[str], tick: Callable[[], None], what: str, cwd: Path | None = None
+        self,
+        command: list[str],
+        size: Callable[[], int],
+        report: Callable[[int], None],
+        what: str,
+        cwd: Path | None = None,
     ) -> None:
+        """Run a command and report how much it has downloaded: the bytes that `size` finds."""
+        find_program(command[0], _NO_APT)
         # If we are killed, an apt that lives on would keep its lists locked.
-        command = ["setpriv", "--pdeathsig", "KILL", *command]
+        setpriv = find_program("setpriv")
+        command = [setpriv, "--pdeathsig", "KILL", *command]
         with tempfile.TemporaryFile("w+") as log:
-            try:
-                process = subprocess.Popen(
-                    command, env=self._environ(), cwd=cwd or self.root, text=True,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
-            except FileNotFoundError as error:
-                raise _no_apt(command[0]) from error
+            process = subprocess.Popen(
+                command, env=self._environ(), cwd=cwd or self.root, text=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+            stalled, before = Deadline(f"getting the {what}", STALLED), -1
             try:
                 while process.poll() is None:
-                    tick()
+                    if (now := size()) != before:
+                        stalled, before = Deadline(f"getting the {what}", STALLED), now
+                    report(now)
+                    if stalled.passed:
+                        raise RigError(
+                            f"{stalled.what}: apt has got nothing for {stalled.seconds:.0f} s",
+                            hint=_NETWORK,
+                        )
                     time.sleep(0.1)
             finally:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
-            tick()
+            report(size())
             if process.returncode:
                 log.seek(0)
                 raise _failed(f"getting the {what}", log.read())
@@ -330,7 +353,7 @@ def _config(root: Path) -> str:
         'Acquire::http::Timeout "10";',
         'Acquire::https::Timeout "10";',
     ]
-    host = _run(["apt-config", "dump"]).stdout.splitlines()
+    host = _run(["apt-config", "dump"]).text.splitlines()
     return "\n".join([*lines, *filter(_HOST_SETTINGS.match, host), ""])
 
 
@@ -353,7 +376,7 @@ def _os_release() -> dict[str, str]:
 def _host_targets() -> str:
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
     done = _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    return done.stdout
+    return done.text
 
 
 def _mmdebstrap_sources() -> str:
@@ -363,30 +386,15 @@ def _mmdebstrap_sources() -> str:
     command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=custom"]
     try:
         # What a hook writes comes out on its standard error.
-        return _run([*command, skip, hook, "bookworm", "/dev/null"], cwd=Path("/")).stderr
+        return _run([*command, skip, hook, "bookworm", "/dev/null"], cwd=Path("/")).errors
     except EmuError:
         return ""
 
 
 def _run(
     command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, env=env, cwd=cwd, text=True, capture_output=True, check=False,
-            stdin=subprocess.DEVNULL, timeout=120,
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise _no_apt(command[0]) from error
-    except subprocess.TimeoutExpired as error:
-        raise RigError(f"{command[0]} did not answer within 120 s") from error
-
-
-def _no_apt(tool: str) -> InputError:
-    return InputError(
-        f"{tool} is missing: the guests are made of Debian's packages",
-        hint="run on a Debian or Ubuntu host, or install apt and dpkg",
-    )
+) -> Output:
+    return run(command, env=env, cwd=cwd, limit=120, missing=_NO_APT)
 
 
 def _failed(what: str, output: str) -> RigError:
@@ -394,7 +402,7 @@ def _failed(what: str, output: str) -> RigError:
     told = [line for line in lines if line.startswith(("E:", "Err:", "W:"))]
     return RigError(
         f"{what}: apt failed",
-        hint=f"is the network up? {MIRROR} names another mirror",
+        hint=_NETWORK,
         lines=(told or lines)[-5:],
     )
 

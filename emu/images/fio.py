@@ -7,7 +7,6 @@ none, io_uring among them, and leaves out what looks for other machines or other
 from __future__ import annotations
 
 import gzip
-import subprocess
 from pathlib import Path
 
 from emu.errors import InputError
@@ -16,6 +15,8 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.progress import Progress
+from emu.runprogram import run
 
 _SET = "source-fio"
 _OPTIONS = (
@@ -50,8 +51,10 @@ def build(context: BuildContext) -> Path:
             context.progress.stage("building fio"),
             kbuild.workplace(context.cache, "fio") as scratch,
         ):
-            _run(["tar", "-x", "--strip-components=1", "-f", str(tarball)], scratch)
-            _run(["./configure", f"--cc={toolchain.cc}", *_OPTIONS], scratch)
+            _run(
+                ["tar", "-x", "--strip-components=1", "-f", str(tarball)], scratch, context.progress
+            )
+            _run(["./configure", f"--cc={toolchain.cc}", *_OPTIONS], scratch, context.progress)
             kbuild.make(
                 scratch,
                 "fio",
@@ -60,15 +63,12 @@ def build(context: BuildContext) -> Path:
                 what="fio",
                 steps=_STEPS,
             )
-            _run(["strip", "-s", "fio"], scratch)
+            _run(["strip", "-s", "fio"], scratch, context.progress)
             packed = gzip.compress((scratch / "fio").read_bytes(), 9, mtime=0)
             (made / "fio.gz").write_bytes(packed)
 
     return context.entry("guest-fio", inputs, fill) / "fio.gz"
 
 
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        raise InputError("fio cannot be built", lines=said[-8:])
+def _run(command: list[str], folder: Path, progress: Progress) -> None:
+    run(command, "fio cannot be built", error=InputError, cwd=folder, progress=progress)

@@ -11,8 +11,6 @@ import contextlib
 import gzip
 import hashlib
 import os
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from emu.images.manifest import JSON
 from emu.images.packages import Package, Wanted, load_wanted, lock_digest
 from emu.images.tree import FileTree
 from emu.progress import Progress
+from emu.runprogram import run
 
 _RECIPE = 4
 """Raised when the way an image is made changes the outcome; part of the cache key."""
@@ -154,7 +153,7 @@ def build_images(
     progress.tick("dom0's initrd")
     initrd_tree(root, kernel).write_cpio(into.initrd)
     progress.tick("the scratch disk")
-    _scratch(into.scratch)
+    _scratch(into.scratch, progress)
 
 
 def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> FileTree:
@@ -234,16 +233,12 @@ def _busybox(tree: FileTree) -> None:
     """Link busybox under the name of every program it is that the tree has not got."""
     with contextlib.ExitStack() as stack:
         fd = stack.enter_context(_memory_file(tree.read("bin/busybox")))
-        answer = subprocess.run(
-            ["busybox", "--list-full"],
-            executable=f"/proc/self/fd/{fd}",
-            pass_fds=(fd,),
-            capture_output=True,
-            text=True,
-        )
-    names = answer.stdout.split()
-    if answer.returncode or len(names) < 100:
-        raise RigError("the guests' busybox does not run here", lines=answer.stderr.splitlines())
+        failed = "the guests' busybox does not run here"
+        program = f"/proc/self/fd/{fd}"
+        listed = run(["busybox", "--list-full"], failed, executable=program, pass_fds=(fd,))
+    names = listed.text.split()
+    if len(names) < 100:
+        raise RigError(failed, lines=listed.tail(5))
     for name in sorted(names):
         program = Path(name).name
         places = (f"usr/{folder}/{program}" for folder in ("bin", "sbin"))
@@ -275,7 +270,7 @@ def _hypervisor(debs: list[Path], into: Path) -> None:
     into.write_bytes(gzip.decompress(tree.read(images[0])))
 
 
-def _scratch(path: Path) -> None:
+def _scratch(path: Path, progress: Progress) -> None:
     """An ext4 file system with fixed UUID, hash seed and times; no journal, nobody's to recover.
 
     qcow2 keeps it at the few MiB it holds: the cache hashes what it keeps.
@@ -287,27 +282,16 @@ def _scratch(path: Path) -> None:
     extended = f"lazy_itable_init=1,nodiscard,hash_seed={uuid},root_owner=0:0"
     make = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-U", uuid]
     try:
-        _tool([*make, "-E", extended, str(raw)], E2FSPROGS_FAKE_TIME="1")
-        _tool(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)])
+        run(
+            [*make, "-E", extended, str(raw)],
+            "mke2fs failed",
+            env={**os.environ, "E2FSPROGS_FAKE_TIME": "1"},
+            progress=progress,
+        )
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)]
+        run(convert, "qemu-img failed", progress=progress)
     finally:
         raw.unlink()
-
-
-def _tool(command: list[str], **environ: str) -> None:
-    # Debian keeps mke2fs where a user's PATH does not look.
-    search = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
-    made = None
-    with contextlib.suppress(FileNotFoundError):
-        made = subprocess.run(
-            [shutil.which(command[0], path=search) or command[0], *command[1:]],
-            env={**os.environ, **environ},
-            capture_output=True,
-            text=True,
-        )
-    if made is None:
-        raise InputError(f"{command[0]} is not installed", hint="make setup")
-    if made.returncode:
-        raise RigError(f"{command[0]} failed", lines=made.stderr.splitlines()[-5:])
 
 
 def _script(name: str) -> bytes:

@@ -12,21 +12,23 @@ import hashlib
 import os
 import re
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu import runprogram
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.progress import Progress
+from emu.runprogram import run
 
 _EPOCH = "2026-01-01 00:00:00 UTC"
 _STEP = re.compile(r" {2,4}[A-Z]+(?: \[M\])? +\S")
 _TEMPORARY = "emu-build-"
+_PATCH = "apt-get install patch"
+_GELF = b"#include <gelf.h>\n"
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ def need_kernel_tools(toolchain: Toolchain) -> None:
     """Raise InputError unless the host has what a whole kernel is built with."""
     _need_tools({"flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl", "strip": "binutils"})
     probe = [toolchain.cc, "-x", "c", "-fsyntax-only", "-"]
-    if subprocess.run(
-        probe, input="#include <gelf.h>\n", text=True, capture_output=True, check=False
-    ).returncode:
-        raise InputError("objtool needs libelf's headers", hint="apt-get install libelf-dev")
+    hint = "apt-get install libelf-dev"
+    run(probe, "objtool needs libelf's headers", error=InputError, data=_GELF, hint=hint, lines=0)
 
 
 def series(directory: Path, version: str = "") -> tuple[Path, ...]:
@@ -92,28 +92,23 @@ def apply_patch(patch: Path, tree: Path) -> None:
     Raises InputError naming the file and the hunk that did not apply, with what the file
     has there.
     """
-    _need_tools({"patch": "patch"})
     for name in re.findall(r"^--- (?:a/)?(\S+)", patch.read_text(errors="replace"), re.MULTILINE):
         if name != "/dev/null" and not (tree / name).is_file():
             raise InputError(f"{patch.name} changes {name}, which is not in the source")
     command = ["patch", "-p1", "-N", "-F0", "--no-backup-if-mismatch", "-r-", "-i"]
-    done = subprocess.run(
-        [*command, str(patch.absolute())],
-        cwd=tree, capture_output=True, text=True, check=False,
-        env={**_environ(), "LC_ALL": "C"},
-    )  # fmt: skip
-    if done.returncode == 0:
+    env = {**_environ(), "LC_ALL": "C"}
+    done = run([*command, str(patch.absolute())], cwd=tree, env=env, missing=_PATCH)
+    if done.status == 0:
         return
     failed = re.search(
         r"^patching file (\S+)\n(?:(?!patching file).*\n)*?Hunk #(\d+) FAILED at (\d+)",
-        done.stdout,
+        done.text,
         re.MULTILINE,
     )
-    if "previously applied" in done.stdout:
+    if "previously applied" in done.text:
         raise InputError(f"{patch.name} is in this source already")
     if failed is None:
-        lines = (done.stdout + done.stderr).splitlines()
-        raise InputError(f"{patch.name} cannot be applied", lines=lines[-5:])
+        raise InputError(f"{patch.name} cannot be applied", lines=done.tail(5))
     name, hunk, line = failed[1], failed[2], int(failed[3])
     raise InputError(
         f"{patch.name} does not apply: hunk {hunk} of {name} does not fit at line {line}, "
@@ -173,7 +168,7 @@ def make(
             done += 1
             progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
 
-    status, said = follow(command, tree, each)
+    status, said = follow(command, tree, each, progress)
     said = [line.replace(f"{hide}/", "") for line in said]
     if status:
         raise InputError(f"{what} cannot be built", lines=blame(said))
@@ -184,32 +179,18 @@ def follow(
     command: Sequence[str],
     folder: Path,
     each: Callable[[str], None],
+    progress: Progress,
     *,
     environ: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a build tool in `folder` and hand on every line it prints; its status, all it said.
+    """Run a build tool in `folder` and pass on each line it prints; its status and all lines.
 
     `environ` is added to an environment of ours. The tool does not outlive this process.
-    Raises InputError where it is not installed.
+    Raises InputError where it is not installed, RigError when it prints nothing for long.
     """
     _need_tools({command[0]: command[0]})
-    said = list[str]()
-    with subprocess.Popen(
-        command, cwd=folder, env={**_environ(), **(environ or {})}, text=True, errors="replace",
-        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        try:
-            # If we are killed the pipe breaks, and with it the next step of make that prints.
-            for line in process.stdout:
-                said.append(line.rstrip())
-                each(line)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
-    return process.returncode, said
+    env = {**_environ(), **(environ or {})}
+    return runprogram.follow(command, each, cwd=folder, env=env, progress=progress)
 
 
 def blame(lines: list[str]) -> list[str]:
@@ -234,8 +215,7 @@ def _need_tools(packages: Mapping[str, str]) -> None:
 
 
 def _first_line(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environ())
-    return (done.stdout.splitlines() or ["unknown"])[0]
+    return (run(command, env=_environ()).text.splitlines() or ["unknown"])[0]
 
 
 def _environ() -> dict[str, str]:

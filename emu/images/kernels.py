@@ -6,11 +6,13 @@ and what modules are built against. `guest-images/kernels.toml` lists them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from emu.images.fetch import fetch
 from emu.images.kconfig import Requirements, check_fragment, check_requirements
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.progress import Progress
+from emu.runprogram import SILENCE, bounded, find_program, run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -202,13 +206,13 @@ def _debian(wanted: Spec, context: BuildContext) -> Path:
             ours = [(package, deb) for package, deb in debs.items() if "linux-" in package.name]
             for number, (package, deb) in enumerate(ours):
                 context.progress.tick(package.name, number, len(ours))
-                packed.unpack_deb(deb, scratch)
-            _collect_debian(scratch, made, keep)
+                packed.unpack_deb(deb, scratch, context.progress)
+            _collect_debian(scratch, made, keep, context.progress)
 
     return context.entry("kernel-debian", inputs, build)
 
 
-def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
+def _collect_debian(tree: Path, made: Path, keep: Sequence[str], progress: Progress) -> None:
     images = list((tree / "boot").glob("vmlinuz-*"))
     if len(images) != 1:
         raise RigError(f"the package holds {len(images)} kernels, one was expected")
@@ -230,7 +234,7 @@ def _collect_debian(tree: Path, made: Path, keep: Sequence[str]) -> None:
         if arch.is_dir() and arch.name != "x86":
             shutil.rmtree(arch)
     (tree / "build").symlink_to(f"usr/src/{headers.name}")
-    _tar(tree, ["build", "usr/src", "usr/lib"], made / "devel.tar")
+    _tar(tree, ["build", "usr/src", "usr/lib"], made / "devel.tar", progress)
     _seal(made, release)
 
 
@@ -272,7 +276,7 @@ def _lab(wanted: Spec, context: BuildContext) -> Path:
             make("vmlinux", "modules", steps=_LAB_STEPS)
             # Into a path without spaces first: modules_install is kbuild's too.
             make("modules_install", f"INSTALL_MOD_PATH={scratch / 'root'}", "DEPMOD=true")
-            _collect_lab(tree, scratch / "root/lib/modules", made)
+            _collect_lab(tree, scratch / "root/lib/modules", made, context.progress)
 
     return context.entry("kernel-lab", inputs, build, room=_LAB_ROOM)
 
@@ -286,27 +290,28 @@ def source_deb(wanted: Spec, context: BuildContext) -> Path:
 def _unpack_source(deb: Path, tree: Path) -> None:
     """Unpack the whole kernel source so that its top becomes `tree`."""
     tree.mkdir()
-    command = ["tar", "-x", "--strip-components=1", "-C", str(tree)]
+    program = find_program("tar")
+    command = [program, "-x", "--strip-components=1", "-C", str(tree)]
     with (
         packed.source_tar(deb) as source,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as tar,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors) as tar,
+        bounded(tar, f"unpacking {deb.name}", SILENCE),
     ):
         assert tar.stdin is not None
-        assert tar.stderr is not None
-        try:
+        with contextlib.suppress(BrokenPipeError), tar.stdin:
             shutil.copyfileobj(source, tar.stdin, 1 << 20)
-            tar.stdin.close()
-        except BrokenPipeError:
-            pass
-        said = tar.stderr.read().decode(errors="replace")
         if tar.wait():
-            raise RigError(f"cannot unpack {deb.name}", lines=said.splitlines()[-3:])
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").splitlines()
+            raise RigError(f"cannot unpack {deb.name}", lines=lines[-3:])
 
 
-def _collect_lab(tree: Path, installed: Path, made: Path) -> None:
+def _collect_lab(tree: Path, installed: Path, made: Path, progress: Progress) -> None:
     release = (tree / "include/config/kernel.release").read_text().strip()
     shutil.copy(tree / "vmlinux", made / "vmlinux.debug")
-    subprocess.run(["strip", "-s", "-o", made / "vmlinux", tree / "vmlinux"], check=True)
+    strip = ["strip", "-s", "-o", str(made / "vmlinux"), str(tree / "vmlinux")]
+    run(strip, "strip refuses vmlinux", progress=progress)
     shutil.copy(tree / ".config", made / "config")
     shutil.copy(tree / "Module.symvers", made / "Module.symvers")
     modules = installed / release
@@ -314,7 +319,8 @@ def _collect_lab(tree: Path, installed: Path, made: Path) -> None:
     (tree / "build").symlink_to(".")
     names = ["build", ".config", "Makefile", "Module.symvers", "arch/x86", "include", "scripts"]
     names += ["tools/objtool/objtool"]
-    _tar(tree, names, made / "devel.tar", "--exclude=*.o", "--exclude=*.a", "--exclude=.*.cmd")
+    left_out = ("--exclude=*.o", "--exclude=*.a", "--exclude=.*.cmd")
+    _tar(tree, names, made / "devel.tar", progress, *left_out)
     _seal(made, release)
 
 
@@ -337,12 +343,10 @@ def _seal(made: Path, release: str) -> None:
     elf.read_kernel(made / "vmlinux", release, made / "Module.symvers")
 
 
-def _tar(tree: Path, names: Sequence[str], into: Path, *more: str) -> None:
+def _tar(tree: Path, names: Sequence[str], into: Path, progress: Progress, *more: str) -> None:
     command = ["tar", "--create", "--file", str(into), "--sort=name", "--mtime=@0", "--owner=0"]
     command += ["--group=0", "--numeric-owner", "--mode=u+w,go=rX", *more, *names]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RigError(f"cannot write {into}", lines=done.stderr.splitlines()[-3:])
+    run(command, f"cannot write {into}", lines=3, cwd=tree, progress=progress)
 
 
 @functools.lru_cache(maxsize=8)

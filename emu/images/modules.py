@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from emu.images.kernels import Kernel, Spec, source_deb, spec
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
 from emu.progress import Progress
+from emu.runprogram import run
 
 End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")
@@ -126,12 +126,7 @@ def for_guest(driver: Driver, into: Path) -> Path:
     file = into / f"{MODULE[driver.end]}.ko"
     file.write_bytes(packed.unpacked(driver.path))
     command = ["strip", "--strip-debug", str(file)]
-    try:
-        made = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise InputError("strip is not installed", hint="make setup") from None
-    if made.returncode:
-        raise InputError(f"strip refuses {driver.path}", lines=made.stderr.splitlines()[-3:])
+    run(command, f"strip refuses {driver.path}", error=InputError, lines=3)
     return file
 
 
@@ -217,9 +212,7 @@ def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:
     devel.mkdir()
     progress.tick("unpacking the headers")
     command = ["tar", "-x", "-f", str(kernel.devel), "-C", str(devel)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RigError(f"cannot unpack {kernel.devel}", lines=done.stderr.splitlines()[-3:])
+    run(command, f"cannot unpack {kernel.devel}", lines=3, progress=progress)
 
 
 def compile_drivers(

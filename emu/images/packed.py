@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from emu.errors import InputError, RigError
+from emu.progress import Progress
+from emu.runprogram import SILENCE, bounded, find_program, run
 
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
@@ -75,11 +77,10 @@ def extract_vmlinux(image: bytes, *, what: str = "the kernel image") -> bytes:
     return vmlinux
 
 
-def unpack_deb(deb: Path, into: Path) -> None:
+def unpack_deb(deb: Path, into: Path, progress: Progress | None = None) -> None:
     """Unpack the files of a .deb below `into`, without root and without running its scripts."""
-    done = _run(["dpkg-deb", "--extract", str(deb), str(into)])
-    if done.returncode:
-        raise RigError(f"cannot unpack {deb.name}", lines=done.stderr.splitlines()[-3:])
+    command = ["dpkg-deb", "--extract", str(deb), str(into)]
+    run(command, f"cannot unpack {deb.name}", lines=3, progress=progress)
 
 
 @contextmanager
@@ -89,8 +90,11 @@ def source_tar(deb: Path) -> Iterator[IO[bytes]]:
     Nothing is written: the package is read, and its `usr/src/*.tar.xz` decompressed, on
     the way.
     """
-    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as outer:
+    command = [find_program("dpkg-deb"), "--fsys-tarfile", str(deb)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as outer,
+        bounded(outer, f"reading {deb.name}", SILENCE),
+    ):
         assert outer.stdout is not None
         try:
             with tarfile.open(fileobj=outer.stdout, mode="r|") as package:
@@ -114,12 +118,8 @@ def _whole(data: bytes, ended: bool) -> bytes:
 
 
 def _tool(name: str, data: bytes) -> bytes:
-    done = subprocess.run([name, "-dcq"], input=data, capture_output=True, check=False)
+    done = run([name, "-dcq"], data=data)
     # Both call the size behind a bzImage's payload an error after they wrote everything.
-    if done.returncode and not done.stdout.startswith(b"\x7fELF"):
-        raise OSError(done.stderr.decode("utf-8", "replace").strip() or f"{name} failed")
+    if done.status and not done.stdout.startswith(b"\x7fELF"):
+        raise OSError(done.errors.strip() or f"{name} failed")
     return done.stdout
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)

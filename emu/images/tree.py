@@ -27,6 +27,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 from emu.errors import InputError, RigError
+from emu.runprogram import bounded, find_program
 
 Compression = Literal["none", "gzip", "zstd"]
 _MERGED = ("bin", "lib", "lib64", "sbin")
@@ -319,7 +320,7 @@ def _read_tar(deb: Path) -> Iterator[tarfile.TarFile]:
     with tempfile.TemporaryFile() as errors:
         process = _start(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
-        with process, process.stdout:
+        with process, bounded(process, f"reading {deb.name}"):
             try:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                     yield tar
@@ -339,14 +340,12 @@ def _through(command: list[str], out: IO[bytes] | None = None) -> Iterator[IO[by
             command, stdin=subprocess.PIPE, stdout=out or subprocess.DEVNULL, stderr=errors
         )
         assert process.stdin is not None
-        try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:
-                yield process.stdin
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            process.wait()
+        with (
+            bounded(process, f"packing with {command[0]}"),
+            contextlib.suppress(BrokenPipeError),
+            process.stdin,
+        ):
+            yield process.stdin
         if process.returncode:
             raise _tool_failed(command, errors, f"{command[0]} failed")
 
@@ -356,10 +355,10 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     # squashfs-tools refuse SOURCE_DATE_EPOCH beside -all-time
     environ = {name: text for name, text in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
-    try:
-        return subprocess.Popen(command, env=environ, stdin=stdin, stdout=stdout, stderr=stderr)
-    except FileNotFoundError as error:
-        raise InputError(f"{command[0]} is missing", hint="make setup") from error
+    program = find_program(command[0])
+    return subprocess.Popen(
+        command, executable=program, env=environ, stdin=stdin, stdout=stdout, stderr=stderr
+    )
 
 
 def _tool_failed(command: list[str], errors: IO[bytes], what: str) -> RigError:

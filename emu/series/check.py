@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from emu.images.context import BuildContext
 from emu.images.kernels import Kernel, full_name, get_kernel, spec, specs
 from emu.images.manifest import JSON
 from emu.images.modules import End
+from emu.runprogram import run
 from emu.series import checkpatch, git_am
 from emu.series.checkpatch import Allowed, Remark, Style
 from emu.series.compiler_messages import (
@@ -325,4 +325,4 @@ def _loaded_size(module: Path) -> int:
 
 
 def _first_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return run(command).text.strip()

@@ -11,7 +11,6 @@ the patch's own text), and WORDS a part of what it says.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from emu.images.kernels import Spec, source_deb
 from emu.images.manifest import JSON
 from emu.images.modules import extract
 from emu.images.packages import lock_digest
+from emu.runprogram import run
 
 ALLOWED = "checkpatch-allowed"
 _FILES = ("scripts/checkpatch.pl", "scripts/const_structs.checkpatch", "scripts/spelling.txt")
@@ -92,13 +92,13 @@ def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> S
     Documentation/ is left out.
     """
     command = ["perl", str(tool / "checkpatch.pl"), "--strict", "--no-tree", "--show-types"]
-    done = subprocess.run(
+    done = run(
         [*command, "--color=never", str(patch.absolute())],
-        cwd=place, text=True, errors="replace", capture_output=True, check=False,
+        cwd=place,
         # Not the user's ~/.checkpatch.conf.
         env={"PATH": "/usr/bin:/bin", "HOME": str(place), "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
-    return judge(done.stdout.splitlines() or done.stderr.splitlines(), allowed, patch.name)
+    )
+    return judge(done.text.splitlines() or done.errors.splitlines(), allowed, patch.name)
 
 
 def judge(said: Sequence[str], allowed: Sequence[Allowed], what: str) -> Style:

@@ -7,10 +7,10 @@ import email.header
 import email.policy
 import os
 import re
-import subprocess
 from pathlib import Path
 
-from emu.errors import InputError, RigError
+from emu.errors import InputError
+from emu.runprogram import Output, run
 
 _HEADERS = ("From", "Date", "Subject")
 _PREFIX = re.compile(r"^\s*\[[^\]]*PATCH[^\]]*\]\s*")
@@ -65,24 +65,17 @@ class Repository:
                 hint="make patches with git format-patch",
             )
         done = self._git("am", "--quiet", str(patch.absolute()))
-        if done.returncode:
+        if done.status:
             self._git("am", "--abort")
             self._must("reset", "--quiet", "--hard")
-            said = [line for line in done.stderr.splitlines() if not line.startswith("hint:")]
+            said = [line for line in done.errors.splitlines() if not line.startswith("hint:")]
             raise InputError(f"git am refuses {patch.name}", lines=said[:5])
 
     def _must(self, *arguments: str) -> str:
-        done = self._git(*arguments)
-        if done.returncode:
-            raise RigError(f"git {arguments[0]} failed", lines=done.stderr.splitlines()[-5:])
-        return done.stdout
+        return self._git(*arguments, failed=f"git {arguments[0]} failed").text
 
-    def _git(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL,
-            text=True, errors="replace", capture_output=True, check=False,
-        )  # fmt: skip
+    def _git(self, *arguments: str, failed: str | None = None) -> Output:
+        return run(["git", *arguments], failed, lines=5, cwd=self._tree, env=self._environ)
 
 
 def _read(patch: Path) -> email.message.EmailMessage:

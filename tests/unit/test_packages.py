@@ -571,6 +571,18 @@ def test_a_killed_fetch_is_not_in_the_way_of_the_next(mirror: Mirror, cache: Cac
     assert locked(mirror, cache).packages("tools")
 
 
+def test_stalled_download_is_given_up(
+    mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "STALLED", 0.2)
+    mirror.go.clear()
+    began = time.monotonic()
+    with pytest.raises(RigError, match="package lists of test: apt has got nothing for"):
+        locked(mirror, cache)
+    assert time.monotonic() - began < 8, "that was apt's own time-out"
+    mirror.go.set()
+
+
 def test_no_keyring_no_packages(
     mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -583,5 +595,5 @@ def test_no_apt_is_told(
     mirror: Mirror, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="apt-config is missing"):
+    with pytest.raises(InputError, match="apt-config is not installed"):
         locked(mirror, cache)

@@ -237,7 +237,7 @@ def test_a_failed_image_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "root.squashfs").read_bytes() == b"old"
     assert not (tmp_path / "root.squashfs.new").exists()
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="sqfstar is missing"):
+    with pytest.raises(InputError, match="sqfstar is not installed"):
         a_tree().write_squashfs(tmp_path / "root.squashfs")
 
 

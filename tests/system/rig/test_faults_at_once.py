@@ -29,5 +29,5 @@ def test_with_nothing_but_packages(warm: Warm) -> None:
     for stage in (*BUILDS, "booting once, for a checkpoint"):
         assert sum(one.count(stage) for one in said) <= 2, stage
         assert sum(f"{stage}" in one for one in said) == 1, f"{stage} in {said}"
-    assert any("waiting for another process: " in one for one in said)
+    assert any("waiting for pid " in one for one in said)
     assert_clean(home)
