@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emu.channel import files, frames
+from emu.channel.changes import Changes, Guard
 from emu.channel.frames import ExecFlag, Frame, ToGuest
-from emu.channel.mux import WINDOW, Guard, Mux, Stream
+from emu.channel.mux import WINDOW, Mux
 from emu.channel.process import Output, Process
 from emu.channel.result import (
     PAUSE,
@@ -28,6 +29,7 @@ from emu.channel.result import (
     last_lines,
     shown,
 )
+from emu.channel.stream import Stream
 from emu.deadline import Deadline
 from emu.errors import EmuError, RigError
 
@@ -38,6 +40,7 @@ __all__ = [
     "CommandResult",
     "CommandTimeout",
     "Ended",
+    "Guard",
     "Process",
     "Stream",
 ]
@@ -56,14 +59,15 @@ _AGENT = "emu-agent"
 class Channel:
     """Commands and files of one guest; `name` stands in every error. It owns the stream.
 
-    Any thread may use it. `guard` is called, on the caller's thread and about ten times a
-    second, in every wait, with its deadline; what it raises ends the wait. `on_trouble` is
-    told, once and on the channel's own thread, when a channel that worked is lost.
+    Any thread may use it but the reactor's, which runs it. `guard` is asked, on the caller's
+    thread, at the beginning of every wait and when it reports trouble; what it raises ends the
+    wait. `on_trouble` is called, once and in the reactor's thread, when a channel that worked is
+    lost.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: socket.socket | Stream,
         *,
         name: str,
         on_trouble: Callable[[ChannelLost], None] | None = None,
@@ -73,9 +77,9 @@ class Channel:
         self._mux = Mux(stream, name, on_trouble, guard)
 
     def hello(self, timeout: float = 30.0) -> None:
-        """Introduce this host to the agent, whatever lies in the pipe; may be repeated.
+        """Introduce ourselves to the agent, whatever lies in the pipe; may be repeated.
 
-        The agent ends all commands of the host before. `timeout` in seconds before scaling.
+        The agent ends all commands of the peer before. `timeout` in seconds before scaling.
         Raises RigError (no answer, another version), ChannelLost.
         """
         self._mux.hello(timeout)
@@ -162,17 +166,17 @@ class Channel:
     ) -> Process:
         """Start a command and leave it running; `pty` is a terminal's rows and columns.
 
-        With `on_stdout` or `on_stderr` output goes there as it comes, on the channel's own
-        thread, which must not be blocked; else it waits to be read.
+        With `on_stdout` or `on_stderr` output goes there as it comes, in the reactor's thread,
+        which must not be blocked; else it waits to be read.
         """
         flags = ExecFlag.PTY if pty else ExecFlag(0)
 
-        def tell(stream: int, data: bytes) -> None:
-            listener = on_stdout if stream == 1 else on_stderr
-            if listener is not None:
-                listener(data)
+        def on_either(stream: int, data: bytes) -> None:
+            callback = on_stdout if stream == 1 else on_stderr
+            if callback is not None:
+                callback(data)
 
-        on_output = tell if on_stdout or on_stderr else None
+        on_output = on_either if on_stdout or on_stderr else None
         return self._spawn(_words(argv), flags, cwd, env, on_output, pty or (0, 0))
 
     def bridge(self, path: str, *, tty: bool = False) -> Process:
@@ -218,10 +222,8 @@ class Channel:
         ping = self._mux.add(_Ping)
         try:
             self._mux.send(ToGuest.PING, ping.id)
-            while not ping.over.wait(min(0.1, deadline.left)):
-                self._mux.check(deadline)
-                if deadline.passed:
-                    raise RigError(f"{self.name}: no answer from the guest agent ({deadline})")
+            if not ping.wait(deadline, lambda: self._mux.check(deadline)):
+                raise RigError(f"{self.name}: no answer from the guest agent ({deadline})")
         finally:
             self._mux.forget(ping.id)
         if ping.lost is not None:
@@ -229,7 +231,7 @@ class Channel:
         return deadline.spent
 
     def close(self) -> None:
-        """End what still runs, close the stream, and end the threads; twice is fine."""
+        """End what still runs, and close the stream; twice is fine."""
         self._mux.close()
 
     def __enter__(self) -> Channel:
@@ -323,15 +325,23 @@ class _Ping:
 
     def __init__(self, id: int) -> None:
         self.id = id
-        self.over = threading.Event()
         self.lost: ChannelLost | None = None
+        self._answered = False
+        self._changes = Changes()
+
+    def wait(self, deadline: Deadline, check: Callable[[], None]) -> bool:
+        return self._changes.wait(lambda: self._answered or self.lost, lambda: deadline.left, check)
 
     def take(self, frame: Frame) -> None:
-        self.over.set()
+        self._answered = True
+        self._changes.notify()
 
     def lose(self, error: ChannelLost) -> None:
         self.lost = error
-        self.over.set()
+        self._changes.notify()
+
+    def wake(self) -> None:
+        self._changes.notify()
 
 
 def _feed_and_wait(process: Process, input: bytes, deadline: Deadline) -> Ended:

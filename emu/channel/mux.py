@@ -1,117 +1,116 @@
-"""Frames of many commands over one byte stream: the threads, the handshake, the end.
+"""Frames of many commands over one byte stream: the handshake, the queue, the end.
 
-Reading and writing have a thread each, so that no caller blocks another and a guest that
-is paused blocks none: who waits does so on a condition, with a deadline.
+The event loop reads and writes, so no caller blocks another, and a paused guest blocks none.
+A caller waits on a condition, with a deadline, and is woken by what it waits for or by trouble.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import secrets
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 from emu.channel import frames
+from emu.channel.changes import Changes, Guard
 from emu.channel.frames import Decoder, Frame, ToGuest, ToHost
 from emu.channel.result import ChannelLost
+from emu.channel.stream import Stream, attach
 from emu.deadline import Deadline
-from emu.errors import EmuError, RigError
+from emu.errors import RigError
+from emu.reactor import reactor
 
 WINDOW = 512 * 1024
-"""Bytes of one output stream that may wait on the host."""
+"""Bytes of one output stream that may wait here for a reader."""
 _HELLO_PAUSES = (0.5, 1.0, 2.0)
 _CLOSE_GRACE = 1.0
-_READ = 1 << 18
 _BATCH = 4 * frames.PAYLOAD_MAX
 _AGAIN = "hello() takes the channel up again"
-
-
-class Stream(Protocol):
-    """What a channel lies on: a connected socket.socket, or a Process."""
-
-    def recv(self, size: int, /) -> bytes: ...
-    def sendall(self, data: bytes, /) -> None: ...
-    def close(self) -> None: ...
 
 
 class Receiver(Protocol):
     """Who a frame is for."""
 
-    def take(self, frame: Frame) -> None: ...
-    def lose(self, error: ChannelLost) -> None: ...
+    def take(self, frame: Frame) -> None:
+        """A frame has come; in the reactor's thread."""
+
+    def lose(self, error: ChannelLost) -> None:
+        """Nothing more comes; on any thread."""
+
+    def wake(self) -> None:
+        """Waits should ask the guard; on any thread."""
 
 
 R = TypeVar("R", bound=Receiver)
-Guard: TypeAlias = "Callable[[Deadline | None], None]"
 
 
-class Mux:
+class Mux(asyncio.Protocol):
     """One connection to a guest agent; owns the stream. Nothing is sent before `hello`."""
 
     def __init__(
         self,
-        stream: Stream,
+        stream: socket.socket | Stream,
         name: str,
         on_trouble: Callable[[ChannelLost], None] | None,
         guard: Guard | None,
     ) -> None:
         self.name = name
-        self.guard = guard
         self.chunk = frames.PAYLOAD_MAX
         self.input_window = 0
-        self._stream = stream
+        self._guard = guard
         self._on_trouble = on_trouble
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()
+        self._changes = Changes()
         self._receivers: dict[int, Receiver] = {}
         self._lost: ChannelLost | None = ChannelLost(f"{name}: no hello yet")
         self._decoder: Decoder | None = None
-        self._welcomed = threading.Event()
+        self._welcomed = False
         self._ended: ChannelLost | None = None
         self._closed = False
         self._queue: deque[bytes | tuple[int, int, bytes, int]] = deque()
-        self._queued = threading.Condition()
         self._seq = 1
-        self._reader = threading.Thread(target=self._read, name=f"{name} reader", daemon=True)
-        self._writer = threading.Thread(target=self._write, name=f"{name} writer", daemon=True)
-        self._reader.start()
-        self._writer.start()
+        self._flushing = False
+        # Of the reactor's thread alone.
+        self._transport: asyncio.WriteTransport
+        self._paused = False
+        self._idle = asyncio.Event()
+        self._gone = asyncio.Event()
+        reactor().run(self._attach(stream), 10, f"the channel to {name} to open")
+        self._unwatch = guard.on_trouble(self.wake) if guard else lambda: None
 
     def hello(self, timeout: float) -> None:
-        """Introduce this host to the agent, whatever lies in the pipe; ends older commands.
+        """Introduce ourselves to the agent, whatever lies in the pipe; ends older commands.
 
         Raises RigError (no answer, another version), ChannelLost, what the guard raises.
         """
         deadline = Deadline("the guest agent to answer", timeout)
         self._lose(ChannelLost(f"{self.name}: a new hello was sent"), quiet=True)
         decoder = Decoder(nonce := secrets.token_bytes(frames.NONCE_SIZE))
-        with self._lock:
-            self._decoder = decoder
-            self._welcomed.clear()
         greeting = frames.hello(nonce, frames.PAYLOAD_MAX, WINDOW)
-        with self._queued:
+        with self._changes:
+            self._decoder = decoder
+            self._welcomed = False
             self._queue.clear()
             self._seq = 1
         pauses = itertools.chain(_HELLO_PAUSES, itertools.repeat(_HELLO_PAUSES[-1]))
         padding = b""
-        while not self._welcomed.is_set():
-            with self._queued:
+        while not self._welcomed:
+            with self._changes:
                 if not self._queue:  # else nobody has read the last one yet
-                    self._queue.append(padding + greeting)
-                    self._queued.notify_all()
-            # From the second on: an earlier host's half frame would swallow a bare hello.
+                    self._enqueue(padding + greeting)
+            # From the second on: half a frame of an earlier peer would swallow a bare hello.
             padding = frames.PADDING
             self._await_welcome(next(pauses), deadline)
         assert decoder.welcome is not None
         if decoder.welcome.version != frames.VERSION:
             raise RigError(
-                f"{self.name}: the guest agent speaks version {decoder.welcome.version} "
-                f"of the protocol, this host {frames.VERSION}",
+                f"{self.name}: the guest agent has version {decoder.welcome.version} "
+                f"of the protocol, emu has {frames.VERSION}",
                 hint="build the guest images again: emu images",
             )
 
@@ -120,7 +119,7 @@ class Mux:
         self.check()
         id_ = next(self._ids)
         receiver = make(id_)
-        with self._lock:
+        with self._changes:
             if self._lost is not None:
                 raise self._lost
             self._receivers[id_] = receiver
@@ -128,84 +127,121 @@ class Mux:
 
     def forget(self, id: int) -> None:
         """Nothing more is for `id`."""
-        with self._lock:
+        with self._changes:
             self._receivers.pop(id, None)
 
     def send(self, type: int, id: int, payload: bytes = b"", stream: int = 0) -> None:
         """Queue a frame; on a lost channel it goes nowhere."""
-        with self._queued:
+        with self._changes:
             if self._lost is None:
-                self._queue.append((type, id, payload, stream))
-                self._queued.notify_all()
+                self._enqueue((type, id, payload, stream))
 
     def check(self, deadline: Deadline | None = None) -> None:
         """Raise what the guard raises, or ChannelLost when there is no channel."""
-        if self.guard is not None:
-            self.guard(deadline)
+        if self._guard is not None:
+            self._guard.check(deadline)
         if self._lost is not None:
             raise self._lost
 
+    def wake(self) -> None:
+        """Let every wait ask the guard."""
+        with self._changes:
+            receivers = list(self._receivers.values())
+        for receiver in receivers:
+            receiver.wake()
+        self._changes.notify()
+
     def close(self) -> None:
-        """Tell the agent, close the stream, end the threads; twice is fine."""
+        """Send a BYE and close the stream; twice is fine."""
         if self._closed:
             return
+        self._unwatch()
         self.send(ToGuest.BYE, 0)
         self._closed = True
         self._lose(ChannelLost(f"{self.name}: the channel was closed"), quiet=True)
-        with self._queued:
-            self._queued.notify_all()
-        self._writer.join(_CLOSE_GRACE)
-        if isinstance(self._stream, socket.socket):
-            with contextlib.suppress(OSError):  # the other side may have gone first
-                self._stream.shutdown(socket.SHUT_RDWR)
-        else:
-            self._stream.close()
-        for thread in (self._writer, self._reader):
-            if thread is not threading.current_thread():
-                thread.join()
-        self._stream.close()
+        reactor().run(self._shut(), 10, f"the channel to {self.name} to close")
 
     def _await_welcome(self, seconds: float, deadline: Deadline) -> None:
-        end = time.monotonic() + min(seconds, deadline.left)
-        while not self._welcomed.wait(max(0.0, min(0.1, end - time.monotonic()))):
-            if self.guard is not None:
-                self.guard(deadline)
-            if self._ended is not None:
-                self._lose(self._ended, quiet=True)
-                raise self._ended
-            if self._closed:
-                raise ChannelLost(f"{self.name}: the channel was closed")
-            if deadline.passed:
-                raise RigError(
-                    f"{self.name}: no guest agent answered within {deadline.seconds:g} s",
-                    hint="see the guest's console: did emu-agent start?",
-                )
-            if time.monotonic() >= end:
-                return
+        again = time.monotonic() + min(seconds, deadline.left)
+
+        def check() -> None:
+            if self._guard is not None:
+                self._guard.check(deadline)
+
+        over = self._changes.wait(
+            lambda: self._welcomed or self._ended or self._closed,
+            lambda: again - time.monotonic(),
+            check,
+        )
+        if self._closed:
+            raise ChannelLost(f"{self.name}: the channel was closed")
+        if self._ended is not None:
+            self._lose(self._ended, quiet=True)
+            raise self._ended
+        if not over and deadline.passed:
+            raise RigError(
+                f"{self.name}: no guest agent answered within {deadline.seconds:g} s",
+                hint="see the guest's console: did emu-agent start?",
+            )
 
     def _lose(self, error: ChannelLost, quiet: bool = False) -> None:
-        """No answer can come any more: tell everybody who waits."""
-        with self._lock:
+        """No answer can come any more: end all waits."""
+        with self._changes:
             worked, self._lost = self._lost is None, error
             receivers = list(self._receivers.values())
             self._receivers.clear()
+        self._changes.notify()
         for receiver in receivers:
             receiver.lose(error)
         if worked and not quiet and self._on_trouble is not None:
             self._on_trouble(error)
 
-    def _read(self) -> None:
-        why: object = "its stream ended"
+    def _enqueue(self, item: bytes | tuple[int, int, bytes, int]) -> None:
+        """Queue what is to be written; with the lock."""
+        self._queue.append(item)
+        if not self._flushing:
+            self._flushing = True
+            reactor().soon(self._flush)
+
+    # What follows runs in the reactor's thread.
+
+    async def _attach(self, stream: socket.socket | Stream) -> None:
+        self._transport = await attach(stream, self)
+
+    async def _shut(self) -> None:
         try:
-            while data := self._stream.recv(_READ):
-                self._take(data)
-        except (OSError, EmuError) as error:
-            why = error
+            self._flush()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), _CLOSE_GRACE)
+        finally:
+            self._transport.abort()
+        await self._gone.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The stream is a socket; `pause_writing` is called as soon as it takes no more."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.set_write_buffer_limits(high=0)
+
+    def pause_writing(self) -> None:
+        """The stream takes no more."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._paused = False
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream has ended: all waits end."""
+        self._gone.set()
+        self._idle.set()
         if not self._closed:
+            why = exc or "its stream ended"
             self._ended = ChannelLost(f"{self.name}: the channel is gone: {why}")
             self._lose(self._ended)
 
-    def _take(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the agent."""
         decoder = self._decoder
         if decoder is None:
             return  # damaged, and no new hello yet
@@ -213,21 +249,25 @@ class Mux:
             joined = decoder.welcome is not None
             received = decoder.feed(data)
             if not joined and decoder.welcome is not None:
-                self.chunk = min(decoder.welcome.chunk, frames.PAYLOAD_MAX)
-                self.input_window = decoder.welcome.window
-                with self._lock:
-                    if self._decoder is decoder and not self._closed:
-                        self._lost = None
-                        self._welcomed.set()
+                self._join(decoder, decoder.welcome)
             for frame in received:
                 self._dispatch(frame)
         except frames.Damaged as error:
-            with self._lock:
+            with self._changes:
                 if self._decoder is decoder:
                     self._decoder = None
             self._lose(
                 ChannelLost(f"{self.name}: what the guest sent came damaged: {error}", hint=_AGAIN)
             )
+
+    def _join(self, decoder: Decoder, welcome: frames.Welcome) -> None:
+        self.chunk = min(welcome.chunk, frames.PAYLOAD_MAX)
+        self.input_window = welcome.window
+        with self._changes:
+            if self._decoder is decoder and not self._closed:
+                self._lost = None
+                self._welcomed = True
+        self._changes.notify()
 
     def _dispatch(self, frame: Frame) -> None:
         if frame.type == ToHost.TROUBLE:
@@ -236,22 +276,23 @@ class Mux:
                 ChannelLost(f"{self.name}: what the guest got came damaged: {why}", hint=_AGAIN)
             )
             return
-        with self._lock:
+        with self._changes:
             receiver = self._receivers.get(frame.id)
         if receiver is not None:
             receiver.take(frame)
 
-    def _write(self) -> None:
-        while True:
-            with self._queued:
-                self._queued.wait_for(lambda: self._queue or self._closed)
-                if not self._queue:
-                    return
+    def _flush(self) -> None:
+        """Write what waits in the queue until the stream takes no more."""
+        while not self._paused and not self._gone.is_set():
+            with self._changes:
                 batch = self._next_batch()
-            try:
-                self._stream.sendall(batch)
-            except (OSError, EmuError):
-                return  # the reader meets the same end, and tells
+                if not batch:
+                    self._flushing = False
+                    break
+            self._idle.clear()
+            self._transport.write(batch)
+        if not self._paused:
+            self._idle.set()
 
     def _next_batch(self) -> bytes:
         """What waits in the queue, as bytes, up to a few frames of full size."""

@@ -1,15 +1,16 @@
-"""A command that runs in a guest, as the host sees it."""
+"""A command that runs in a guest, as this machine sees it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import struct
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from emu.channel.changes import Changes
 from emu.channel.frames import PAYLOAD_MAX, ExitKind, Frame, ToGuest, ToHost
 from emu.channel.result import (
     Arg,
@@ -20,16 +21,15 @@ from emu.channel.result import (
     Ended,
     shown,
 )
+from emu.channel.stream import Pipe
 from emu.deadline import Deadline
+from emu.errors import EmuError
 
 Output = Callable[[int, bytes], None]
 """Takes what a command prints: stream (1 stdout, 2 stderr) and bytes. It must not block."""
 
 Timeout = float | Deadline | None
 """Seconds before scaling, a deadline that runs already, or no limit."""
-
-POLL = 0.1
-"""Seconds between two looks at the guard while nothing comes."""
 
 
 class Sender(Protocol):
@@ -45,7 +45,7 @@ class Sender(Protocol):
 
 
 class Process:
-    """A command that runs in the guest. Any thread may use it; it is a byte stream, too.
+    """A command that runs in the guest. Any thread may use it; a channel can lie on it.
 
     Output waits in at most one window per stream until it is read, and then the guest's
     side waits; with `on_output` it goes there instead, at once.
@@ -68,7 +68,8 @@ class Process:
         self._window = window
         self._chunk = min(chunk, PAYLOAD_MAX)
         self._on_output = on_output
-        self._changed = threading.Condition()
+        self._pipe: Pipe | None = None
+        self._changes = Changes()
         self._waiting: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
         self._owed = {1: 0, 2: 0}
         self._input_credit = input_credit
@@ -78,7 +79,7 @@ class Process:
         self._ended: Ended | None = None
         self._last_error = b""
 
-    # What the caller asks.
+    # For whoever runs it.
 
     @property
     def ended(self) -> Ended | None:
@@ -99,7 +100,7 @@ class Process:
         self._wait(
             lambda: bool(waiting) or self._ended is not None or self._closed, deadline, guarded
         )
-        with self._changed:
+        with self._changes:
             if not waiting:
                 return b""
             data = waiting.popleft()
@@ -126,7 +127,7 @@ class Process:
         at = 0
         while at < len(data):
             self._wait(lambda: self._input_credit > 0 or self._over, deadline, guarded)
-            with self._changed:
+            with self._changes:
                 if self._over or self._input_ended:
                     raise BrokenPipeError(f"{shown(self.argv)} takes no more input")
                 # Another writer may have been quicker: then there is nothing, and one more wait.
@@ -138,7 +139,7 @@ class Process:
 
     def close_stdin(self) -> None:
         """The end of its standard input (for a terminal, write b"\\x04" instead)."""
-        with self._changed:
+        with self._changes:
             if self._over or self._input_ended:
                 return
             self._input_ended = True
@@ -166,32 +167,72 @@ class Process:
         """The terminal it runs on has another size now."""
         self._channel.send(ToGuest.RESIZE, self.id, struct.pack("<HH", rows, columns))
 
-    # A byte stream, for another channel on top.
+    # A byte stream.
 
     def recv(self, size: int) -> bytes:
         """As a socket's: b"" at its end or after close(); CommandFailed when it failed.
 
-        No guard is asked: what ends somebody's wait is no reason to end a stream.
+        The guard is not asked: trouble in a guest does not end a stream.
         """
         data = self._read(size, 1, None, guarded=False)
-        if not data and not self._closed and self._ended and self._ended.status != 0:
-            result = CommandResult(
-                self.argv, self._ended.status, self._ended.signal, b"", self._last_error, 0.0
-            )
-            raise CommandFailed(self._channel.name, result, self._ended)
+        if not data and (failed := self._failed()):
+            raise failed
         return data
 
     def sendall(self, data: bytes) -> None:
-        """As a socket's; no guard is asked."""
+        """As a socket's; the guard is not asked."""
         self._write(data, None, guarded=False)
+
+    async def attach(self, protocol: asyncio.Protocol) -> Pipe:
+        """Use it as the stream of another channel; in the reactor's thread."""
+        self._pipe = pipe = Pipe(self, protocol)
+        with self._changes:
+            held = b"".join(self._waiting[1])
+            self._waiting[1].clear()
+            owed = self._owed[1] + len(held)
+            self._on_output = lambda stream, data: pipe.received(data) if stream == 1 else None
+        protocol.connection_made(pipe)
+        if held:
+            pipe.received(held)
+        if owed:
+            self._grant(1, owed)
+        pipe.changed()
+        return pipe
+
+    def offer(self, data: bytes) -> int:
+        """Hand over what its standard input takes without a wait; how many bytes that was."""
+        with self._changes:
+            size = 0 if self._over or self._input_ended else min(self._input_credit, len(data))
+            self._input_credit -= size
+            for at in range(0, size, self._chunk):
+                part = data[at : min(at + self._chunk, size)]
+                self._channel.send(ToGuest.STDIN, self.id, part)
+        return size
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, was closed, or can't be reached any more."""
+        return self._over or self._lost is not None
+
+    @property
+    def failure(self) -> EmuError | None:
+        """CommandFailed or ChannelLost, when it is over for that reason."""
+        return self._lost or self._failed()
+
+    def _failed(self) -> CommandFailed | None:
+        ended = self._ended
+        if self._closed or ended is None or ended.status == 0:
+            return None
+        result = CommandResult(self.argv, ended.status, ended.signal, b"", self._last_error, 0.0)
+        return CommandFailed(self._channel.name, result, ended)
 
     def close(self) -> None:
         """End it; readers and writers return."""
-        with self._changed:
+        with self._changes:
             if self._closed:
                 return
             self._closed = True
-            self._changed.notify_all()
+        self.wake()
         if self._ended is None:
             self.kill()
 
@@ -201,29 +242,35 @@ class Process:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # What the channel tells, on its reading thread.
+    # For the channel, in the reactor's thread but for `lose` and `wake`.
 
     def take(self, frame: Frame) -> None:
         """A frame of this command."""
         if frame.type == ToHost.OUTPUT and frame.stream in self._waiting:
             self._take_output(frame.stream, frame.payload)
         elif frame.type == ToHost.STDIN_CREDIT:
-            with self._changed:
+            with self._changes:
                 self._input_credit += frame.numbers("<I")[0]
-                self._changed.notify_all()
+            self.wake()
         elif frame.type == ToHost.EXITED:
             kind, value = frame.numbers("<Ii")
             self._channel.forget(self.id)
-            with self._changed:
+            with self._changes:
                 self._ended = _ended(kind, value)
-                self._changed.notify_all()
+            self.wake()
 
     def lose(self, error: ChannelLost) -> None:
         """The channel is gone: all waits end with `error`."""
-        with self._changed:
+        with self._changes:
             if self._ended is None:
                 self._lost = error
-            self._changed.notify_all()
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed that a wait may be for."""
+        self._changes.notify()
+        if self._pipe is not None:
+            self._pipe.changed()
 
     def _take_output(self, stream: int, data: bytes) -> None:
         if stream == 2:
@@ -233,9 +280,9 @@ class Process:
         if self._on_output is not None or self._closed:
             self._grant(stream, len(data))
             return
-        with self._changed:
+        with self._changes:
             self._waiting[stream].append(data)
-            self._changed.notify_all()
+        self._changes.notify()
 
     @property
     def _over(self) -> bool:
@@ -248,24 +295,23 @@ class Process:
     def _wait(
         self, ready: Callable[[], bool], deadline: Deadline | None, guarded: bool = True
     ) -> None:
-        while True:
-            with self._changed:
-                pause = POLL if deadline is None else min(POLL, deadline.left)
-                self._changed.wait_for(lambda: ready() or self._lost is not None, pause)
-                if ready():
-                    return
-                if self._lost is not None:
-                    raise ChannelLost(
-                        f"{self._lost.message} while {shown(self.argv)} ran", hint=self._lost.hint
-                    ) from self._lost
+        def left() -> float | None:
+            return None if deadline is None else deadline.left
+
+        def check() -> None:
             if guarded:
                 self._channel.check(deadline)
-            if deadline is not None and deadline.passed:
-                command = shown(self.argv)
-                what = deadline.what + ("" if command in deadline.what else f": {command}")
-                raise CommandTimeout(
-                    f"{self._channel.name}: waited {deadline.seconds:g} s for {what}"
-                )
+
+        in_time = self._changes.wait(lambda: ready() or self._lost is not None, left, check)
+        if self._lost is not None and not ready():
+            raise ChannelLost(
+                f"{self._lost.message} while {shown(self.argv)} ran", hint=self._lost.hint
+            ) from self._lost
+        if in_time or deadline is None:
+            return
+        command = shown(self.argv)
+        what = deadline.what + ("" if command in deadline.what else f": {command}")
+        raise CommandTimeout(f"{self._channel.name}: waited {deadline.seconds:g} s for {what}")
 
 
 def _deadline(what: str, timeout: Timeout) -> Deadline | None:

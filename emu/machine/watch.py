@@ -101,6 +101,7 @@ class Watch:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
         self._consoles: list[Listened] = []
         self._findings: list[Finding] = []
         self._seen: deque[Finding] = deque(maxlen=64)
@@ -132,6 +133,7 @@ class Watch:
             else:
                 self._take(finding)
             self._changed.notify_all()
+        self._wake_listeners()
 
     def _take(self, finding: Finding) -> None:
         for allowance in self._allowances:
@@ -178,6 +180,13 @@ class Watch:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+        self._wake_listeners()
+
+    def _wake_listeners(self) -> None:
+        # Without the lock: a listener has locks of its own, and calls `check` with none.
+        if self.in_trouble:
+            for wake in tuple(self._listeners):
+                wake()
 
     def notify(self) -> None:
         """Something changed that a waiting predicate may want to see."""
@@ -225,6 +234,20 @@ class Watch:
         raise type(failure)(
             message, hint=failure.hint, lines=failure.lines or self._last_lines()
         ) from failure
+
+    def on_trouble(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called, on any thread, when `check` begins to raise; returns how to stop.
+
+        It is for waits that do not go through `wait`, such as those for a guest's command.
+        """
+        with self._changed:
+            self._listeners.append(wake)
+
+        def stop() -> None:
+            with self._changed:
+                self._listeners.remove(wake)
+
+        return stop
 
     def wait(
         self,
@@ -294,6 +317,7 @@ class Watch:
             yield
         finally:
             self._after_the_fact -= 1
+            self._wake_listeners()
 
     @contextmanager
     def expect_finding(

@@ -68,7 +68,7 @@ class Domain:
     def open_channel(self, timeout: float = 60.0) -> Channel:
         """Connect to the guest agent in the domU; waits until it answers."""
         bridge = self.host.dom0.bridge(f"/run/emu/channel/{self.domid}")
-        channel = Channel(bridge, name=self.name, guard=self.host.machine.watch.check)
+        channel = Channel(bridge, name=self.name, guard=self.host.machine.watch)
         channel.hello(timeout)
         self._channel = channel
         return channel

@@ -57,7 +57,7 @@ class Host:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch.check)
+        self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch)
         self.watchdog: Watchdog | None = None
         """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
         self.domains: dict[str, domains.Domain] = {}

@@ -24,21 +24,22 @@ from pathlib import Path
 import pytest
 import sanitized
 from processes import alive, gone
+from streams import Change, Faulty, Terminal
 
 from emu.channel import frames
-from emu.channel.channel import Channel, ChannelLost, CommandFailed, CommandTimeout, Process, Stream
+from emu.channel.channel import Channel, ChannelLost, CommandFailed, CommandTimeout, Process
 from emu.channel.files import patience
 from emu.channel.frames import ToGuest
 from emu.channel.mux import WINDOW
-from emu.deadline import Deadline, scale
+from emu.deadline import scale
 from emu.errors import RigError
 from emu.images import agent
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.progress import Progress
+from emu.reactor import reactor
 
 MIB = 1 << 20
-Change = Callable[[bytes], bytes]
 
 
 @pytest.fixture(scope="session")
@@ -51,53 +52,6 @@ def program() -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """emu-agent as guests have it."""
     return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).agent
-
-
-class Faulty:
-    """A stream that loses or changes bytes when told to."""
-
-    def __init__(self, inner: Stream) -> None:
-        self.inner = inner
-        self.on_send: Change = lambda data: data
-        self.on_recv: Change = lambda data: data
-
-    def sendall(self, data: bytes) -> None:
-        self.inner.sendall(self.on_send(data))
-
-    def recv(self, size: int) -> bytes:
-        return self.on_recv(self.inner.recv(size))
-
-    def close(self) -> None:
-        if isinstance(self.inner, socket.socket):
-            with contextlib.suppress(OSError):
-                self.inner.shutdown(socket.SHUT_RDWR)
-        self.inner.close()
-
-
-class Terminal:
-    """The master's side of a pty as a stream, which `close` wakes."""
-
-    def __init__(self, master: int) -> None:
-        self._master = master
-        self._wake = os.pipe()
-        self._open = True
-
-    def recv(self, size: int) -> bytes:
-        ready, _, _ = select.select([self._master, self._wake[0]], [], [])
-        return b"" if self._wake[0] in ready else os.read(self._master, size)
-
-    def sendall(self, data: bytes) -> None:
-        while data:
-            _, ready, _ = select.select([], [self._master], [], 0.1)
-            if not self._open:
-                raise OSError("closed")
-            if ready:
-                data = data[os.write(self._master, data) :]
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            os.write(self._wake[1], b"x")
 
 
 @contextlib.contextmanager
@@ -539,23 +493,6 @@ def test_an_agent_that_dies_ends_every_wait(program: Path) -> None:
         os.kill(orphan, signal.SIGKILL)
 
 
-def test_a_guard_ends_a_wait_early(program: Path, tmp_path: Path) -> None:
-    trouble: list[str] = []
-
-    def guard(deadline: Deadline | None) -> None:
-        if trouble:
-            raise RigError(f"dom0: kernel BUG while waiting for {deadline}")
-
-    with serving(program) as (sock, _), Channel(sock, name="dom0", guard=guard) as channel:
-        channel.hello(10)
-        threading.Timer(0.2, trouble.append, ["kernel BUG"]).start()
-        began = time.monotonic()
-        with pytest.raises(RigError, match=r"kernel BUG while waiting for `echo .*` to end \(0 s"):
-            channel.run(f"echo $$ > {tmp_path}/pid; exec sleep 1000", timeout=60)
-        assert time.monotonic() - began < 1
-        assert gone(int((tmp_path / "pid").read_text()))
-
-
 def test_a_guest_behind_a_guest(guest: Channel, program: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "channel")
     with Channel(guest.bridge(path), name="domU") as inner:
@@ -604,6 +541,7 @@ def test_a_bridge_to_a_terminal(guest: Channel) -> None:
 
 
 def test_nothing_is_left_after_close(program: Path) -> None:
+    reactor()  # it has the one thread of all channels, and is there to stay
     before = threading.active_count()
     with serving(program) as (sock, server):
         channel = Channel(sock, name="dom0")

@@ -133,7 +133,7 @@ def test_wait_until_honours_the_timeout_scale(
 
 def test_wait_until_leaves_nothing_behind(guest: Channel, unscaled: None, tmp_path: Path) -> None:
     with pytest.raises(CommandTimeout):
-        guest.wait_until(f"echo $$ > {tmp_path}/pid; false", "never", 0.3)
+        guest.wait_until(f"[ -s {tmp_path}/pid ] || echo $$ > {tmp_path}/pid; false", "never", 1)
     pid = int((tmp_path / "pid").read_text())
     assert poll(lambda: not Path(f"/proc/{pid}").exists(), Deadline("its end", 10))
 
