@@ -11,7 +11,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$
 
 N ?= 20
 
-.PHONY: help setup setup-qemu run test test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
+.PHONY: help setup setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -40,21 +40,30 @@ run: setup ## boot Xen, dom0, LUN and domU; attach over our drivers; show ring, 
 	@$(BIN)/emu run $(ARGS)
 
 test: setup ## all tests: unit, and system tests that boot Xen (JOBS=2 side by side)
+	@$(BIN)/emu prepare -- $(ARGS)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
 
+prepare: setup ## build what the tests need, as `make test` does first (ARGS as for pytest)
+	@$(BIN)/emu prepare -- $(ARGS)
+
 test-quick: setup ## the unit tests, and a test of each subject: rings, migration, grants
+	@$(BIN)/emu prepare -- -m 'quick or not system' $(ARGS)
 	@$(BIN)/python -m pytest -n $(JOBS) -m 'quick or not system' $(ARGS)
 
 test-long: setup ## what the tests have a short form of by default, in full: hours
+	@$(BIN)/emu prepare -- -m long $(ARGS)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
 
 test-repeat: setup ## the whole suite N=20 times in a row; goes on where it was interrupted
+	@$(BIN)/emu prepare -- $(ARGS)
 	@$(BIN)/emu repeat --times $(N) -- -q -n $(JOBS) --dist worksteal $(ARGS)
 
 test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
+	@$(BIN)/emu prepare -- -m debug $(ARGS)
 	@$(BIN)/python -m pytest -m debug $(ARGS)
 
 test-qemu: setup-qemu ## what our QEMU patches mend: boots on stock and patched QEMU, built at first
+	@$(BIN)/emu prepare -- -m qemu $(ARGS)
 	@$(BIN)/python -m pytest -m qemu $(ARGS)
 
 test-unit: setup ## the unit tests alone

@@ -15,6 +15,7 @@ COMMANDS = (
     "replay",
     "runs",
     "series",
+    "prepare",
     "mutants",
     "repeat",
     "doctor",

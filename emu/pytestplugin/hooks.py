@@ -42,7 +42,11 @@ from emu.pytestplugin.reports import (
 )
 from emu.pytestplugin.stash import HOST, SECOND, STACK
 
-pytest_plugins = ("emu.pytestplugin.options", "emu.pytestplugin.fixtures")
+pytest_plugins = (
+    "emu.pytestplugin.options",
+    "emu.pytestplugin.collected",
+    "emu.pytestplugin.fixtures",
+)
 """Loaded with this module, which is the entry point."""
 
 
