@@ -8,10 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
-from emu_command import Warm
+from emu_command import EmuCommand, Warm
 
-from emu.errors import EXIT_NOT_HELD, EXIT_RIG
+from emu.errors import EXIT_INTERRUPTED, EXIT_NOT_HELD, EXIT_RIG
 from emu.machine.rundir import KEEP_LOGS, RunDir
 
 
@@ -19,16 +18,17 @@ def test_killed_run_keeps_its_logs(warm: Warm) -> None:
     home = warm.home()
     killed = warm.run(home)
     killed.wait_said("loading the drivers")
+    (run,) = (home / "emu-xen-block/runs").iterdir()
+    log = run / "console.log"
+    killed.wait_until(lambda: "dom0 | " in log.read_text(), "a line of dom0's kernel")
     killed.interrupt(signal.SIGKILL)
     killed.process.wait(10)
     killed.assert_nothing_runs()
-    (run,) = (home / "emu-xen-block/runs").iterdir()
-    assert "dom0" in (run / "console.log").read_text()
     warm.run(home).succeed()
     for _ in range(KEEP_LOGS):
         with RunDir.create(run.parent) as other:
             other.log("xen").touch()
-    assert "dom0" in (run / "console.log").read_text()
+    assert "dom0 | " in log.read_text()
     assert not (run / "state").exists()
     listed = {Path(entry["path"]): entry for entry in runs(warm, home)}
     assert listed[run]["outcome"] == "killed"
@@ -49,15 +49,28 @@ def runs(warm: Warm, home: Path) -> list[dict[str, Any]]:
     return listed
 
 
-@pytest.mark.parametrize("stage", ["starting the stack", "loading the drivers"])
-def test_run_on_a_stopped_qemu_says_what_it_awaits_and_ends(warm: Warm, stage: str) -> None:
-    # --json: standard output is the report's; what is awaited comes on standard error.
-    run = warm.run(warm.home(), "--json", environ={"EMU_TIMEOUT_SCALE": "0.5"})
+def stop_qemu(run: EmuCommand, stage: str) -> None:
+    """Stop the command's QEMU in that stage, and wait until it says that it waits there."""
     run.wait_said(f"{stage} …")
     run.wait_until(run.qemus, "QEMU")
     for qemu in run.qemus():
         os.kill(qemu, signal.SIGSTOP)
     run.wait_said(f"  … {stage}", timeout=15.0)
+
+
+def test_start_of_a_stopped_qemu_is_no_silence(warm: Warm) -> None:
+    # --json: standard output is for the report; what is awaited goes to standard error.
+    run = warm.run(warm.home(), "--json")
+    stop_qemu(run, "starting the stack")
+    run.interrupt(signal.SIGINT)
+    run.fail(EXIT_INTERRUPTED)
+    assert run.stdout == ""
+    run.assert_nothing_runs()
+
+
+def test_guest_of_a_stopped_qemu_is_awaited_for_a_limited_time(warm: Warm) -> None:
+    run = warm.run(warm.home(), "--json", environ={"EMU_TIMEOUT_SCALE": "0.5"})
+    stop_qemu(run, "loading the drivers")
     run.fail(EXIT_RIG, timeout=120.0)
     assert run.stdout == ""
     run.assert_nothing_runs()
