@@ -19,8 +19,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure the rig against its targets",
-        description="Measure start, cold boot, disk and memory, and compare with what is wanted.",
-        epilog="exit status: 0 every target that was measured is reached; 1 one is missed",
+        description="Measure start, cold boot, disk and memory, and compare with the targets.",
+        epilog="exit status: 0 every target that was measured is met; 1 one is missed",
     )
     parser.add_argument(
         "--repeat",

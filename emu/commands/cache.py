@@ -1,4 +1,4 @@
-"""`emu cache`: what it holds, how large that is, making room."""
+"""`emu cache`: list the cache, make room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     """Add the command's parser, with its own commands."""
     parser = commands.add_parser(
         "cache",
-        help="what the cache holds, how large it is; prune it",
+        help="list the cache and its size; prune it",
         description="Without a further command: every entry with its size on the disk.",
     )
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     prune = further.add_parser(
         "prune",
         help="remove what was not used for a while",
-        description="Remove what was not used for a while; what is in use now stays.",
+        description="Remove what was not used for a while, unless it is in use now.",
     )
     how = prune.add_mutually_exclusive_group()
     how.add_argument(
@@ -38,14 +38,14 @@ def add(commands: Commands) -> None:
         type=_days,
         default=UNUSED_DAYS,
         metavar="N",
-        help=f"how long a while is (default {UNUSED_DAYS:.0f})",
+        help=f"remove what was not used for N days (default {UNUSED_DAYS:.0f})",
     )
     how.add_argument("--all", action="store_true", help="everything that is not in use now")
     prune.add_argument(
         "--kind",
         action="append",
         metavar="KIND",
-        help="only this kind (`emu cache` shows them; runs: logs of ended runs); repeatable",
+        help="only this kind (`emu cache` shows the kinds; runs: logs of ended runs); repeatable",
     )
     prune.set_defaults(command=_prune)
     path = further.add_parser("path", help="print where the cache is")
@@ -56,7 +56,7 @@ def _days(text: str) -> float:
     with contextlib.suppress(ValueError):
         if (days := float(text)) >= 0:
             return days
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of days")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _about(entry: EntryInfo) -> str:
-    """What tells this entry from others of its kind, in a few words."""
+    """How this entry differs from others of its kind, in a few words."""
     inputs: Mapping[str, Any] = entry.inputs
     words = []
     if isinstance(domu := inputs.get("domu"), dict):

@@ -24,8 +24,8 @@ def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "doctor",
-        help="what this machine has, what it lacks, and what mends it",
-        description="Look at this machine, and try what its QEMU gets wrong.",
+        help="check this machine, and say how to fix what is missing",
+        description="Check this machine, and try its QEMU for faults.",
         epilog="exit status: 0 a run can work here; 3 something is missing",
     )
     add_qemu_option(parser)
@@ -48,7 +48,7 @@ def _show(diagnosis: doctor.Diagnosis) -> None:
         sign, style = _SIGN[finding.state]
         line = Text(f"{sign:<8}", style=style)
         console.print(line, Text(f"{finding.subject:<12} {finding.text}"), sep="")
-        if finding.mend:
-            console.print(Text(f"{'':<21}→ {finding.mend}"))
+        if finding.fix:
+            console.print(Text(f"{'':<21}→ {finding.fix}"))
     verdict = "`emu run` can work here" if diagnosis.able else "`emu run` can't work here yet"
     console.print(Text(verdict))

@@ -1,4 +1,4 @@
-"""`emu images`: what guests boot, what it was made of, building it, renewing the lock."""
+"""`emu images`: list and build what guests boot, renew the package lock."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def add(commands: Commands) -> None:
     """Add the command's parser, with its own commands."""
     parser = commands.add_parser(
         "images",
-        help="what the guests boot and load: list, build, renew the package lock",
+        help="what the guests boot: list, build, renew the package lock",
         description="Without a further command: the kernels, guest images, drivers and "
-        "checkpoints in the cache, and the locked packages they were made of.",
+        "checkpoints in the cache, and the locked packages they were built from.",
     )
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     parser.set_defaults(command=_list)
     further = parser.add_subparsers(metavar="COMMAND")
     build = further.add_parser(
         "build",
-        help="build everything a run needs, without running",
+        help="build everything that a run needs; run nothing",
         description="Fetch and build the kernel, the guest images and the patched drivers.",
     )
     add_kernel_option(build)
@@ -49,7 +49,7 @@ def _list(arguments: argparse.Namespace) -> int:
     rows = table("what", "kernel", "key", "size", "used", "locked packages", right=["size"])
     for image in found:
         entry = image.entry
-        origin = image.chief or f"{len(image.packages)} packages"
+        origin = image.main_package or f"{len(image.packages)} packages"
         rows.add_row(
             image.kind,
             image.name or "–",
@@ -60,7 +60,7 @@ def _list(arguments: argparse.Namespace) -> int:
         )
     show(rows)
     if not found:
-        print("nothing is built yet; `emu images build` does it")
+        print("nothing is built yet: `emu images build`")
     return EXIT_HELD
 
 
@@ -82,9 +82,9 @@ def _lock(arguments: argparse.Namespace) -> int:
         print(f"{change.name:<36} {before} → {after}   {change.archive}: {', '.join(change.sets)}")
     if changes:
         print(
-            f"{len(changes)} packages changed: images made of them, and their checkpoints, are "
-            "built again at the next run"
+            f"{len(changes)} packages changed: images built from them, and their checkpoints, are "
+            "rebuilt at the next run"
         )
     else:
-        print("packages.lock is what the mirror has now; nothing changed")
+        print("packages.lock matches the mirror; nothing changed")
     return EXIT_HELD

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they come to."""
+"""Options that several commands share, and how values are printed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _WIDTH = 1000
 
 
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which stack to start."""
+    """Add the options that select the stack."""
     add_kernel_option(parser)
     parser.add_argument(
-        "--domu-kernel", metavar="NAME", help="the domU's kernel, where it is not --kernel"
+        "--domu-kernel", metavar="NAME", help="the domU's kernel (default: that of --kernel)"
     )
     parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
     parser.add_argument(
@@ -41,27 +41,29 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
         "--accel",
         choices=("auto", "tcg", "kvm"),
         default="auto",
-        help="auto (default) takes KVM only where Xen was seen to start under it",
+        help="auto (default) uses KVM only where Xen was seen to start under it",
     )
     parser.add_argument(
         "--clock",
         choices=("wall", "icount"),
-        help="wall (default), or icount: guest time counts instructions, whatever the machine's "
-        "speed",
+        help="wall (default), or icount: guest time counts instructions, independent of this "
+        "machine's speed",
     )
     add_qemu_option(parser)
     parser.set_defaults(qemu=None)
     parser.add_argument(
         "--record",
         action="store_true",
-        help="record the run, for `emu replay`: on instruction time, and a patched QEMU where "
-        "none is named",
+        help="record the run, for `emu replay`: with --clock icount, and by default on a patched "
+        "QEMU",
     )
-    parser.add_argument("--cold", action="store_true", help="boot, without a checkpoint")
+    parser.add_argument(
+        "--cold", action="store_true", help="boot instead of starting from a checkpoint"
+    )
 
 
 def add_kernel_option(parser: argparse.ArgumentParser) -> None:
-    """Which kernel the guests run."""
+    """Add the option that selects the guests' kernel."""
     parser.add_argument(
         "--kernel",
         default="debian",
@@ -71,24 +73,24 @@ def add_kernel_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_qemu_option(parser: argparse.ArgumentParser) -> None:
-    """Which QEMU runs it all."""
+    """Add the option that selects QEMU."""
     parser.add_argument(
         "--qemu",
         default=emulator.default(),
         metavar="QEMU",
         help=f"{', '.join(emulator.NAMES)} or the path of one (default: ${emulator.GIVEN}, or "
-        f"{emulator.SYSTEM}); the patched are built when they are missing",
+        f"{emulator.SYSTEM}); patched ones are built when missing",
     )
 
 
 def add_driver_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which drivers meet over which ring."""
+    """Add the options that select drivers and ring."""
     parser.add_argument(
         "--ring-pages",
         type=int,
         default=16,
         metavar="N",
-        help="1, 2, 4, … up to what both ends allow (default 16); sets max_ring_pages of the "
+        help="1, 2, 4, … up to the limit of both ends (default 16); sets max_ring_pages of the "
         "front end, or max_ring_page_order where it has no such parameter",
     )
     for end in ("front", "back"):
@@ -101,7 +103,7 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
 
 
 def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
-    """The stack that the options ask for."""
+    """The stack that the options select."""
     memory = arguments.domu_memory or memory_for(ring_pages)
     return Wish(
         kernel=arguments.kernel,
@@ -116,14 +118,14 @@ def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wis
 
 
 def count(text: str) -> int:
-    """A number of things, one at least, as a parser's `type`."""
+    """A count of at least one, as a parser's `type`."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, 3, …")
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table, one line a row; the columns in `right` are flush right."""
+    """An empty table, one line a row; the columns in `right` are right-aligned."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
@@ -131,12 +133,12 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table, never cut off: a terminal too narrow for it folds its lines."""
+    """Print a table without truncation; a narrow terminal wraps its lines."""
     Console(file=sys.stdout, highlight=False, width=_WIDTH).print(table)
 
 
 def size(amount: float) -> str:
-    """Bytes for people: "12 KiB", "3.4 MiB", "1.2 GiB"."""
+    """Bytes, readable: "12 KiB", "3.4 MiB", "1.2 GiB"."""
     units: Sequence[str] = ("B", "KiB", "MiB", "GiB", "TiB")
     power = 0
     while amount >= 1024 and power < len(units) - 1:
@@ -146,7 +148,7 @@ def size(amount: float) -> str:
 
 
 def ago(when: float, now: float | None = None) -> str:
-    """A Unix time for people: "12 s ago", "3 h ago", "5 days ago"."""
+    """A Unix time, readable: "12 s ago", "3 h ago", "5 days ago"."""
     past = max(0.0, (time.time() if now is None else now) - when)
     for limit, unit, seconds in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if past < limit:

@@ -1,4 +1,4 @@
-"""`emu qemu`: the QEMUs that can run the stack, what each gets wrong, building ours."""
+"""`emu qemu`: the QEMUs that can run the stack, their faults; build ours."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add(commands: Commands) -> None:
     """Add the command's parser, with its own commands."""
     parser = commands.add_parser(
         "qemu",
-        help="the QEMUs that --qemu names, what each gets wrong; build ours",
-        description="Without a further command: the QEMU of the host and ours, as far as they "
-        "are there, and what each gets wrong, found out by trying it (seconds, once).",
+        help="the QEMUs that --qemu names, and their faults; build ours",
+        description="Without a further command: the QEMU of this machine and ours, as far as they "
+        "are there, and the faults of each, found by trying it (seconds, once).",
     )
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     parser.set_defaults(command=_list)
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "build",
         help="build QEMU with our patches",
         description="Build QEMU from Debian's source package with the patches of qemu-patches/ "
-        "(minutes), unless that was done before.",
+        "(minutes), unless it is built.",
     )
     build.add_argument(
         "name",
@@ -59,7 +59,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
         built = qemus.build(arguments.name, BuildContext(Cache(), screen))
-    wrong = "; ".join(fault.what for fault in built.faults) or "nothing that is looked for"
+    wrong = "; ".join(fault.what for fault in built.faults) or "no fault that is tried"
     print(f"{built.name}  {built.version}")
     print(f"program  {built.program}")
     print(f"wrong    {wrong}")

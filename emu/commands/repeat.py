@@ -22,16 +22,16 @@ def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "repeat",
-        help="run the suite until it has passed so many times in a row",
+        help="run the suite until it has passed N times in a row",
         description="Run pytest until it has passed N times in a row, or fails. Passes are kept: "
-        "the next run goes on where this one was interrupted, as long as nothing has changed.",
-        epilog="exit status: 0 so many passes are in a row; 1 one failed, and the row is over; "
+        "the next run continues where this one was interrupted, unless something has changed.",
+        epilog="exit status: 0 N passes in a row; 1 one failed, which ends the row; "
         "3 pytest ran no tests; 125 it broke; 130 interrupted",
     )
     parser.add_argument(
         "--times", type=count, default=_TIMES, metavar="N", help=f"passes (default {_TIMES})"
     )
-    parser.add_argument("--again", action="store_true", help="begin a new row")
+    parser.add_argument("--again", action="store_true", help="start a new row")
     parser.add_argument("--json", action="store_true", help="print the passes as JSON at the end")
     parser.add_argument(
         "arguments", nargs="*", metavar="ARGUMENT", help="for pytest, after a `--`: -- -n 2"

@@ -17,9 +17,9 @@ def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "replay",
-        help="let a recorded run happen again, instruction by instruction",
-        description="Let what `emu run --record` or `pytest --record` recorded happen again: the "
-        "same instructions, the same interrupts, the same lines on the consoles. With --gdb a "
+        help="replay a recorded run, instruction by instruction",
+        description="Replay what `emu run --record` or `pytest --record` recorded: the same "
+        "instructions, interrupts and console output. With --gdb a "
         "debugger can stop it anywhere: gdb vmlinux -ex 'target remote :PORT'.",
         epilog=EPILOG,
     )
@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
         "--gdb",
         type=int,
         metavar="PORT",
-        help="wait for a debugger on this port of 127.0.0.1, and go on when it says so",
+        help="wait for a debugger on this port of 127.0.0.1, and continue when it does",
     )
     parser.set_defaults(command=_replay)
 
@@ -47,7 +47,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     print(f"replayed {done.instructions / 1e9:.1f} G instructions")
     for each in done.consoles:
         if each.differs:
-            fail(f"{each.name} said {each.differs[1]!r} for {each.differs[0]!r}")
+            fail(f"{each.name} printed {each.differs[1]!r}, recorded was {each.differs[0]!r}")
         else:
             print(f"{each.name}: {each.replayed} lines, as recorded")
     print(f"logs of {done.run}")

@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "run",
-        help="attach a disk over the drivers, show ring and grants, move data",
+        help="attach a disk over the drivers, show ring and grants, transfer data",
         description="Start the stack, load the drivers, attach the LUN, write and read back, "
-        "detach, and say what held.",
+        "detach, and report what held.",
         epilog=EPILOG,
     )
     add_driver_options(parser)

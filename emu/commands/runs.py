@@ -58,7 +58,7 @@ def _short(command: str) -> str:
 
 
 def _as_json(record: RunRecord) -> dict[str, Any]:
-    """For scripts: times in seconds, `began` as a Unix time."""
+    """As JSON: times in seconds, `began` as a Unix time."""
     seconds = None if record.seconds is None else round(record.seconds, 3)
     return {
         **vars(record),

@@ -15,8 +15,8 @@ from emu.series import check as series
 from emu.series import report as seriesreport
 from emu.series.checkpatch import ALLOWED
 
-_EPILOG = f"""A file `{ALLOWED}` beside the patches excuses remarks of checkpatch. Exit status: 0
-all held; 1 something did not; 3 what was given can't be checked; 130 interrupted"""
+_EPILOG = f"""A file `{ALLOWED}` beside the patches lists exceptions from checkpatch. Exit status: 0
+all held; 1 something did not; 3 an input was refused; 130 interrupted"""
 
 
 def add(commands: Commands) -> None:
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         type=Path,
         default=series.own_series(),
         metavar="DIR",
-        help="its *.patch files, by name; where 6.12/ has one of the same name, that is for 6.12 "
+        help="its *.patch files, by name; 6.12/ has those that read differently for 6.12 "
         "(default: our series)",
     )
     parser.add_argument(

@@ -14,8 +14,8 @@ from emu.lab import shell
 from emu.lab.wish import check_ring_pages
 from emu.screen import Screen
 
-_EPILOG = """Ctrl-] leaves a terminal, whatever the guest does; nothing is left running. Exit
-status: the command's or the shell's own (128 + n after signal n), 0 after Ctrl-], and
+_EPILOG = """Ctrl-] leaves a terminal, whatever the guest does, and leaves nothing running. Exit
+status: that of the command or the shell (128 + n after signal n), 0 after Ctrl-], and
 those of `emu run` when the guest can't be reached. With --command, or when standard input is
 no terminal, standard output and standard error are exactly the guest's, but for a line on
 standard error where starting the stack takes more than 30 seconds."""
@@ -38,12 +38,12 @@ def add(commands: Commands) -> None:
         "--command",
         dest="line",
         metavar="LINE",
-        help="run this with sh, give it our standard input, and leave",
+        help="run this with sh, with our standard input, and exit",
     )
     parser.add_argument(
         "--attach",
         action="store_true",
-        help="first load the drivers and attach the LUN as xvda",
+        help="load the drivers and attach the LUN as xvda first",
     )
     add_driver_options(parser)
     add_stack_options(parser)

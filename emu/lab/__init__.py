@@ -1,1 +1,1 @@
-"""What people do: run, shell, doctor, bench."""
+"""The commands' work: run, shell, replay, doctor, bench."""

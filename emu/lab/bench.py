@@ -1,4 +1,4 @@
-"""`emu bench`: how fast and how large the rig is on this machine, against its targets."""
+"""`emu bench`: speed and size of the rig on this machine, against its targets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FRESH_LIMIT = 3600.0
 
 @dataclass(frozen=True)
 class Target:
-    """What the rig promises on two cores under TCG; `unit` is s, or MB (10^6 bytes)."""
+    """A target on two cores under TCG; `unit` is s, or MB (10^6 bytes)."""
 
     name: str
     what: str
@@ -48,7 +48,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target("dom0_s", "checkpoint → dom0 answers", 0.6, "s"),
         Target("domu_s", "checkpoint → domU answers", 1.0, "s"),
-        Target("test_s", "a test's own: start, first command, teardown", 2.0, "s"),
+        Target("test_s", "overhead of a test: start, first command, end", 2.0, "s"),
         Target("rebuilt_s", "a changed source → both drivers loaded", 20.0, "s"),
         Target("cold_debian_s", "cold boot → domU answers, debian kernel", 45.0, "s"),
         Target("cold_lab_s", "cold boot → domU answers, lab kernel", 25.0, "s"),
@@ -61,7 +61,7 @@ TARGETS: Mapping[str, Target] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for a target; without values it was not, and `note` says why."""
+    """What was measured for a target; `note` says why there are no values."""
 
     target: Target
     values: tuple[float, ...]
@@ -69,18 +69,18 @@ class Result:
 
     @property
     def median(self) -> float | None:
-        """The value that is compared with what is wanted."""
+        """The value that is compared with the target."""
         return statistics.median(self.values) if self.values else None
 
     @property
     def held(self) -> bool | None:
-        """Whether the target is reached; None when nothing was measured."""
+        """Whether the target is met; None when nothing was measured."""
         return None if self.median is None else self.median <= self.target.wanted
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and when: figures without that say little. `load` is that of the last minute."""
+    """Where and when it was measured. `load` is that of the last minute."""
 
     date: str
     cores: int
@@ -118,7 +118,7 @@ class _Measured:
 
 @dataclass(frozen=True)
 class BenchWish:
-    """What to measure: `lab` builds the lab kernel if need be, `fresh` runs once from nothing."""
+    """What to measure: `lab` builds the lab kernel if missing, `fresh` runs with an empty cache."""
 
     stack: Wish = field(default_factory=Wish)
     repeats: int = REPEATS
@@ -128,13 +128,13 @@ class BenchWish:
 
 
 def perform(wish: BenchWish, context: BuildContext) -> BenchReport:
-    """Measure, one after the other. Raises what a run would."""
+    """Measure one after the other. Raises as a run does."""
     load = os.getloadavg()[0]
     measured = _Measured()
     with context.progress.stage("preparing"):
         artifacts = prepare(wish.stack, context)
         with running(artifacts, context):
-            pass  # makes the checkpoint if need be, and brings it into memory
+            pass  # makes the checkpoint if missing, and reads it into the page cache
     _starts(artifacts, wish.repeats, measured, context)
     with context.progress.stage("building both drivers of a changed source"):
         measured.add("rebuilt_s", turnaround.measure(artifacts, context))
@@ -149,7 +149,7 @@ def perform(wish: BenchWish, context: BuildContext) -> BenchReport:
     if wish.fresh:
         _fresh(measured, context.progress)
     else:
-        measured.notes["fresh_s"] = "not asked for; --fresh measures it"
+        measured.notes["fresh_s"] = "not requested; --fresh measures it"
     setting = Setting(
         date=time.strftime("%Y-%m-%d"),
         cores=len(os.sched_getaffinity(0)),
@@ -182,7 +182,7 @@ def _answers(text: str) -> None:
 def _checkpoint_size(artifacts: Artifacts, measured: _Measured, cache: Cache) -> None:
     entry = cache.find("checkpoint", artifacts.checkpoint_key())
     if entry is None:
-        raise RigError("the checkpoint has gone while it was measured")
+        raise RigError("the checkpoint was removed while it was measured")
     measured.add("checkpoint_mb", usage(entry) / MB)
 
 
@@ -228,7 +228,7 @@ def _lab_is_built(cache: Cache) -> bool:
 
 
 def _fresh(measured: _Measured, progress: Progress) -> None:
-    """Run `emu run` with an empty cache, beside ours: it needs the network."""
+    """Run `emu run` with an empty cache; needs the network."""
     with progress.stage("a first run with an empty cache"), _empty_cache() as empty:
         began = time.monotonic()
         command = [sys.executable, "-m", "emu.cli", "run", "--json"]
@@ -249,7 +249,7 @@ def _fresh(measured: _Measured, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[Path]:
-    # Beside the cache, so that the disk is the one that counts.
+    # Beside the cache: on the same disk.
     beside = Cache().root.parent
     free = shutil.disk_usage(beside).free
     if free < 4 << 30:
@@ -259,7 +259,7 @@ def _empty_cache() -> Iterator[Path]:
 
 
 def as_json(report: BenchReport) -> dict[str, Any]:
-    """For scripts; seconds, and MB of 10^6 bytes."""
+    """As JSON; seconds, and MB of 10^6 bytes."""
     return {
         "held": report.held,
         "setting": vars(report.setting),
@@ -279,7 +279,7 @@ def as_json(report: BenchReport) -> dict[str, Any]:
 
 
 def lines(report: BenchReport) -> list[str]:
-    """For people: where and when, then a line a target."""
+    """As text: where and when, then a line for each target."""
     where = report.setting
     head = [
         f"{where.date} · {where.cores} cores, {where.cpu}, {where.memory_gib:.0f} GiB · "

@@ -1,6 +1,6 @@
-"""`emu doctor`: what this machine has, what it lacks, and what mends it.
+"""`emu doctor`: what this machine has, what is missing, and how to fix it.
 
-It builds nothing that a run needs. It tries what QEMU gets wrong, with guests of a page each.
+It builds nothing that a run needs. QEMU's faults are tried with guests of one page each.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from emu.machine.hostmemory import host_memory
 from emu.machine.identity import host_cpu, qemu_version
 
 State = Literal["ok", "note", "missing"]
-"""missing: `emu run` can't work; note: it can, but something is worth knowing."""
+"""missing: `emu run` can't work; note: it can, but there is something to know."""
 
 MEMORY_NEED = 2 << 30
-"""Bytes for one machine, whose RAM is allotted as its guests touch it."""
+"""Bytes for one emulated PC, whose RAM is allocated as its guests touch it."""
 DISK_NEED = 3 << 30
 """Bytes for a first run with the debian kernel: packages 0.4 GiB, images 0.3, a checkpoint 0.4,
-and what building them takes on the way."""
+the rest while they are built."""
 _DEBIAN_12 = "CONFIG_GCC_VERSION=120200"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's: `mend` is the command or the change that helps."""
+    """One line of the report: `fix` is the command or the change that helps."""
 
     subject: str
     state: State
     text: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Diagnosis:
 
 
 def examine(qemu: str, packages: Path = HOST_PACKAGES) -> Diagnosis:
-    """Look at everything. Asks nothing of the network; takes seconds with a new `qemu`.
+    """Check everything, without the network; takes seconds with a new `qemu`.
 
     `qemu` is a name or a path, as `emulator` takes them.
     """
@@ -81,14 +81,14 @@ def examine(qemu: str, packages: Path = HOST_PACKAGES) -> Diagnosis:
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """For scripts."""
+    """As JSON."""
     return {
         "able": diagnosis.able,
         "findings": [vars(finding) for finding in diagnosis.findings],
     }
 
 
-# -- below: one finding each
+# -- below: one check each
 
 
 def _system() -> Check:
@@ -96,19 +96,19 @@ def _system() -> Check:
     text = f"{release.get('PRETTY_NAME', platform.system())}, Linux {platform.release()}"
     if platform.machine() != "x86_64":
         return Check(
-            "system", "missing", f"{text} on {platform.machine()}", "the rig builds for x86_64 only"
+            "system", "missing", f"{text} on {platform.machine()}", "only x86_64 is supported"
         )
     return Check("system", "ok", text)
 
 
 def _qemu(qemu: str, cache: Cache | None) -> tuple[str | None, Check]:
-    """The program that `qemu` names, if it is one that runs."""
+    """The program that `qemu` names, if it runs."""
     try:
         path = emulator.found(qemu, cache)
     except InputError as error:
         installs = install_command(["qemu-system-x86"])
-        mend = error.hint if qemu in qemubuild.PATCHED else installs
-        return None, Check("QEMU", "missing", error.message, mend)
+        fix = error.hint if qemu in qemubuild.PATCHED else installs
+        return None, Check("QEMU", "missing", error.message, fix)
     try:
         version = qemu_version(path)
     except (EmuError, OSError, subprocess.SubprocessError, IndexError) as error:
@@ -117,7 +117,7 @@ def _qemu(qemu: str, cache: Cache | None) -> tuple[str | None, Check]:
 
 
 def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Check]:
-    """What it gets wrong, tried now if it was not before. A cache keeps the answer."""
+    """Its faults, tried now if they were not before. The cache keeps the result."""
     if qemu is None:
         return
     try:
@@ -129,12 +129,12 @@ def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Check]:
         yield Check("TCG", "note", f"can't be tried: {error.message}", error.hint)
         return
     if not found:
-        yield Check("TCG", "ok", f"gets right what Xen needs; guests get -cpu {faults.CPU}")
+        yield Check("TCG", "ok", f"has no fault that Xen meets; guests get -cpu {faults.CPU}")
         return
     for fault in found:
         yield Check("TCG", "note", fault.what)
-    mended = "make qemu; --qemu patched"
-    yield Check("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", mended)
+    fix = "make qemu; --qemu patched"
+    yield Check("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", fix)
 
 
 def _accelerator(qemu: str | None, cache: Cache | None) -> Check:
@@ -156,9 +156,9 @@ def _processor() -> Check:
     load = os.getloadavg()[0]
     text = f"{cores} cores, {host_cpu()}, load {load:.1f}"
     if cores < 2:
-        return Check("cores", "note", text, "runs work with one core, slowly")
+        return Check("cores", "note", text, "runs are slow with one core")
     if load > 2 * cores:
-        return Check("cores", "note", text, "EMU_TIMEOUT_SCALE=2 gives a busy machine more time")
+        return Check("cores", "note", text, "EMU_TIMEOUT_SCALE=2 doubles all time-outs")
     return Check("cores", "ok", text)
 
 
@@ -166,9 +166,14 @@ def _memory() -> Check:
     memory = host_memory()
     text = f"{_gib(memory.available)} of {_gib(memory.total)} available"
     if memory.total < MEMORY_NEED:
-        return Check("memory", "missing", text, f"one host needs {_gib(MEMORY_NEED)}")
+        return Check("memory", "missing", text, f"one emulated host needs {_gib(MEMORY_NEED)}")
     if memory.available < MEMORY_NEED:
-        return Check("memory", "note", text, f"one host may use {_gib(MEMORY_NEED)}: end something")
+        return Check(
+            "memory",
+            "note",
+            text,
+            f"one emulated host may use {_gib(MEMORY_NEED)}: end other programs",
+        )
     return Check("memory", "ok", text)
 
 
@@ -217,8 +222,8 @@ def _compiler() -> Check:
         return Check("compiler", "missing", error.message, error.hint)
     text = f"{shutil.which(chain.cc)}, {chain.version}"
     if " 12." not in chain.version:
-        mend = f"Debian 12's kernel was made with gcc-12; {install_command(['gcc-12'])}"
-        return Check("compiler", "note", text, mend)
+        fix = f"Debian 12's kernel was built with gcc-12; {install_command(['gcc-12'])}"
+        return Check("compiler", "note", text, fix)
     return Check("compiler", "ok", text)
 
 
@@ -262,10 +267,10 @@ def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Check]:
     if lacking:
         all_of_them = install_command(package.name for package in lacking)
         state = "missing" if any(package.needed_for == "run" for package in lacking) else "note"
-        mend = f"{all_of_them} (or: make setup)"
-        yield Check("host tools", state, "all of these at once", mend)
+        fix = f"{all_of_them} (or: make setup)"
+        yield Check("host tools", state, "all of these at once", fix)
     else:
-        yield Check("host tools", "ok", f"all there, of {len(packages) - len(every)} packages")
+        yield Check("host tools", "ok", f"all installed, of {len(packages) - len(every)} packages")
     if builds := [package.name for package in every if package.needed_for == "qemu"]:
         what = f"no {', '.join(builds)}: only to build a patched QEMU"
         yield Check("host tools", "ok", what, "make qemu installs them")

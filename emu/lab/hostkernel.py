@@ -1,4 +1,4 @@
-"""What the rig asks of the host's kernel and of the user's limits, tried out."""
+"""Whether this machine's kernel and the user's limits are fit for the rig, by trying."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from emu.hosttools import find_tool
 RAM_NEED = 2 << 30
 """Bytes of the largest file of a run with 16 ring pages: a guest's RAM, sparse."""
 ADDRESS_NEED = 8 << 30
-"""Bytes of address space that QEMU may take for itself, that RAM, and its translations."""
+"""Bytes of address space for QEMU, that RAM, and its translation buffer."""
 FILES_NEED = 256
-"""Descriptors: QEMU and its runner have about 60 each."""
+"""Descriptors: QEMU and this process have about 60 each."""
 
 
 def _proc_fd() -> str | None:
@@ -31,7 +31,7 @@ def _proc_fd() -> str | None:
 def _memfd() -> str | None:
     fd = os.memfd_create("emu-doctor")
     try:
-        # As sparse as a guest's RAM: no page of it is used.
+        # As sparse as a guest's RAM: no page is used.
         os.ftruncate(fd, RAM_NEED)
     finally:
         os.close(fd)
@@ -45,7 +45,7 @@ def _pidfd() -> str | None:
 
 def _pdeathsig() -> str | None:
     if find_tool("setpriv") is None:
-        return None  # told as a missing tool
+        return None  # reported as a missing tool
     command = ["setpriv", "--pdeathsig", "KILL", "--", "true"]
     tried = subprocess.run(command, capture_output=True, text=True, timeout=10)
     return tried.stderr.strip() or None if tried.returncode else None
@@ -74,7 +74,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
 
 
 def troubles() -> dict[str, str]:
-    """Name of a check → what is wrong there; empty when all is fine."""
+    """Name of a check → what is wrong; empty when all is fine."""
     found = {}
     for name, look in CHECKS.items():
         try:

@@ -1,4 +1,4 @@
-"""What a result was had with: hashes of what ran, by name."""
+"""What a result was obtained with: versions and hashes of what ran, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emu.lab.stack import Stack
 
 
 def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
-    """Xen, the kernels, the guests' images, QEMU, the accelerator, and the drivers' builds.
+    """Versions and hashes of Xen, kernels, guest images, QEMU, accelerator and drivers.
 
     `loaded` are the drivers that ran, by end. Values are hashes (SHA-256, build ids in hex,
     keys of the cache) or versions.

@@ -1,4 +1,4 @@
-"""The QEMUs at hand: the host's and ours, what each gets wrong, and the CPU its guests get."""
+"""The available QEMUs, this machine's and ours: their faults, and the CPU their guests get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emu.machine.identity import qemu_version
 class Qemu:
     """One QEMU by the name that `--qemu` takes.
 
-    Where it is not there, `program` is empty and `lacks` says what would bring it.
+    Where it is missing, `program` is empty and `lacks` says how to get it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Qemu:
 
 
 def examine(context: BuildContext) -> list[Qemu]:
-    """Every QEMU that has a name, tried if it was not before; builds none."""
+    """Every QEMU that has a name, tried if not known; builds none."""
     found = []
     for name in emulator.NAMES:
         try:
@@ -46,12 +46,12 @@ def examine(context: BuildContext) -> list[Qemu]:
 
 
 def build(name: str, context: BuildContext) -> Qemu:
-    """Build one of ours, if need be, and try it. Raises InputError as `qemubuild.build`."""
+    """Build one of ours, if missing, and try it. Raises InputError as `qemubuild.build`."""
     return _examined(name, emulator.program(name, context), context)
 
 
 def as_json(qemu: Qemu) -> dict[str, Any]:
-    """For scripts."""
+    """As JSON."""
     return {
         "name": qemu.name,
         "program": qemu.program or None,

@@ -1,7 +1,7 @@
-"""A run that is recorded: QEMU's log in its directory, and beside it what it is a log of.
+"""A recorded run: QEMU's log in the run's directory, and a description of what it records.
 
-machine.recording   what reached the machine from outside, and when (QEMU's format)
-recording.json      the wish, what it came to, where the machine began, how far it got
+machine.recording   the machine's input, and when it came (QEMU's format)
+recording.json      the request, the machine's inputs, its first state, its instruction count
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from emu.progress import Progress
 
 LOG = "machine.recording"
 NOTE = "recording.json"
-HINT = "record it again: what is replayed has to be what was recorded, to the last byte"
+HINT = "record it again: a replay needs exactly the files of the recording"
 
 
 @dataclass(frozen=True)
 class Recorded:
     """A recording that can be replayed.
 
-    `wish` are the fields of its `Wish`; `key` is what the machine was made of, as a checkpoint's
-    inputs; `began` the SHA-256 of the state that it began from ("" for a cold boot);
-    `instructions` how many had been executed at its end.
+    `wish` are the fields of its `Wish`; `key` the inputs of the machine, as of a checkpoint;
+    `began` the SHA-256 of the state that it started from ("" for a cold boot); `instructions`
+    the number executed by its end.
     """
 
     run: Path
@@ -63,9 +63,10 @@ def begin(
 
 @contextlib.contextmanager
 def ended(machine: Machine, progress: Progress) -> Iterator[None]:
-    """Ends a machine that is recorded so that its log is whole, whatever happens.
+    """End a recorded machine in such a way that its log is complete, also after an error.
 
-    Before the host's end of dom0's port is closed: dom0 is told of that, and the log is not.
+    To be left before our end of dom0's port is closed: dom0 notices that, and the log does not
+    have it.
     """
     try:
         yield
@@ -75,7 +76,7 @@ def ended(machine: Machine, progress: Progress) -> Iterator[None]:
 
 
 def _finish(machine: Machine) -> bool:
-    """End a recorded machine, and note how far it got; False if it had ended by itself."""
+    """End a recorded machine, and note its instruction count; False if QEMU had ended before."""
     path = machine.rundir.path / NOTE
     count = 0
     with contextlib.suppress(RigError):
@@ -87,36 +88,36 @@ def _finish(machine: Machine) -> bool:
 
 
 def executed(machine: Machine) -> int:
-    """How many instructions a recorded or replayed machine has executed."""
+    """The number of instructions that a recorded or replayed machine has executed."""
     count: int = machine.qmp("query-replay")["icount"]
     return count
 
 
 def state_of(made: Path | None) -> str:
-    """What tells a checkpoint from another that was made of the same inputs; "" without one."""
+    """A hash that differs between checkpoints of the same inputs; "" without one."""
     if made is None:
         return ""
     return hashlib.sha256((made / "machine" / "state").read_bytes()).hexdigest()
 
 
 def newest(root: Path | None = None) -> Path:
-    """The directory of the last run that was recorded. Raises InputError when there is none."""
+    """The directory of the last recorded run. Raises InputError when there is none."""
     root = root or paths.runs_root()
-    notes = sorted(root.glob(f"*/{NOTE}"))  # a run's name begins with its date
+    notes = sorted(root.glob(f"*/{NOTE}"))  # a run's name starts with its date
     if not notes:
         raise InputError(f"no run in {root} was recorded", hint="emu run --record")
     return notes[-1].parent
 
 
 def find(run: Path) -> Recorded:
-    """The recording in a run's directory. Raises InputError where there is none, or half of it."""
+    """The recording in a run's directory. Raises InputError when it is missing or incomplete."""
     try:
         note = json.loads((run / NOTE).read_text())
         recorded = Recorded(run, **note)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{run} holds no recording: {error}") from error
     if not recorded.log.exists():
-        raise InputError(f"{run} holds no recording: {LOG} is not there")
+        raise InputError(f"{run} holds no recording: {LOG} is missing")
     if not recorded.instructions:
         raise InputError(
             f"the recording in {run} has no end: its QEMU was killed, or ended by itself", hint=HINT

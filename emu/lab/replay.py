@@ -1,9 +1,8 @@
-"""`emu replay`: what a recorded run did, once more, instruction by instruction.
+"""`emu replay`: replay a recorded run, instruction by instruction.
 
-The same machine is started from the same state with QEMU's log in place of what came in, so
-that nobody has to type, and what happened once in a hundred runs happens each time: with a
-debugger on it, too. The consoles have to say the same again; how far it got is counted in
-instructions.
+The same machine is started from the same state; its input comes from QEMU's log. What happened
+once in a hundred runs happens each time, also under a debugger. The consoles have to print the
+same; progress is counted in instructions.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from emu.xen.config import DomuConfig
 from emu.xen.host import AGENT_PORT
 
 CONSOLES = ("xen", "dom0")
-"""Those that are the machine's own; what a domU says passes dom0's port."""
-STANDS_AFTER = 60.0
-"""Seconds, before scaling, without one more instruction until a replay is given up."""
+"""Those of the machine itself; a domU's passes through dom0's port."""
+STUCK_AFTER = 60.0
+"""Seconds, before scaling, without progress after which a replay is given up."""
 _HELD_AFTER = 2.0
 """Seconds without one more instruction after which a debugger has stopped the machine."""
 _PAUSE = 0.5
@@ -45,9 +44,9 @@ _PAUSE = 0.5
 
 @dataclass(frozen=True)
 class Compared:
-    """A console's lines while recorded and replayed; `differs` is the first that is not the same.
+    """Lines of a console, recorded and replayed; `differs` is the first pair that differs.
 
-    Host times and the last line, which may be cut off, are left out.
+    Time stamps and the last line, which may be cut off, are ignored.
     """
 
     name: str
@@ -58,7 +57,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay came to."""
+    """The result of a replay."""
 
     recorded: Recorded
     run: Path
@@ -67,15 +66,15 @@ class Replay:
 
     @property
     def same(self) -> bool:
-        """Whether all consoles said the same, and something."""
+        """Whether every console printed something, and the same as recorded."""
         return all(not each.differs and each.recorded for each in self.consoles)
 
 
 def replay(run: Path, context: BuildContext, gdb: int | None = None) -> Replay:
     """Replay the recording in a run's directory to its end.
 
-    With `gdb` QEMU waits for a debugger on that port of 127.0.0.1, and goes on when told.
-    Raises InputError for what can't be replayed here; RigError when it stands still.
+    With `gdb` QEMU waits for a debugger on that port of 127.0.0.1, and continues when it does.
+    Raises InputError for what can't be replayed here; RigError when it makes no progress.
     """
     recorded = recording.find(run)
     with context.progress.stage("preparing"):
@@ -104,14 +103,14 @@ def replay(run: Path, context: BuildContext, gdb: int | None = None) -> Replay:
 
 
 def _listen(machine: Machine, port: int) -> None:
-    # When gdb comes QEMU takes a snapshot, to go back to (replay_gdb_attached()), and waits for
-    # good: its flush is not in the log. With a disk that has no snapshots it goes on without.
+    # When gdb connects QEMU takes a snapshot, to go back to (replay_gdb_attached()), and hangs:
+    # the flush for it is not in the log. With a disk without snapshots it continues without one.
     machine.qmp("blockdev-add", driver="null-co", node_name="without-snapshots")
-    said = machine.qmp(
+    answer = machine.qmp(
         "human-monitor-command", command_line=f"gdbserver tcp:127.0.0.1:{port}"
     ).strip()
-    if not said.startswith("Waiting for gdb"):
-        raise InputError(f"QEMU can't listen on port {port}: {said}", hint="--gdb another port")
+    if not answer.startswith("Waiting for gdb"):
+        raise InputError(f"QEMU can't listen on port {port}: {answer}", hint="--gdb another port")
 
 
 def compare(name: str, recorded: str, replayed: str) -> Compared:
@@ -127,12 +126,14 @@ def _lines(log: str) -> list[str]:
 
 
 def _artifacts(recorded: Recorded, context: BuildContext) -> Artifacts:
-    """What the recorded run was made of, found again."""
+    """The artifacts of the recorded run."""
     fields: dict[str, Any] = {**recorded.wish, "record": False}
     try:
         wish = Wish(**{**fields, "domu": DomuConfig(**fields["domu"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the recording in {recorded.run} is another version's: {error}") from None
+        raise InputError(
+            f"the recording in {recorded.run} was made by another version: {error}"
+        ) from None
     artifacts = prepare(wish, context)
     now = artifacts.checkpoint_key()
     if changed := [name for name in now if now[name] != recorded.key.get(name)]:
@@ -144,34 +145,34 @@ def _artifacts(recorded: Recorded, context: BuildContext) -> Artifacts:
 
 
 def _began(recorded: Recorded, artifacts: Artifacts, cache: Cache) -> Path | None:
-    """The checkpoint that the recorded run began from; None for one that booted."""
+    """The checkpoint that the recorded run started from; None for one that booted."""
     if not recorded.began:
         return None
     made = cache.find("checkpoint", artifacts.checkpoint_key())
     if made is None or recording.state_of(made) != recorded.began:
-        what = "is gone" if made is None else "was made anew since"
+        what = "is gone" if made is None else "was rebuilt since"
         raise InputError(
-            f"the checkpoint that the recording in {recorded.run} begins from {what}", hint=HINT
+            f"the checkpoint that the recording in {recorded.run} starts from {what}", hint=HINT
         )
     return made
 
 
 def _followed(machine: Machine, recorded: Recorded, progress: Progress, *, patient: bool) -> int:
-    """Wait for the end of the log; how many instructions that was (as last seen)."""
+    """Wait for the end of the log; the number of instructions by then, as last seen."""
     total, seen = recorded.instructions, -1
-    stands = Deadline("the next instruction", STANDS_AFTER)
+    stuck = Deadline("the next instruction", STUCK_AFTER)
     while machine.running:
-        with contextlib.suppress(RigError):  # it ends by itself
+        with contextlib.suppress(RigError):  # QEMU ends at the end of the log
             now = recording.executed(machine)
             if now != seen:
-                seen, stands = now, Deadline("the next instruction", STANDS_AFTER)
+                seen, stuck = now, Deadline("the next instruction", STUCK_AFTER)
         where = f"{seen / 1e9:.1f} of {total / 1e9:.1f} G instructions"
-        held = patient and stands.spent > _HELD_AFTER
+        held = patient and stuck.spent > _HELD_AFTER
         progress.tick(f"{where}, stopped: waiting for the debugger" if held else where)
-        if stands.passed and not patient:
+        if stuck.passed and not patient:
             raise RigError(
-                f"the replay stands at instruction {seen} of {total} ({stands.spent:.0f} s)",
-                hint="the log wants what the machine does not do: see qemu-patches/REPLAY.md",
+                f"the replay is stuck at instruction {seen} of {total} ({stuck.spent:.0f} s)",
+                hint="the log expects what the machine does not do: see qemu-patches/REPLAY.md",
                 lines=machine.dom0.last_lines(5),
             )
         time.sleep(_PAUSE)
@@ -180,7 +181,7 @@ def _followed(machine: Machine, recorded: Recorded, progress: Progress, *, patie
 
 @contextlib.contextmanager
 def _drained(port: socket.socket) -> Iterator[None]:
-    """Take what dom0's agent says again: QEMU waits for a reader."""
+    """Discard what dom0's agent sends: QEMU waits for a reader."""
 
     def drain() -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a run found: values, checks, and how they read for people and for scripts."""
+"""The report of a run: values, checks, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMES = {"front": "blkfront", "back": "blkback"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that should be true, and what was seen."""
+    """One condition, and what was seen."""
 
     name: str
     held: bool
@@ -36,7 +36,7 @@ class Check:
 
 @dataclass
 class Timing:
-    """Seconds on the host's clock, stage by stage, in order."""
+    """Seconds of wall time, stage by stage, in order."""
 
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run found out."""
+    """The results of a run."""
 
     wish: RunWish
     artifacts: Artifacts
@@ -125,7 +125,7 @@ def checks(report: RunReport) -> Iterator[Check]:
 
 
 def as_json(report: RunReport) -> dict[str, Any]:
-    """The report for scripts; times in seconds, sizes in bytes or MiB as named."""
+    """The report as JSON; times in seconds, sizes in bytes or MiB as named."""
     artifacts, ring = report.artifacts, report.ring
 
     def driver(end: End, loaded: LoadedDriver) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def as_json(report: RunReport) -> dict[str, Any]:
 
 
 def lines(report: RunReport) -> list[str]:
-    """The report for people."""
+    """The report as text."""
     artifacts, ring, times = report.artifacts, report.ring, report.timing.stages
     accel = f"{artifacts.accel.name.upper()} ({artifacts.accel.reason})"
     clock = "instruction time" if artifacts.wish.clock == "icount" else "wall time"
@@ -222,8 +222,8 @@ def lines(report: RunReport) -> list[str]:
 
 
 def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:
-    """What the drivers show of each queue after the data, or that they show nothing."""
-    mute = " and ".join(name for end, name in _NAMES.items() if end not in views.ends)
+    """What the drivers show of each queue after the transfer, or that they show nothing."""
+    silent = " and ".join(name for end, name in _NAMES.items() if end not in views.ends)
     for number in range(len(ring.queues)):
         parts = [f"{ring.pages} pages, {ring.requests} requests"]
         parts += [
@@ -232,9 +232,9 @@ def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:
             for queue in queues
             if queue.number == number
         ]
-        if mute:
-            told = "" if views.ends else f": the figures are from {SOURCES[ring.source]}"
-            parts.append(f"no view of {mute} in debugfs{told}")
+        if silent:
+            source = "" if views.ends else f": the figures are from {SOURCES[ring.source]}"
+            parts.append(f"no view of {silent} in debugfs{source}")
         yield f"queue {number} " + " · ".join(parts)
 
 
@@ -246,7 +246,7 @@ def _counts(queue: QueueView) -> str:
 
 
 def _shown(queues: tuple[QueueView, ...] | None) -> list[dict[str, int]] | None:
-    """An end's queues for scripts, by the driver's own names; null where it shows none."""
+    """An end's queues as JSON, by the driver's own names; null where it shows none."""
     return None if queues is None else [{"queue": q.number, **q.numbers()} for q in queues]
 
 
@@ -255,7 +255,7 @@ def _kind(driver: Driver) -> str:
 
 
 def spans(numbers: tuple[int, ...]) -> str:
-    """Numbers with runs shortened: 8–23, 40."""
+    """Numbers, consecutive ones as a range: 8–23, 40."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

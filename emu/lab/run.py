@@ -1,7 +1,7 @@
-"""`emu run`: attach a disk over our drivers, look at the ring and the grants, move data.
+"""`emu run`: attach a disk over our drivers, read ring and grants, transfer data.
 
-Every figure comes from the running system. What should hold is a list of named checks;
-the run fails with those that did not.
+Every figure comes from the running system. What should hold is a list of named checks; a run
+in which one does not hold has failed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ STARTING, STOPPING = "starting the stack", "stopping QEMU"
 
 
 def perform(wish: RunWish, context: BuildContext) -> RunReport:
-    """Do it all; the report's checks say what held.
+    """Run it all; the report's checks say what held.
 
-    Raises InputError for what can't run here, NotHeld where the stack stopped half-way,
-    RigError where the rig did.
+    Raises InputError for what can't run here, NotHeld when the stack stopped half-way,
+    RigError when the rig did.
     """
     timing = Timing()
     with timing.stage("prepare_s", "preparing", context.progress):

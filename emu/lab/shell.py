@@ -1,8 +1,7 @@
 """`emu shell`: a terminal, or one command, in a guest of a running stack.
 
-The guest's side is a terminal of the guest agent's, so line editing, job control and
-window sizes are the guest's own. The host's terminal only passes bytes; Ctrl-] is the one
-key that stays here.
+The guest agent provides a pseudo-terminal, so that line editing, job control and window size
+are the guest's. Our terminal only passes bytes; Ctrl-] is the only key that it handles.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ LEAVE = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
 _CHUNK = 65536
 _GLANCE = 0.5
-"""Seconds between two looks at whether a guest is in trouble."""
+"""Seconds between two checks whether a guest is in trouble."""
 _LAST = 2.0
-"""Seconds that what is under way to or from the guest gets at the end."""
+"""Seconds for data in flight to or from the guest at the end."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class TerminalFds:
-    """Where the shell's bytes come from and go to; `stdin` None: no input at all."""
+    """Descriptors of the shell's input and output; `stdin` None: no input."""
 
     stdin: int | None = 0
     stdout: int = 1
@@ -67,7 +66,7 @@ class TerminalFds:
 
 @contextlib.contextmanager
 def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> Iterator[Stack]:
-    """The stack for a shell; with an attachment its LUN is there in the domU, as xvda.
+    """The stack for a shell; with an attachment its LUN is attached to the domU as xvda.
 
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
@@ -91,7 +90,7 @@ def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> 
 
 
 def _attached(stack: Stack, ring: Ring) -> list[str]:
-    """The ring of the attached disk, and where to watch it from the shell."""
+    """The ring of the attached disk, and where debugfs shows it."""
     number = virtual_device(DISK)
     places = {
         "domU": (ring.views.front, f"{queues.FRONT_ROOT}/vbd-{number}"),
@@ -113,7 +112,7 @@ def channel_of(stack: Stack, guest: Guest) -> Channel:
 
 
 def pipe(channel: Channel, command: str | None, files: TerminalFds) -> int:
-    """Run one command, or what standard input says, without a terminal.
+    """Run one command, or the script on standard input, without a terminal.
 
     Output is passed on byte for byte. Returns the exit status, 128 + n after signal n.
     Raises ChannelLost, BrokenPipeError (nobody reads our output).
@@ -140,17 +139,17 @@ def pipe(channel: Channel, command: str | None, files: TerminalFds) -> int:
 
 
 def interactive(
-    stack: Stack, guest: Guest, files: TerminalFds, say: Callable[[str], None]
+    stack: Stack, guest: Guest, files: TerminalFds, report: Callable[[str], None]
 ) -> int | None:
     """A shell of the guest's on our terminal `files.stdin`, until it ends or Ctrl-] is typed.
 
-    `say` gets one line each time a guest gets into trouble; the shell stays for a look
-    around, as long as QEMU runs. The terminal is put back whatever happens. Returns the
+    `report` gets one line each time a guest gets into trouble; the shell stays, for
+    inspection, as long as QEMU runs. The terminal's modes are always restored. Returns the
     shell's exit status, or None for Ctrl-]. Raises what ended the machine.
     """
     assert files.stdin is not None
     channel, watch = channel_of(stack, guest), stack.machine.watch
-    told = len(watch.findings)
+    reported = len(watch.findings)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_raw(files.stdin))
         wake = opened.enter_context(_Wake(signal.SIGWINCH, signal.SIGCONT))
@@ -159,23 +158,23 @@ def interactive(
         process = opened.enter_context(
             channel.spawn(["sh", "-i"], pty=size, cwd="/root", env=environ)
         )
-        # Not `read`: that would end the shell with the first trouble.
+        # Not `read`, which raises at the first trouble.
         pump = _Pump(process.recv, files.stdout, process, wake)
         typist = opened.enter_context(_Typist(process))
         while not pump.over:
             wake.wait(files.stdin, _GLANCE)
             if wake.signalled:
                 wake.signalled = False
-                tty.setraw(files.stdin, termios.TCSADRAIN)  # a shell's `fg` has reset it
+                tty.setraw(files.stdin, termios.TCSADRAIN)  # reset by `fg` of the shell
                 process.resize(*window_size(files.stdin))
             if wake.readable(files.stdin):
                 data, leave, _ = _read(files.stdin).partition(LEAVE)
                 typist.type(data)
                 if leave or not data:
                     return None
-            for finding in watch.findings[told:]:
-                say(f"{finding.guest}: {finding.name}: {finding.line}")
-                told += 1
+            for finding in watch.findings[reported:]:
+                report(f"{finding.guest}: {finding.name}: {finding.line}")
+                reported += 1
         try:
             pump.finish()
         except EmuError:
@@ -186,7 +185,7 @@ def interactive(
 
 
 def window_size(terminal: int) -> tuple[int, int]:
-    """Rows and columns of a terminal; 24 and 80 when it does not know."""
+    """Rows and columns of a terminal; 24 and 80 when unknown."""
     try:
         size = os.get_terminal_size(terminal)
     except OSError:
@@ -216,7 +215,7 @@ def _status(process: Process) -> int:
 def _raw(terminal: int) -> Iterator[None]:
     before: list[Any] = termios.tcgetattr(terminal)
     try:
-        # Not TCSAFLUSH: what was typed while the guests woke up is for the shell.
+        # Not TCSAFLUSH: keep what was typed while the guests started.
         tty.setraw(terminal, termios.TCSADRAIN)
         yield
     finally:
@@ -225,7 +224,7 @@ def _raw(terminal: int) -> Iterator[None]:
 
 
 class _Wake:
-    """Ends the main thread's wait for input: for a signal, or when another thread is done."""
+    """Wakes the main thread from its wait for input: on a signal, or by another thread."""
 
     def __init__(self, *signals: signal.Signals) -> None:
         self.signalled = False
@@ -253,13 +252,13 @@ class _Wake:
             os.write(self._in, b"s")
 
     def wake(self) -> None:
-        """Called by a thread."""
+        """Wake the main thread; called by another."""
         with self._closing, contextlib.suppress(OSError):
             if self._in >= 0:
                 os.write(self._in, b"w")
 
     def wait(self, source: int | None, seconds: float | None = None) -> None:
-        """Wait for input, a wake, or the time."""
+        """Wait for input, a wake-up, or the time-out."""
         sources = [self._out] if source is None else [self._out, source]
         self._ready, _, _ = select.select(sources, [], [], seconds)
         if self._out in self._ready:
@@ -272,7 +271,7 @@ class _Wake:
 
 
 class _Pump(threading.Thread):
-    """Passes one output of a command on; a slow reader makes the guest wait, nobody else."""
+    """Copies one output stream of a command; a slow reader blocks the guest and nothing else."""
 
     def __init__(
         self, read: Callable[[int], bytes], into: int, process: Process, wake: _Wake
@@ -290,22 +289,22 @@ class _Pump(threading.Thread):
                 while view:
                     view = view[os.write(self._into, view) :]
         except CommandFailed:
-            pass  # its status tells
+            pass  # reported by its status
         except BaseException as error:
             self._error = error
-            self._process.close()  # its other output would never end by itself
+            self._process.close()  # else its other output would not end
         self.over = True
         self._wake.wake()
 
     def finish(self) -> None:
-        """Wait for the end; raises what went wrong."""
+        """Wait for the end. Raises the error that ended it."""
         self.join()
         if self._error is not None:
             raise self._error
 
 
 class _Typist(threading.Thread):
-    """Hands typed bytes to the guest, which may take none for long: Ctrl-] must work then."""
+    """Sends typed bytes in a thread: Ctrl-] must work while the guest takes none."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(name="typed", daemon=True)

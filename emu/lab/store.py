@@ -1,4 +1,4 @@
-"""What lies on the disk: images and what they were made of, the cache, the package lock."""
+"""What is on the disk: images and their packages, the cache, the package lock."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from emu.lab.drivers import checked_driver
 from emu.machine import rundir
 
 GUEST_SETS = ("xen", "dom0", "domu")
-_CHIEF = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
+_MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
 _KINDS = ("kernel-debian", "kernel-lab", "guests", "drivers", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Image:
-    """Something of the cache that guests boot, load or start from.
+    """A cache entry that guests boot, load or start from.
 
-    `name` is that of its kernel in kernels.toml ("" when no kernel of today's has that
-    source), `packages` the locked packages it came from; empty, and `locked` false, when
-    today's lock has other versions of them.
+    `name` is that of its kernel in kernels.toml ("" when no current kernel has that source),
+    `packages` the locked packages it was built from; empty, and `locked` false, when the
+    current lock has other versions of them.
     """
 
     kind: str
@@ -43,9 +43,9 @@ class Image:
     entry: EntryInfo
 
     @property
-    def chief(self) -> str:
-        """The package that says most and its version, and how many more there are."""
-        named = [p for p in self.packages if _CHIEF.match(p.name)] or list(self.packages)
+    def main_package(self) -> str:
+        """The most telling package with its version, and the number of the others."""
+        named = [p for p in self.packages if _MAIN.match(p.name)] or list(self.packages)
         if not named:
             return ""
         more = f" and {len(self.packages) - 1} more" if len(self.packages) > 1 else ""
@@ -83,7 +83,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
 
 
 def _sources(spec: kernels.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
-    """(kind, the part of a cache entry's inputs that says where it came from, package sets)."""
+    """(kind, the inputs of a cache entry that name its source, package sets)."""
     sets: tuple[str, ...]
     if spec.flavour == "debian":
         sets = (spec.packages["image"], spec.packages["headers"])
@@ -99,7 +99,7 @@ def _sources(spec: kernels.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tu
 
 
 def images_as_json(found: Iterable[Image]) -> list[dict[str, Any]]:
-    """For scripts; size in bytes, times in Unix seconds."""
+    """As JSON; size in bytes, times in Unix seconds."""
     return [
         {
             "kind": image.kind,
@@ -114,7 +114,7 @@ def images_as_json(found: Iterable[Image]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run of one kernel needs, on the host."""
+    """Everything that a run of one kernel needs, on this machine."""
 
     kernel: Kernel
     guests: GuestImages
@@ -122,7 +122,7 @@ class Built:
 
 
 def build(kernel: str, context: BuildContext) -> Built:
-    """Find or make all that a run needs, without running; `kernel` as `Wish.kernel`.
+    """Find or build everything that a run needs; `kernel` as `Wish.kernel`.
 
     Raises InputError as `get_kernel`, `get_guests` and `checked_driver`.
     """
@@ -135,7 +135,7 @@ def build(kernel: str, context: BuildContext) -> Built:
 
 @dataclass(frozen=True)
 class LockChange:
-    """A package whose version changed; None where it was, or is, not there."""
+    """A package whose version changed; None where it was added or removed."""
 
     archive: str
     name: str
@@ -145,11 +145,11 @@ class LockChange:
 
 
 def renew_lock(context: BuildContext, path: Path | None = None) -> list[LockChange]:
-    """Lock what the mirrors have now (default: in our packages.lock); what that changed."""
+    """Lock what the mirrors have now, by default in our packages.lock; returns the changes."""
     path = path or paths.guest_images() / "packages.lock"
     try:
         before = Lock.load(path)
-    except InputError:  # none yet, or unreadable: it is about to be replaced
+    except InputError:  # missing or unreadable: it is replaced
         before = Lock("", ())
     with context.progress.stage("asking the mirrors"):
         after = renew(load_wanted(), context)
@@ -158,10 +158,10 @@ def renew_lock(context: BuildContext, path: Path | None = None) -> list[LockChan
 
 
 def changes(before: Lock, after: Lock) -> list[LockChange]:
-    """What differs between two locks, by archive and name."""
+    """The differences between two locks, by archive and name."""
 
     def versions(lock: Lock) -> dict[tuple[str, str, str], Package]:
-        # A set may hold two versions of a name from one archive: the hash tells them apart.
+        # A set may hold two versions of a name from one archive, with different hashes.
         return {(p.archive, p.name, f"{p.version} {p.sha256}"): p for p in lock.entries}
 
     old, new = versions(before), versions(after)
@@ -180,7 +180,7 @@ def changes(before: Lock, after: Lock) -> list[LockChange]:
 
 
 def runs(cache: Cache) -> list[EntryInfo]:
-    """The directories of runs: logs, and the state of those that still go on."""
+    """The directories of runs: logs, and the state of running ones."""
     root = cache.root / "runs"
     found = []
     for path in sorted(root.iterdir()) if root.is_dir() else ():
@@ -190,7 +190,7 @@ def runs(cache: Cache) -> list[EntryInfo]:
 
 
 def contents_as_json(found: Iterable[EntryInfo]) -> list[dict[str, Any]]:
-    """For scripts; sizes in bytes on the disk, times in Unix seconds."""
+    """As JSON; sizes in bytes on the disk, times in Unix seconds."""
     return [{"kind": entry.kind, **_entry_as_json(entry)} for entry in found]
 
 
@@ -206,7 +206,7 @@ def _entry_as_json(entry: EntryInfo) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What went, and the bytes of the disk that this gave back."""
+    """What was removed, and the bytes of the disk that were freed."""
 
     entries: tuple[EntryInfo, ...]
     runs: tuple[Path, ...]
@@ -214,7 +214,7 @@ class Pruned:
 
 
 def prune(cache: Cache, *, unused_days: float = 0, kinds: set[str] | None = None) -> Pruned:
-    """Remove what nobody uses and nobody has used for so many days (0: at all).
+    """Remove what is not in use and was not used for `unused_days` (0: all of it).
 
     With `kinds` only those; "runs" are the logs of runs that have ended. Raises
     InputError for a kind the cache does not have.

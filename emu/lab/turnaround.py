@@ -1,4 +1,4 @@
-"""From a changed line in the drivers' source to both modules in running guests: how long."""
+"""Time from a change in the drivers' source to both modules loaded in running guests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _CHANGED = ("drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/blkback.c
 
 
 def measure(artifacts: Artifacts, context: BuildContext) -> float:
-    """Seconds to build both modules of a source that was never built before, and load them
-    into guests started from the checkpoint. What they are patched with is the series."""
+    """Seconds to build both modules of a source that was not built before, patched with the
+    series, and to load them into guests started from the checkpoint."""
     source = modules.driver_source(spec(artifacts.kernel.name), context)
     series = modules.patches_of(artifacts.kernel)
     with context.cache.scratch("turnaround") as folder:
@@ -39,7 +39,7 @@ def measure(artifacts: Artifacts, context: BuildContext) -> float:
 
 
 def _change(source: Path) -> Iterator[str]:
-    """A patch that changes both drivers, each time to something else."""
+    """A patch to both drivers that is different each time."""
     for name in _CHANGED:
         before = (source / name).read_text().splitlines(keepends=True)
         after = [*before, f"/* {secrets.token_hex(8)} */\n"]

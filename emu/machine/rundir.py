@@ -36,12 +36,12 @@ _FAILED = "failed.log"
 _NEW = ".new-"
 _LOG_SUFFIXES = (".log", ".1")
 _RECORDED = (".recording", ".json")
-"""What replays the run (emu.lab.recording): kept as long as its logs."""
+"""Files for a replay (emu.lab.recording): kept as long as the logs."""
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, wanted: str) -> Iterator[None]:
-    """Turn "no space left" inside the block into a RigError that names path and room."""
+    """Turn "no space left" inside the block into a RigError that names path and free space."""
     try:
         yield
     except OSError as error:
@@ -51,7 +51,7 @@ def disk_errors(path: Path, wanted: str) -> Iterator[None]:
 
 
 def disk_full(path: Path, wanted: str) -> RigError:
-    """The error for a full disk: what was wanted, where, and what room is left."""
+    """The error for a full disk: what was wanted, where, and the free space."""
     try:
         left = f"{shutil.disk_usage(_existing(path)).free / 2**20:.0f} MiB left"
     except OSError:
@@ -92,12 +92,12 @@ class RunDir:
             sweep(root)
             while True:
                 name = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-                # Locked before it gets its name, so that no sweep finds it unlocked.
+                # Locked before it is renamed, so that no sweep finds it unlocked.
                 hidden = root / f"{_NEW}{name}"
                 hidden.mkdir(mode=0o700)
                 lock = _take_if_free(hidden)
                 if lock is None:
-                    continue  # another process's sweep was between the two lines
+                    continue  # the sweep of another process came between the two lines
                 try:
                     runrecord.begin(lock)
                     (hidden / "state").mkdir(mode=0o700)
@@ -119,7 +119,7 @@ class RunDir:
         (self.path / _FAILED).write_text(f"{why}\n")
 
     def close(self, error: BaseException | None = None) -> None:
-        """Give the directory up: state goes, the logs stay until later runs push them out.
+        """Release the directory: the state goes, the logs stay until newer runs displace them.
 
         `error` is what ended the run; with one its logs are kept as by `keep`.
         """
@@ -167,10 +167,10 @@ def records(root: Path | None = None) -> list[RunRecord]:
 def sweep(
     root: Path | None = None, keep: int = KEEP_LOGS, keep_failed: int = KEEP_FAILED
 ) -> list[Path]:
-    """Clear up behind runs that have ended; the newest `keep` of them keep their logs.
+    """Remove the state of runs that have ended; the newest `keep` of them keep their logs.
 
     Those that failed (`RunDir.keep`) or were killed are counted separately, up to `keep_failed`.
-    Returns the directories that were removed. Runs whose owner lives are left alone.
+    Returns the directories that were removed. Running ones are left alone.
     """
     root = root or paths.runs_root()
     removed: list[Path] = []
@@ -207,9 +207,9 @@ def _directories(root: Path) -> list[Path]:
 
 
 def _take_if_free(path: Path) -> int | None:
-    """A descriptor that holds the directory's lock, or None while its owner lives."""
+    """A descriptor that holds the directory's lock, or None while another process does."""
     try:
-        # Created when missing: its maker was killed between mkdir and lock.
+        # Created when missing: the owner was killed between mkdir and lock.
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
@@ -222,7 +222,7 @@ def _take_if_free(path: Path) -> int | None:
 
 
 def _strip(path: Path) -> bool:
-    """Remove all but the logs; whether any log is left."""
+    """Remove everything but the logs; whether there is a log."""
     logs = False
     for item in path.iterdir():
         if item.is_dir() and not item.is_symlink():

@@ -1,4 +1,4 @@
-"""A real `emu` in a process of its own, on a cache of its own, and what it leaves behind."""
+"""A real `emu` in its own process, on its own cache, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAG = "EMU_TEST_TAG"
 _MARK = f"{TAG}=".encode()
 LOOSE = ("locks", "runs", "store", "tmp")
 GONE_WITHIN = 10.0
-"""Seconds after which nothing that an ended command started may live any more."""
+"""Seconds after the end of a command in which all that it started has to end."""
 
 
 def run_emu(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def run_emu(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[st
 
 
 class EmuCommand:
-    """A running `emu`; all it starts carries a tag in its environment, and is found by that."""
+    """A running `emu`. What it starts is found by a tag in the environment."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class EmuCommand:
         self.home = home
         self._out = logs / f"{self.tag}.out"
         self._err = logs / f"{self.tag}.err"
-        # What a shell runs in the background inherits SIGINT ignored; a person's emu does not.
+        # A background job of a shell inherits SIGINT ignored; a command in a terminal does not.
         own_signals = ("env", "--default-signal=INT")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -82,7 +82,7 @@ class EmuCommand:
             time.sleep(0.02)
 
     def wait_said(self, text: str, timeout: float = 120.0) -> None:
-        """Wait until `text` stands on the command's standard error."""
+        """Wait until the command has printed `text` to standard error."""
         self.wait_until(lambda: text in self.stderr, repr(text), timeout)
 
     def wait(self, timeout: float) -> int:
@@ -101,13 +101,13 @@ class EmuCommand:
     def fail(self, status: int, timeout: float = 60.0) -> str:
         """Wait for the end, which must be a failure with this status; the error it printed."""
         ended = self.wait(timeout)
-        said = self.stderr
-        assert ended == status, f"status {ended}, not {status}\n{self.stdout}\n{said}"
-        assert "Traceback" not in said, said
-        return said[said.rindex("\nemu: ") + 1 :] if "\nemu: " in said else said
+        errors = self.stderr
+        assert ended == status, f"status {ended}, not {status}\n{self.stdout}\n{errors}"
+        assert "Traceback" not in errors, errors
+        return errors[errors.rindex("\nemu: ") + 1 :] if "\nemu: " in errors else errors
 
     def interrupt(self, number: signal.Signals) -> None:
-        """Ctrl-C reaches all of a terminal's foreground, the other signals the command alone."""
+        """Send a signal: SIGINT to the whole group, as Ctrl-C does, others to the command alone."""
         self.family()  # who is an orphan afterwards is known by then
         if number is signal.SIGINT:
             os.killpg(self.process.pid, number)
@@ -115,7 +115,7 @@ class EmuCommand:
             self.process.send_signal(number)
 
     def family(self) -> dict[int, str]:
-        """What it started, and what that started: pid → command line.
+        """All descendants: pid → command line.
 
         A build's environment has no tag; those are found by their parents, as long as these
         live, and after that by their session.
@@ -144,12 +144,12 @@ class EmuCommand:
         ]
 
     def assert_nothing_runs(self) -> None:
-        """All that the command started ends within a moment."""
+        """Everything that the command started ends within seconds."""
         left = poll(self.family, Deadline("the end of all", GONE_WITHIN), until=lambda now: not now)
         assert not left, f"left running: {left}"
 
     def end(self) -> None:
-        """End all that is left of it."""
+        """Kill what is left of it."""
         for pid in self.family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ class EmuCommand:
 class Warm:
     """Makes caches that link to the entries of `source`: nothing is copied or hashed anew.
 
-    An entry is a symbolic link, so what a command throws away is the link.
+    An entry is a symbolic link, so that a command which discards one removes only the link.
     """
 
     def __init__(self, source: Path, folder: Path) -> None:
@@ -205,7 +205,7 @@ def fill(source: Path, root: Path, without: Sequence[str]) -> None:
 
 
 def own_copy(entry: Path) -> Path:
-    """Replace a linked entry by a copy that a test may alter; its own fingerprint holds."""
+    """Replace a linked entry by a copy that a test may change."""
     real = entry.resolve()
     entry.unlink()
     command = ["cp", "-a", "--sparse=always", "--reflink=auto", str(real), str(entry)]
@@ -215,7 +215,7 @@ def own_copy(entry: Path) -> Path:
 
 
 def assert_clean(home: Path) -> None:
-    """Once the next command has opened the cache: no remains, no socket, only whole entries."""
+    """After the next command has opened the cache: no leftovers, no socket, only whole entries."""
     root = home / "emu-xen-block"
     Cache(root)
     sweep(root / "runs")
@@ -234,7 +234,7 @@ def _assert_whole(entry: Path) -> None:
 
 @dataclass(frozen=True)
 class _Process:
-    """A line of ps: `born` tells it from a later process of the same id."""
+    """A process. `born` distinguishes it from a later one with the same id."""
 
     parent: int
     session: int

@@ -48,10 +48,10 @@ def test_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as ended:
         cli.main([*words, "--help"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert said.startswith("usage: emu")
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: emu")
     if not words:
-        assert all(f"\n    {command} " in said for command in COMMANDS)
+        assert all(f"\n    {command} " in printed for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_errors_become_exit_statuses(
 
     monkeypatch.setattr(store, "images", fails)
     assert cli.main(["images"]) == status
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("emu: ")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("emu: ")
     if isinstance(error, InputError):
-        assert said.err == "emu: no such thing\n  get one\n"
+        assert printed.err == "emu: no such thing\n  get one\n"
 
 
-def test_a_ring_that_can_not_be_is_refused_before_anything_starts(
+def test_impossible_ring_is_refused_before_anything_starts(
     cache: Cache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", "--ring-pages", "3"]) == EXIT_INPUT
@@ -105,7 +105,7 @@ def test_a_ring_that_can_not_be_is_refused_before_anything_starts(
     assert capsys.readouterr().err.count("not 3") == 2
 
 
-def test_a_qemu_that_is_not_there(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_qemu_is_refused(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shell", "--qemu", "/nowhere/qemu", "-c", "true"]) == EXIT_INPUT
     assert "/nowhere/qemu is not there" in capsys.readouterr().err
 
@@ -113,29 +113,27 @@ def test_a_qemu_that_is_not_there(cache: Cache, capsys: pytest.CaptureFixture[st
 # -- emu cache
 
 
-def test_what_the_cache_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_lists_its_entries(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     entry = fill(cache, "guests", 1)
     assert cli.main(["cache", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["path"] == str(cache.root)
-    assert [(e["kind"], e["key"]) for e in said["entries"]] == [("guests", entry.name)]
-    assert said["bytes"] == said["entries"][0]["bytes"] >= 8192
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["path"] == str(cache.root)
+    assert [(e["kind"], e["key"]) for e in printed["entries"]] == [("guests", entry.name)]
+    assert printed["bytes"] == printed["entries"][0]["bytes"] >= 8192
     assert cli.main(["cache"]) == 0
     assert entry.name[:15] in capsys.readouterr().out
     assert cli.main(["cache", "path"]) == 0
     assert capsys.readouterr().out == f"{cache.root}\n"
 
 
-def test_prune_says_what_went_and_how_much(
-    cache: Cache, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prune_reports_entries_and_bytes(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     kept, gone = fill(cache, "guests", 1), fill(cache, "drivers", 2, size=3 << 20)
     assert cli.main(["cache", "prune"]) == 0
     assert "all was used within 7 days" in capsys.readouterr().out
     assert cli.main(["cache", "prune", "--all", "--kind", "drivers"]) == 0
-    said = capsys.readouterr().out
-    assert f"removed drivers {gone.name[:8]} (3.0 MiB)" in said
-    assert "3.0 MiB freed" in said
+    printed = capsys.readouterr().out
+    assert f"removed drivers {gone.name[:8]} (3.0 MiB)" in printed
+    assert "3.0 MiB freed" in printed
     assert kept.exists()
     assert not gone.exists()
     assert cli.main(["cache", "prune", "--all", "--kind", "nosuch"]) == EXIT_INPUT
@@ -145,20 +143,20 @@ def test_prune_leaves_what_another_process_uses(cache: Cache) -> None:
     used, idle = fill(cache, "guests", 1), fill(cache, "guests", 2)
     script = (
         "from emu.images.cache import Cache; from emu.progress import Progress\n"
-        "assert Cache().find('guests', {'number': 1}); print('has it', flush=True); input()"
+        "assert Cache().find('guests', {'number': 1}); print('in use', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as user:
         assert user.stdout is not None
-        assert user.stdout.readline() == b"has it\n"
+        assert user.stdout.readline() == b"in use\n"
         assert [entry.path for entry in store.prune(cache).entries] == [idle]
         assert used.exists()
         user.communicate(b"\n")
     assert [entry.path for entry in store.prune(cache).entries] == [used]
 
 
-def test_prune_of_runs_leaves_those_that_go_on(cache: Cache) -> None:
+def test_prune_leaves_runs_that_go_on(cache: Cache) -> None:
     root = cache.root / "runs"
     with RunDir.create(root) as ended:
         ended.log("xen").write_bytes(b"x" * 10_000)
@@ -175,22 +173,22 @@ def test_prune_of_runs_leaves_those_that_go_on(cache: Cache) -> None:
 # -- emu images
 
 
-def test_no_images_yet(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_cache_has_no_images(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["images", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert cli.main(["images"]) == 0
     assert "emu images build" in capsys.readouterr().out
 
 
-def test_an_image_is_named_by_the_lock_it_came_from(cache: Cache) -> None:
+def test_image_is_named_by_its_lock(cache: Cache) -> None:
     lock = Lock.load()
     wanted = {"packages": lock_digest(lock, store.GUEST_SETS), "kernel": "0" * 32}
     cache.entry("guests", wanted, lambda made: (made / "xen").touch(), Progress())
     cache.entry("guests", {"packages": "older"}, lambda made: (made / "xen").touch(), Progress())
     new, old = sorted(store.images(cache, lock), key=lambda image: not image.locked)
     assert new.locked
-    assert "xen-hypervisor-4.17-amd64 4.17" in new.chief
-    assert (old.locked, old.packages, old.chief) == (False, (), "")
+    assert "xen-hypervisor-4.17-amd64 4.17" in new.main_package
+    assert (old.locked, old.packages, old.main_package) == (False, (), "")
 
 
 def locked(name: str, version: str, archive: str = "bookworm") -> Package:
@@ -198,7 +196,7 @@ def locked(name: str, version: str, archive: str = "bookworm") -> Package:
     return Package(archive, name, version, "amd64", digest, 1, ("dom0",))
 
 
-def test_what_a_renewed_lock_changed() -> None:
+def test_changes_of_a_renewed_lock() -> None:
     before = Lock("a", (locked("kmod", "1"), locked("gone", "3"), locked("same", "5")))
     after = Lock("b", (locked("kmod", "2"), locked("fresh", "4"), locked("same", "5")))
     found = [(c.name, c.before, c.after) for c in store.changes(before, after)]
@@ -209,7 +207,7 @@ def test_what_a_renewed_lock_changed() -> None:
 @pytest.mark.parametrize(
     "words", [("repeat", "--times"), ("mutants", "--jobs"), ("bench", "--repeat")]
 )
-def test_a_count_is_one_at_least(
+def test_count_is_one_at_least(
     words: tuple[str, str], number: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -218,7 +216,7 @@ def test_a_count_is_one_at_least(
     assert f"argument {words[1]}: {number!r} is not 1, 2, 3, …" in capsys.readouterr().err
 
 
-# -- how figures read
+# -- how figures are printed
 
 
 def test_sizes_and_times_for_people() -> None:
@@ -239,7 +237,7 @@ def test_sizes_and_times_for_people() -> None:
     ]
 
 
-def test_memory_as_the_kernel_tells_it() -> None:
+def test_smaps_rollup_is_parsed() -> None:
     memory = bench.read_rollup((TRANSCRIPTS / "smaps-rollup-qemu.txt").read_text())
     assert memory["Private_Dirty"] % 4096 == 0
     assert memory["Private_Dirty"] + memory["Private_Clean"] <= memory["Pss"] <= memory["Rss"]
@@ -249,7 +247,7 @@ def setting() -> bench.Setting:
     return bench.Setting("2015-05-22", 2, "a CPU", "TCG (no /dev/kvm)", 0.5, 8.0)
 
 
-def test_a_bench_with_a_missed_target_has_not_held() -> None:
+def test_bench_with_a_missed_target_has_not_held() -> None:
     dom0, fresh = bench.TARGETS["dom0_s"], bench.TARGETS["fresh_s"]
     skipped = bench.Result(fresh, (), "not asked for")
     good = bench.BenchReport(setting(), (bench.Result(dom0, (0.3, 0.7, 0.4)), skipped))

@@ -1,4 +1,4 @@
-"""The doctor, on this machine and on ones that lack something."""
+"""`emu doctor`, on this machine and on ones where something is missing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ QEMU = "qemu-system-x86_64"
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache root that is not there yet."""
+    """A cache root that does not exist."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache root in which nothing is but what this host's QEMU gets wrong (seconds)."""
+    """A cache root that holds only the faults of this machine's QEMU (takes seconds)."""
     cache = Cache(tmp_path_factory.mktemp("known") / "emu-xen-block")
     faults.find(QEMU, BuildContext(cache))
     return cache.root
@@ -37,7 +37,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tried(nowhere: Path, known: Path) -> None:
-    """A new cache, on a host whose QEMU was tried before."""
+    """A new cache, on a machine whose QEMU was tried before."""
     shutil.copytree(known, nowhere / known.name)
 
 
@@ -46,25 +46,25 @@ def of(diagnosis: doctor.Diagnosis, subject: str) -> list[doctor.Check]:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_machine_that_runs_the_tests_is_able(capsys: pytest.CaptureFixture[str]) -> None:
+def test_machine_that_runs_the_tests_is_able(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     status = cli.main(["doctor", "--qemu", "system", "--json"])  # the cache has no other yet
     assert time.monotonic() - began < 10
-    said = json.loads(capsys.readouterr().out)
-    assert said["able"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["able"]
     assert status == 0
     assert {"QEMU", "accelerator", "memory", "disk", "cache"} <= {
-        finding["subject"] for finding in said["findings"]
+        finding["subject"] for finding in printed["findings"]
     }
 
 
-def test_it_builds_nothing(nowhere: Path) -> None:
+def test_doctor_builds_nothing(nowhere: Path) -> None:
     doctor.examine(QEMU)
     assert not nowhere.exists()
 
 
 @pytest.mark.usefixtures("tried")
-def test_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     assert 8 < len(lines) <= 24
@@ -72,15 +72,15 @@ def test_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_missing_qemu_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_qemu_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--qemu", "/nowhere/qemu"]) == 3
-    said = capsys.readouterr().out
-    assert "MISSING QEMU         /nowhere/qemu is not there" in said
-    assert "apt-get install qemu-system-x86" in said
+    printed = capsys.readouterr().out
+    assert "MISSING QEMU         /nowhere/qemu is not there" in printed
+    assert "apt-get install qemu-system-x86" in printed
 
 
 @pytest.mark.usefixtures("tried")
-def test_one_command_mends_all_that_is_missing(tmp_path: Path) -> None:
+def test_one_command_installs_all_that_is_missing(tmp_path: Path) -> None:
     listed = tmp_path / "list"
     listed.write_text(
         "# comment\n"
@@ -94,19 +94,19 @@ def test_one_command_mends_all_that_is_missing(tmp_path: Path) -> None:
         ("missing", "no emu-no-one (for runs)"),
         ("note", "no /nowhere/two.h (for the kernel), for the lab kernel"),
     ]
-    assert tools[2].mend is not None
-    assert "apt-get install one two" in tools[2].mend
+    assert tools[2].fix is not None
+    assert "apt-get install one two" in tools[2].fix
     assert not diagnosis.able
 
 
 @pytest.mark.usefixtures("tried")
-def test_what_only_the_lab_kernel_needs_stops_no_run(tmp_path: Path) -> None:
+def test_missing_tool_of_the_lab_kernel_stops_no_run(tmp_path: Path) -> None:
     listed = tmp_path / "list"
     listed.write_text("two  lab  emu-no-two  # for the kernel\n")
     assert doctor.examine(QEMU, listed).able
 
 
-def test_the_list_of_host_packages_is_sound() -> None:
+def test_list_of_host_packages_is_sound() -> None:
     packages = hosttools.load_packages()
     names = [package.name for package in packages]
     assert len(names) == len(set(names)) > 20
@@ -115,7 +115,7 @@ def test_the_list_of_host_packages_is_sound() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["qemu"]])
-def test_make_setup_leaves_out_what_builds_qemu(tmp_path: Path, more: list[str]) -> None:
+def test_setup_leaves_out_what_builds_qemu(tmp_path: Path, more: list[str]) -> None:
     """The shell script takes the first words of each line; here apt has none of the packages."""
     for name, text in (("dpkg-query", "exit 1"), ("apt-get", ":"), ("id", "echo 0")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -133,7 +133,7 @@ def test_make_setup_leaves_out_what_builds_qemu(tmp_path: Path, more: list[str])
 
 
 @pytest.mark.parametrize(("limit", "named"), [("-f 1000", "file size"), ("-n 100", "open files")])
-def test_a_low_limit_is_named(limit: str, named: str) -> None:
+def test_low_limit_is_named(limit: str, named: str) -> None:
     script = "from emu.lab import hostkernel; print(hostkernel.troubles()['user limits'])"
     done = subprocess.run(
         ["sh", "-c", f'ulimit {limit}; exec "$0" -c "$1"', sys.executable, script],
@@ -144,14 +144,14 @@ def test_a_low_limit_is_named(limit: str, named: str) -> None:
     assert named in done.stdout
 
 
-def test_this_kernel_does_all_that_is_asked() -> None:
+def test_kernel_of_this_machine_is_fit() -> None:
     assert hostkernel.troubles() == {}
 
 
-def test_a_cache_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
     diagnosis = doctor.examine(QEMU)
     disk = of(diagnosis, "disk")[0]
     assert (disk.state, diagnosis.able) == ("missing", False)
-    assert "XDG_CACHE_HOME" in (disk.mend or "")
+    assert "XDG_CACHE_HOME" in (disk.fix or "")

@@ -1,4 +1,4 @@
-"""The memory that a host may take: the machine's, or a container's."""
+"""The memory that an emulated PC may take: this machine's, or the container's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ HugePages_Total:       0
 """
 
 
-def told(tmp_path: Path, **group: str) -> HostMemory:
+def read(tmp_path: Path, **group: str) -> HostMemory:
     (tmp_path / "meminfo").write_text(MEMINFO)
     for name, text in group.items():
         (tmp_path / f"memory.{name}").write_text(text)
     return host_memory(tmp_path / "meminfo", tmp_path)
 
 
-def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
+def test_memory_without_a_limit_is_the_machines(tmp_path: Path) -> None:
     whole = HostMemory(24746332 << 10, 23210244 << 10)
-    assert told(tmp_path) == whole
-    assert told(tmp_path, max="max\n", current="4096\n") == whole
-    assert told(tmp_path, max=f"{2**40}\n", current="4096\n") == whole
+    assert read(tmp_path) == whole
+    assert read(tmp_path, max="max\n", current="4096\n") == whole
+    assert read(tmp_path, max=f"{2**40}\n", current="4096\n") == whole
 
 
-def test_a_container_has_what_it_may_have(tmp_path: Path) -> None:
-    limited = told(tmp_path, max=f"{4 << 30}\n", current=f"{1 << 30}\n")
+def test_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
+    limited = read(tmp_path, max=f"{4 << 30}\n", current=f"{1 << 30}\n")
     assert limited == HostMemory(4 << 30, 3 << 30)
-    over = told(tmp_path, max=f"{4 << 30}\n", current=f"{5 << 30}\n")
+    over = read(tmp_path, max=f"{4 << 30}\n", current=f"{5 << 30}\n")
     assert over == HostMemory(4 << 30, 0)

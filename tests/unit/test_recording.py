@@ -49,7 +49,7 @@ def test_a_run_without_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["replay", str(tmp_path / "nowhere")]) == EXIT_INPUT
     assert "nowhere holds no recording" in capsys.readouterr().err
     (recorded(tmp_path) / recording.LOG).unlink()
-    with pytest.raises(InputError, match=f"{recording.LOG} is not there"):
+    with pytest.raises(InputError, match=f"{recording.LOG} is missing"):
         recording.find(tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
 
 def test_the_recording_of_another_version(tmp_path: Path) -> None:
     run = recorded(tmp_path, wish={"domu": {}, "sails": 3})
-    with pytest.raises(InputError, match=r"another version's.*sails"):
+    with pytest.raises(InputError, match=r"made by another version.*sails"):
         replay.replay(run, BuildContext(Cache(tmp_path / "cache")))
 
 

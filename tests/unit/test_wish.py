@@ -1,4 +1,4 @@
-"""What a run asks for, resolved and refused before anything is fetched."""
+"""Requests for a run, resolved and checked before anything is fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`emu run`, as a person calls it: what it prints, its JSON, its exit status."""
+"""`emu run`: its output, its JSON, its exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def emu_json(*options: str, status: int = EXIT_HELD, timeout: float = 900) -> di
 
 
 def assert_whole(report: dict[str, Any], pages: int) -> None:
-    """What every good run's report must say."""
+    """What the report of every run that held contains."""
     ring, grants, data = report["ring"], report["grants"], report["data"]
     assert report["held"], report["checks"]
     assert ring["pages"] == pages
@@ -40,7 +40,7 @@ def assert_whole(report: dict[str, Any], pages: int) -> None:
     assert {"prepare_s", "drivers_s", "attach_s", "data_s", "detach_s"} <= set(report["timing"])
 
 
-def test_default_for_people() -> None:
+def test_default_report_as_text() -> None:
     done = emu_run("--data", "8")
     assert done.returncode == EXIT_HELD, done.stderr
     first_words = [line.split()[0] for line in done.stdout.splitlines()]
@@ -52,7 +52,7 @@ def test_default_for_people() -> None:
     assert "loading the drivers" in done.stderr
 
 
-def test_default_for_scripts() -> None:
+def test_default_report_as_json() -> None:
     report = emu_json("--data", "8")
     assert_whole(report, pages=16)
     assert report["accel"] in ("tcg", "kvm")
@@ -87,14 +87,16 @@ def test_stock_drivers() -> None:
         assert report["drivers"][end]["build_id"] != patched["drivers"][end]["build_id"]
 
 
-def test_stock_front_end_for_people() -> None:
+def test_stock_front_end_as_text() -> None:
     done = emu_run("--front", "stock", "--data", "1")
     assert done.returncode == EXIT_HELD, done.stderr
     assert "queue 0 16 pages, 512 requests · blkback 0 outstanding, " in done.stdout
     assert "persistent grants · no view of blkfront in debugfs\n" in done.stdout
     done = emu_run("--front", "stock", "--back", "stock", "--ring-pages", "2", "--data", "1")
-    told = "no view of blkfront and blkback in debugfs: the figures are from the keys in xenstore"
-    assert f"queue 0 2 pages, 64 requests · {told}\n" in done.stdout
+    no_view = (
+        "no view of blkfront and blkback in debugfs: the figures are from the keys in xenstore"
+    )
+    assert f"queue 0 2 pages, 64 requests · {no_view}\n" in done.stdout
 
 
 def test_pvh() -> None:
@@ -124,7 +126,7 @@ def test_lab_kernel_holds_64_pages() -> None:
     assert report["ring"]["offered_order"] == 6
 
 
-def test_more_pages_than_the_kernel_has_is_told() -> None:
+def test_more_pages_than_the_kernel_has_do_not_hold() -> None:
     done = emu_run("--ring-pages", "32", "--domu-memory", "256", "--data", "1")
     assert done.returncode == EXIT_NOT_HELD
     assert "did not hold: the ring has 32 pages (16 pages; the back end offers order 4" in (
@@ -133,7 +135,7 @@ def test_more_pages_than_the_kernel_has_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "said"),
+    ("options", "status", "message"),
     [
         (["--ring-pages", "3"], EXIT_INPUT, "a ring has 1, 2, 4, … pages, not 3"),
         (["--ring-pages", "12"], EXIT_INPUT, "--ring-pages 8 or 16"),
@@ -148,8 +150,8 @@ def test_more_pages_than_the_kernel_has_is_told() -> None:
         (["--data", "100000"], EXIT_INPUT, "does not fit"),
     ],
 )
-def test_bad_options_are_refused_at_once(options: list[str], status: int, said: str) -> None:
+def test_bad_options_are_refused_at_once(options: list[str], status: int, message: str) -> None:
     done = emu_run(*options, timeout=60)
     assert done.returncode == status
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

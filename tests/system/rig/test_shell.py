@@ -1,4 +1,4 @@
-"""`emu shell` as people and scripts use it: in a terminal, and in a pipe."""
+"""`emu shell` in a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emu.images.cache import Cache
 EMU = [sys.executable, "-m", "emu.cli"]
 FIRST_ANSWER = 60.0
 WANTED_PROMPT = 2.0
-"""Seconds, of a machine that does nothing else: as many of its CPU's otherwise."""
+"""Seconds: on an idle machine of wall time, on a busy one of CPU time."""
 Open = Callable[..., "pexpect.spawn[bytes]"]
 
 
@@ -63,7 +63,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process, those below it, and those of them that have ended took of the CPU."""
+    """CPU time of a process and its descendants, also of those that have ended."""
     ticks = 0
     for one in {pid} | descendants(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
@@ -83,7 +83,7 @@ def end(child: pexpect.spawn[bytes]) -> int | None:
 
 
 @pytest.mark.parametrize("guest", ["dom0", "domu"])
-def test_the_prompt_is_there_in_under_two_seconds(terminal: Open, guest: str) -> None:
+def test_prompt_comes_in_under_two_seconds(terminal: Open, guest: str) -> None:
     least, soonest = 1e9, 1e9
     for _ in range(6):  # on a busy machine one quick start shows what the rig can do
         began = time.monotonic()
@@ -99,7 +99,7 @@ def test_the_prompt_is_there_in_under_two_seconds(terminal: Open, guest: str) ->
 
 
 @pytest.mark.parametrize("guest", ["dom0", "domu"])
-def test_a_real_terminal(terminal: Open, guest: str) -> None:
+def test_terminal_is_a_real_one(terminal: Open, guest: str) -> None:
     child = terminal(guest)
     child.send("stty size; hostname; tty\r")
     child.expect_exact("\r\n30 100\r\n")
@@ -139,7 +139,7 @@ def test_leaving_restores_the_terminal_and_leaves_nothing(terminal: Open) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_restores_the_terminal(terminal: Open, number: signal.Signals) -> None:
+def test_signal_restores_the_terminal(terminal: Open, number: signal.Signals) -> None:
     child = terminal("domu")
     started = descendants(child.pid)
     os.kill(child.pid, number)
@@ -160,7 +160,7 @@ def test_ctrl_bracket_works_while_the_guest_reads_nothing(terminal: Open) -> Non
     assert end(child) == 0
 
 
-def test_dom0s_trouble_is_told_and_the_shell_goes_on(terminal: Open) -> None:
+def test_trouble_in_dom0_is_reported_and_the_shell_goes_on(terminal: Open) -> None:
     child = terminal("dom0")
     child.send("echo '<1>kernel BUG at nowhere:1' > /dev/kmsg\r")
     child.expect(rb"\[emu\] dom0: kernel BUG: .*nowhere")
@@ -178,7 +178,7 @@ def run(*arguments: str, input: bytes = b"") -> subprocess.CompletedProcess[byte
 
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize("guest", ["dom0", "domu"])
-def test_one_command_exactly(guest: str) -> None:
+def test_output_of_a_command_is_exact(guest: str) -> None:
     noise = os.urandom(300_000)
     done = run(guest, "--command", "cat; echo to stderr >&2; exit 9", input=noise)
     assert (done.returncode, done.stdout, done.stderr) == (9, noise, b"to stderr\n")
@@ -191,7 +191,7 @@ def test_commands_from_a_pipe() -> None:
 
 
 @pytest.mark.usefixtures("everything")
-def test_how_a_command_ended() -> None:
+def test_status_of_a_command_is_passed_on() -> None:
     assert run("domu", "--command", "kill -9 $$").returncode == 128 + 9
     done = run("domu", "--command", "nosuchcommand")
     assert done.returncode == 127
@@ -199,20 +199,20 @@ def test_how_a_command_ended() -> None:
 
 
 @pytest.mark.usefixtures("everything")
-def test_nobody_reads_the_output() -> None:
-    """As `emu shell -c yes | head`: it ends, and complains of nothing."""
+def test_closed_output_ends_the_command() -> None:
+    """As `emu shell -c yes | head`: it ends without an error message."""
     command = [*EMU, "shell", "--command", "yes"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.read(4) == b"y\ny\n"
         child.stdout.close()
-        said = child.stderr.read()
+        errors = child.stderr.read()
         assert child.wait(20) == 1
-    assert said == b""
+    assert errors == b""
 
 
 @pytest.mark.usefixtures("everything")
-def test_attached_first() -> None:
+def test_disk_is_attached_before_the_command() -> None:
     done = run("domu", "--attach", "--ring-pages", "4", "--command", "cat /sys/block/xvda/size")
     assert (done.returncode, done.stdout) == (0, b"524288\n")
