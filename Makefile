@@ -15,7 +15,7 @@ N ?= 20
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 # Two at once in one checkout take turns.
 setup: ## install what the host lacks (says what first; sudo where not root) and make .venv
