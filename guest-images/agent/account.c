@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Linux keeps its references in variables of drivers/xen/grant-table.c, which nothing shows.
- * Nothing is locked: what was read is taken if the count of free references is that of the bits
- * in the map, before and after.
+ * The state of Linux' grant reference allocator is in static variables of
+ * drivers/xen/grant-table.c. They are read without locks: a reading is valid if the count of free
+ * references equals the number of bits set in the map, before and after.
  *
  * gnttab_free_bitmap came with Linux 5.19, deferred_count and leaked_count with 6.1's stable
- * updates; a kernel without one of them has its line left out.
+ * updates; the line of a missing one is left out.
  */
 #include "account.h"
 #include "die.h"
@@ -42,7 +42,7 @@ static int find_symbols(void)
 		return die(kcore_failed);
 	for (int i = 0; i <= FRAMES; i++)
 		if (!address[i]) {
-			fprintf(stderr, "emu-grants: /proc/kallsyms tells no address of %s\n",
+			fprintf(stderr, "emu-grants: no address of %s in /proc/kallsyms\n",
 				names[i]);
 			return 1;
 		}
@@ -63,7 +63,7 @@ static uint32_t count_bits(const uint8_t *map, uint32_t size)
 	return count;
 }
 
-/* The references that are taken, as "first-last" of each run. */
+/* The references in use, as ranges "first-last". */
 static void print_taken(const uint8_t *map, uint32_t size)
 {
 	printf("taken");
@@ -78,7 +78,7 @@ static void print_taken(const uint8_t *map, uint32_t size)
 	printf("\n");
 }
 
-/* A list that changes under us leads nowhere, or never back to its head: false. */
+/* False when the list changes meanwhile: a broken link, or no way back to its head. */
 static bool read_deferred(uint32_t *refs, uint32_t *count)
 {
 	struct deferred entry;
@@ -149,6 +149,6 @@ int print_account(void)
 			return fflush(stdout) ? die("standard output") : 0;
 		usleep(1000);
 	}
-	fprintf(stderr, "emu-grants: no two readings in %d of the references agreed\n", TRIES);
+	fprintf(stderr, "emu-grants: no consistent reading of the references in %d tries\n", TRIES);
 	return 1;
 }

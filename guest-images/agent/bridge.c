@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Standard input and output to and from a socket or a terminal, until either side ends. */
+/* Connect standard input and output with a socket or terminal, until either side ends. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -57,7 +57,7 @@ static int bridge(int other)
 	in = (struct way){ .from = 0, .to = other };
 	out = (struct way){ .from = other, .to = 1 };
 	while (alive) {
-		/* A descriptor with nothing to do is left out: its hang-up would spin. */
+		/* Leave out idle descriptors: their POLLHUP would make this a busy loop. */
 		struct pollfd p[] = {
 			{ .fd = in.end ? -1 : 0, .events = POLLIN },
 			{ .fd = in.end ? other : -1, .events = POLLOUT },

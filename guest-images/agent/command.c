@@ -15,13 +15,13 @@
 #include "spawn.h"
 #include "tree.h"
 
-/* What a terminal still holds arrives a little after its last writer is gone. */
+/* A terminal's last output arrives a little after its last writer has exited. */
 #define PTY_LINGER_MS 500
 #define CREDIT_MAX (64u * 1024 * 1024)
 
 struct output {
 	int fd;
-	bool ready; /* may hold bytes: an edge came and no EAGAIN since */
+	bool ready; /* an edge came, and no EAGAIN since */
 	uint32_t credit;
 };
 
@@ -86,7 +86,7 @@ static void drain(int *sink)
 	static char waste[16384];
 	ssize_t n;
 
-	/* Bounded, so that one that prints without end takes its turn only. */
+	/* Bounded: endless output must not starve the others. */
 	for (int i = 0; *sink >= 0 && i < 16; i++) {
 		n = read(*sink, waste, sizeof waste);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
@@ -102,8 +102,8 @@ static void drain(int *sink)
 	}
 }
 
-/* A process left behind in the background still has its output open: read it to nowhere,
- * so that it neither dies of SIGPIPE nor blocks. */
+/* A background process still has its output open: read and discard it, so that the process
+ * neither gets SIGPIPE nor blocks. */
 static void to_sink(int *fd)
 {
 	int *sink = &sinks[next_sink++ % SINKS_MAX];
@@ -183,7 +183,7 @@ void command_input(struct link *l, uint32_t id, const uint8_t *data, size_t leng
 	if (!c)
 		return;
 	if (c->stdin_closed || c->stdin_end) {
-		/* Nobody reads it any more; the sender may go on to its end. */
+		/* Not read any more; let the sender continue to its end. */
 		link_send(l, STDIN_CREDIT, 0, id, &granted, sizeof granted);
 		return;
 	}
@@ -197,7 +197,7 @@ void command_input(struct link *l, uint32_t id, const uint8_t *data, size_t leng
 		c->input_start = 0;
 	}
 	if (c->input_end + length > STDIN_WINDOW) {
-		/* More than was granted: a host that can't count. */
+		/* More than the credit granted: a broken peer. */
 		command_signal(id, SIGKILL, SCOPE_TREE);
 		return;
 	}
@@ -274,7 +274,7 @@ void commands_reap(void)
 			c->exited = true;
 			c->exit_time = now_ms();
 			c->status = status;
-			/* What it wrote before its end is in the pipes now: look once more. */
+			/* Its last output is in the pipes now: read once more. */
 			c->out[0].ready = c->out[1].ready = true;
 		}
 }
@@ -304,14 +304,14 @@ static void pump_input(struct link *l, struct command *c)
 	}
 	if (c->stdin_end && !c->input)
 		c->stdin_closed = true;
-	/* A terminal has one descriptor for both ways; its end of input is a character. */
+	/* A terminal's end of input is a character, sent by the peer. */
 	if (c->stdin_closed)
 		close_fd(&c->stdin_fd);
 	if (written)
 		link_send(l, STDIN_CREDIT, 0, c->id, &written, sizeof written);
 }
 
-/* One chunk from one stream; true when there may be more at once. */
+/* One chunk from one stream; true when more may follow at once. */
 static bool pump_output(struct link *l, struct command *c, uint8_t stream)
 {
 	struct output *o = &c->out[stream - 1];
@@ -360,7 +360,7 @@ int commands_pump(struct link *l)
 
 	for (bool more = true; more;) {
 		more = false;
-		/* A chunk each in turn, so that none waits for another's flood. */
+		/* Round robin by chunks: no command waits for another's flood. */
 		for (size_t i = 0; i < COMMANDS_MAX; i++)
 			if (commands[i].used) {
 				more |= pump_output(l, &commands[i], 1);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The commands the host started: their processes, pipes and credits. */
+/* Commands started by the peer: processes, pipes and credits. */
 #ifndef EMU_COMMAND_H
 #define EMU_COMMAND_H
 
@@ -9,7 +9,7 @@
 #define SINKS_MAX 64
 #define STDIN_WINDOW (128u * 1024)
 
-/* What an epoll event belongs to: the upper half is one of these, the lower an index. */
+/* Upper half of an epoll event's data; the lower half is an index. */
 enum watched { WATCH_LINK = 0, WATCH_SIGNALS, WATCH_STDIN, WATCH_OUT, WATCH_ERR, WATCH_SINK };
 
 void commands_setup(int epoll_fd);
@@ -21,10 +21,10 @@ void command_signal(uint32_t id, int32_t signal, uint32_t scope);
 void command_resize(uint32_t id, uint16_t rows, uint16_t columns);
 void commands_event(enum watched what, uint32_t index);
 void commands_reap(void);
-/* Move bytes both ways as far as credit and room go, and report ends.
+/* Move bytes both ways as far as credit and room allow, and report ended commands.
  * Returns the milliseconds after which to call again without an event, or -1. */
 int commands_pump(struct link *l);
-/* Kill whatever is running and forget it: its host is gone. */
+/* Kill and forget all commands: their peer is gone. */
 void commands_drop(void);
 
 #endif

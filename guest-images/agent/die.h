@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How emu-grants and emu-xenstore end in failure. */
+/* Errors of emu-grants and emu-xenstore. */
 #ifndef EMU_DIE_H
 #define EMU_DIE_H
 
-/* Says on standard error what failed, and errno; 1, an exit status. */
+/* Print what failed and errno to standard error. Returns 1, an exit status. */
 int die(const char *what);
 
 #endif

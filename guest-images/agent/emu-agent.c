@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-agent — runs commands in a guest for the host, over a virtio-serial port or a tty.
+ * emu-agent — runs commands in a guest for a controller, over a virtio-serial port or a tty.
  *
- *   emu-agent LINK             serve a host at LINK: a device's path, or fd:N
- *   emu-agent put MODE PATH    standard input, checked by its trailer, becomes PATH
- *   emu-agent get PATH         PATH and a trailer to standard output
- *   emu-agent connect PATH     standard input and output to and from a Unix socket
- *   emu-agent tty PATH         the same with a terminal, in raw mode
+ *   emu-agent LINK             serve a controller at LINK: a device's path, or fd:N
+ *   emu-agent put MODE PATH    write standard input to PATH if its trailer matches
+ *   emu-agent get PATH         write PATH and a trailer to standard output
+ *   emu-agent connect PATH     connect standard input and output with a Unix socket
+ *   emu-agent tty PATH         connect them with a terminal, in raw mode
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,20 +25,20 @@
 
 #define REOPEN_MS 20
 /*
- * How often to rest for so long before a tty that was hung up is opened again.
+ * Number of pauses of REOPEN_MS before a tty that was hung up is opened again.
  *
- * Linux forgets a tty that was hung up and closed in a work queue. Opened before that, hvc gives
- * the same one once more (hvc_get_by_index() of drivers/tty/hvc/hvc_console.c takes the first of
- * its number), and after a resume that has the interrupt of before: nothing the host says is
- * heard. One long rest is not enough: a guest whose CPU was away for all of it goes on with us
- * before the work. Each of several lets the work go first.
+ * Linux releases a tty that was hung up and closed from a work queue. An open() before that
+ * returns the old tty (hvc_get_by_index() in drivers/tty/hvc/hvc_console.c takes the first with
+ * its index), which has the old interrupt after a resume: no input arrives. One long pause is not
+ * enough: when the guest's CPU was not scheduled meanwhile, this process may run before the work.
+ * Each of several pauses lets the work run first.
  */
-#define RESTS 10
+#define PAUSES 10
 
-static struct link host;
-static int rests;	 /* to go, before the link is opened */
-static int64_t rest_end; /* of the present one, in ms */
-static bool stalled;	 /* requests wait until there is room for their answers */
+static struct link peer;
+static int pauses;	  /* pauses left before the link is opened */
+static int64_t pause_end; /* end of the current pause, in ms */
+static bool stalled;	  /* no request is taken until there is room for its answer */
 
 static int64_t now_ms(void)
 {
@@ -48,9 +48,9 @@ static int64_t now_ms(void)
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static void rest(void)
+static void pause_link(void)
 {
-	rest_end = now_ms() + REOPEN_MS;
+	pause_end = now_ms() + REOPEN_MS;
 }
 
 static void welcome(const uint8_t *payload)
@@ -58,32 +58,32 @@ static void welcome(const uint8_t *payload)
 	struct hello h;
 	struct welcome w = {
 		.version = WIRE_VERSION,
-		.chunk = host.kind == LINK_TTY ? 4096 : PAYLOAD_MAX,
+		.chunk = peer.kind == LINK_TTY ? 4096 : PAYLOAD_MAX,
 		.window = STDIN_WINDOW,
 		.pid = (uint32_t)getpid(),
 	};
 
 	memcpy(&h, payload, sizeof h);
-	/* A host that got no answer at once asks again; only a new one starts afresh. */
-	if (!host.joined || memcmp(h.nonce, host.nonce, NONCE_SIZE)) {
+	/* A peer that got no answer sends its hello again; only a new nonce is a new peer. */
+	if (!peer.joined || memcmp(h.nonce, peer.nonce, NONCE_SIZE)) {
 		commands_drop();
-		link_reset(&host);
-		memcpy(host.nonce, h.nonce, NONCE_SIZE);
-		host.joined = true;
-		host.window = h.window;
-		if (h.chunk && h.chunk < host.chunk)
-			host.chunk = h.chunk;
+		link_reset(&peer);
+		memcpy(peer.nonce, h.nonce, NONCE_SIZE);
+		peer.joined = true;
+		peer.window = h.window;
+		if (h.chunk && h.chunk < peer.chunk)
+			peer.chunk = h.chunk;
 	}
 	memcpy(w.nonce, h.nonce, NONCE_SIZE);
-	link_send(&host, WELCOME, 0, 0, &w, sizeof w);
+	link_send(&peer, WELCOME, 0, 0, &w, sizeof w);
 }
 
 static void leave(const char *why)
 {
 	commands_drop();
 	if (why)
-		link_send(&host, TROUBLE, 0, 0, why, strlen(why));
-	host.joined = false;
+		link_send(&peer, TROUBLE, 0, 0, why, strlen(why));
+	peer.joined = false;
 }
 
 static void handle(const struct frame *f, const uint8_t *payload)
@@ -99,13 +99,13 @@ static void handle(const struct frame *f, const uint8_t *payload)
 		leave(NULL);
 		break;
 	case PING:
-		link_send(&host, PONG, 0, f->id, payload, f->length);
+		link_send(&peer, PONG, 0, f->id, payload, f->length);
 		break;
 	case EXEC:
-		command_start(&host, f->id, payload, f->length);
+		command_start(&peer, f->id, payload, f->length);
 		break;
 	case STDIN:
-		command_input(&host, f->id, payload, f->length);
+		command_input(&peer, f->id, payload, f->length);
 		break;
 	case STDIN_END:
 		command_input_end(f->id);
@@ -120,11 +120,11 @@ static void handle(const struct frame *f, const uint8_t *payload)
 		command_resize(f->id, size[0], size[1]);
 		break;
 	default:
-		leave("a frame of an unknown type");
+		leave("unknown frame type");
 	}
 }
 
-/* Take what came in; false when the link itself is gone. */
+/* Process input; false when the link is gone. */
 static bool receive(void)
 {
 	const uint8_t *payload;
@@ -134,8 +134,8 @@ static bool receive(void)
 
 	for (;;) {
 		enum link_event event;
-		while (!(stalled = !link_has_room(&host)) &&
-		       (event = link_next(&host, &f, &payload, &why)) != LINK_NOTHING) {
+		while (!(stalled = !link_has_room(&peer)) &&
+		       (event = link_next(&peer, &f, &payload, &why)) != LINK_NOTHING) {
 			if (event == LINK_HELLO)
 				welcome(payload);
 			else if (event == LINK_FRAME)
@@ -143,27 +143,27 @@ static bool receive(void)
 			else
 				leave(why);
 		}
-		if (stalled || !host.can_read || !alive)
+		if (stalled || !peer.can_read || !alive)
 			return alive;
-		alive = link_fill(&host);
+		alive = link_fill(&peer);
 	}
 }
 
 static void lost(void)
 {
 	commands_drop();
-	if (host.kind == LINK_FD)
+	if (peer.kind == LINK_FD)
 		exit(0);
-	if (host.kind == LINK_TTY) {
-		/* Hung up, as after a restore: the device comes back under the same name. */
-		link_close(&host);
-		rests = RESTS;
-		rest();
+	if (peer.kind == LINK_TTY) {
+		/* Hung up, as after a restore: the device reappears under the same name. */
+		link_close(&peer);
+		pauses = PAUSES;
+		pause_link();
 		return;
 	}
-	/* A port opens once and stays; its next host comes with an edge. */
-	link_reset(&host);
-	host.in_start = host.in_end = 0;
+	/* A port stays open; the next peer is reported by an edge. */
+	link_reset(&peer);
+	peer.in_start = peer.in_end = 0;
 }
 
 static void reap(int signals)
@@ -178,18 +178,18 @@ static void reap(int signals)
 	commands_reap();
 }
 
-/* Open the link once all rests are over; the ms to wait before the next try, 0 when it is open. */
+/* Open the link after all pauses. Returns ms until the next try, 0 when it is open. */
 static int open_again(int epoll_fd)
 {
-	int64_t left = rest_end - now_ms();
+	int64_t left = pause_end - now_ms();
 
 	if (left > 0)
 		return (int)left;
-	if (rests > 1)
-		rests--;
-	else if (link_open(&host, epoll_fd))
+	if (pauses > 1)
+		pauses--;
+	else if (link_open(&peer, epoll_fd))
 		return 0;
-	rest();
+	pause_link();
 	return REOPEN_MS;
 }
 
@@ -212,7 +212,7 @@ static int serve(const char *name)
 		return 1;
 	}
 	commands_setup(epoll_fd);
-	link_setup(&host, name);
+	link_setup(&peer, name);
 
 	for (;;) {
 		bool alive = true;
@@ -221,38 +221,38 @@ static int serve(const char *name)
 		for (int i = 0; i < n; i++) {
 			enum watched what = (enum watched)(events[i].data.u64 >> 32);
 			if (what == WATCH_LINK) {
-				host.can_read |= events[i].events != EPOLLOUT;
-				host.can_write |= (events[i].events & EPOLLOUT) != 0;
+				peer.can_read |= events[i].events != EPOLLOUT;
+				peer.can_write |= (events[i].events & EPOLLOUT) != 0;
 			} else if (what == WATCH_SIGNALS) {
 				reap(signals);
 			} else {
 				commands_event(what, (uint32_t)events[i].data.u64);
 			}
 		}
-		if (host.fd < 0 && (wait = open_again(epoll_fd)))
+		if (peer.fd < 0 && (wait = open_again(epoll_fd)))
 			continue;
 		alive = receive();
 		wait = -1;
-		/* Room made by one flush lets the next chunk in, until the link takes no more. */
+		/* Each flush makes room for the next chunk, until the link takes no more. */
 		for (size_t before = 1; alive && before;) {
-			wait = commands_pump(&host);
-			before = host.can_write ? link_queued(&host) : 0;
-			alive = link_flush(&host);
+			wait = commands_pump(&peer);
+			before = peer.can_write ? link_queued(&peer) : 0;
+			alive = link_flush(&peer);
 		}
-		if (alive && stalled && link_has_room(&host))
+		if (alive && stalled && link_has_room(&peer))
 			wait = 0;
 		if (!alive) {
 			lost();
-			wait = host.fd < 0 ? REOPEN_MS : -1;
+			wait = peer.fd < 0 ? REOPEN_MS : -1;
 		}
 	}
 }
 
-static void tidy_descriptors(void)
+static void fill_standard_descriptors(void)
 {
 	int fd;
 
-	/* 0, 1 and 2 must be taken: a pipe end among them would be lost in dup2. */
+	/* 0, 1 and 2 must be in use: dup2() would overwrite a pipe end among them. */
 	do
 		fd = open("/dev/null", O_RDWR);
 	while (fd >= 0 && fd < 3);
@@ -262,7 +262,7 @@ static void tidy_descriptors(void)
 
 int main(int argc, char **argv)
 {
-	tidy_descriptors();
+	fill_standard_descriptors();
 	if (argc == 2 && argv[1][0] != '-')
 		return serve(argv[1]);
 	if (argc == 4 && !strcmp(argv[1], "put"))

@@ -2,12 +2,12 @@
 /*
  * emu-channeld — the back end of a domU's second PV console, as a Unix socket.
  *
- * libxl starts it as device_model_override, in the belief that it is a QEMU: for a PV or PVH
- * domain with a `channel` it wants one, because xenconsoled serves the first console only. It
- * waits for "running" in device-model/<domid>/state, has a few words over QMP, and ends us with
- * SIGHUP. xenconsoled would not do anyway: it takes 30 events in 200 ms from a console.
+ * libxl starts it as device_model_override, in place of QEMU: it runs one for a PV or PVH domain
+ * with a `channel`, because xenconsoled serves the first console only. libxl waits for "running"
+ * in device-model/<domid>/state, sends a few QMP commands, and stops us with SIGHUP. xenconsoled
+ * would be too slow: it accepts 30 events in 200 ms from a console.
  *
- * The console appears at /run/emu/channel/<domid>, for one client; a new one replaces the old.
+ * The console is at /run/emu/channel/<domid>, for one client; a new one replaces the old.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,9 +29,9 @@
 
 #define DIRECTORY "/run/emu/channel"
 #define PATH_SIZE 160
-/* Linux' hvc takes 16 bytes at a time from its ring and sends an event for each: more than a
- * dom0 on an emulated CPU can follow. While bytes flow, look at the ring at this pace instead. */
-#define PACE_NS 300000
+/* Linux' hvc reads 16 bytes at a time from its ring and sends an event for each: too many for
+ * dom0 on an emulated CPU. While data flows, poll the ring at this interval instead. */
+#define POLL_NS 300000
 
 /* xen/include/public/io/xenbus.h */
 enum xenbus_state {
@@ -44,7 +44,7 @@ enum xenbus_state {
 };
 
 static unsigned domid;
-static char backend[PATH_SIZE]; /* empty until the device is there */
+static char backend[PATH_SIZE]; /* empty until the device exists */
 static char frontend[XS_VALUE_MAX];
 static char watched[XS_VALUE_MAX + 16];
 static struct ring ring;
@@ -52,7 +52,7 @@ static struct sockaddr_un address = { .sun_family = AF_UNIX };
 static int listener = -1, client = -1;
 static int qmp_listener = -1, qmp_client = -1;
 
-static void say(const char *what)
+static void report(const char *what)
 {
 	fprintf(stderr, "emu-channeld %u: %s\n", domid, what);
 }
@@ -95,7 +95,7 @@ static void disconnect(void)
 		return;
 	ring_disconnect(&ring);
 	hang_up();
-	say("disconnected");
+	report("disconnected");
 }
 
 static void connect_ring(void)
@@ -104,16 +104,16 @@ static void connect_ring(void)
 
 	if (!ref || !port || (ring.page && ref == ring.ref && port == ring.remote_port))
 		return;
-	disconnect(); /* a front end that resumed has another ring */
+	disconnect(); /* a resumed front end has a new ring */
 	if (ring_connect(&ring, domid, ref, port) < 0) {
 		die("mapping the console's ring");
 		return;
 	}
 	set_state(CONNECTED);
-	say("connected");
+	report("connected");
 }
 
-/* Find the device and its front end, once both are in xenstore. */
+/* True once the device and its front end are in xenstore. */
 static bool find_device(void)
 {
 	char directory[PATH_SIZE], path[PATH_SIZE];
@@ -134,7 +134,7 @@ static bool find_device(void)
 	return true;
 }
 
-/* Act on what xenstore says now; false when the domain is gone. */
+/* Follow the states in xenstore; false when the domain is gone. */
 static bool follow(void)
 {
 	if (!find_device())
@@ -148,7 +148,7 @@ static bool follow(void)
 	}
 	switch (front) {
 	case INITIALISING:
-		/* The first time, or again after an end: a front end module that came back. */
+		/* First connection, or the front end's module was loaded again. */
 		disconnect();
 		set_state(INIT_WAIT);
 		break;
@@ -181,7 +181,7 @@ static int listen_socket(void)
 	return 0;
 }
 
-static void welcome(void)
+static void accept_client(void)
 {
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -191,12 +191,12 @@ static void welcome(void)
 	client = fd;
 }
 
-static bool is_over(ssize_t n)
+static bool is_error(ssize_t n)
 {
 	return n < 0 && errno != EAGAIN && errno != EINTR;
 }
 
-/* Move what can be moved; true when anything was. */
+/* Move data both ways; true when any was moved. */
 static bool shuttle(short client_events)
 {
 	ssize_t out, in = 0;
@@ -204,19 +204,19 @@ static bool shuttle(short client_events)
 	if (client < 0 || !ring.page)
 		return false;
 	if (ring_readable(&ring) < 0 || ring_writable(&ring) < 0) {
-		say("the ring's indices make no sense");
+		report("invalid ring indices");
 		disconnect();
 		set_state(CLOSED);
 		return false;
 	}
 	out = ring_to_fd(&ring, client);
-	if (is_over(out)) {
+	if (is_error(out)) {
 		hang_up();
 		return false;
 	}
 	if (client_events & (POLLIN | POLLHUP | POLLERR) && ring_writable(&ring) > 0) {
 		in = fd_to_ring(&ring, client);
-		if (in == 0 || is_over(in))
+		if (in == 0 || is_error(in))
 			hang_up();
 	}
 	return out > 0 || in > 0;
@@ -224,17 +224,17 @@ static bool shuttle(short client_events)
 
 static int serve(int xenstore, int signals)
 {
-	static const struct timespec pace = { .tv_nsec = PACE_NS };
+	static const struct timespec interval = { .tv_nsec = POLL_NS };
 
 	for (;;) {
-		/* Before the wait: an event may have come in while something was asked. */
+		/* Before poll(): an event may have arrived with an answer. */
 		while (xs_changed())
 			if (!follow())
 				return 0;
 
 		bool to_read = client >= 0 && ring.page && ring_readable(&ring) > 0;
 		bool to_write = client >= 0 && ring.page && ring_writable(&ring) > 0;
-		/* With the ring full, a client's hang-up waits too: it would spin. */
+		/* Not while the ring is full: POLLHUP would make this a busy loop. */
 		bool to_poll = client >= 0 && (to_read || to_write || !ring.page);
 		struct pollfd p[] = {
 			{ .fd = signals, .events = POLLIN },
@@ -246,25 +246,25 @@ static int serve(int xenstore, int signals)
 			{ .fd = qmp_listener, .events = POLLIN },
 			{ .fd = qmp_client, .events = POLLIN },
 		};
-		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &pace : NULL, NULL) <
-		    0)
+		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &interval : NULL,
+			  NULL) < 0)
 			return die("poll");
 		if (p[0].revents)
 			return 0;
 		if (p[3].revents)
 			ring_event(&ring);
 		if (!ring.page && p[4].revents)
-			hang_up(); /* nothing was asked for, so it is its end */
+			hang_up(); /* no events requested: it is POLLHUP */
 		if (!shuttle(p[4].revents) && ring.page && ring.masked)
 			ring_unmask(&ring);
 		if (p[2].revents)
-			welcome();
+			accept_client();
 		if (p[6].revents)
 			qmp_client = qmp_answer();
 		if (p[5].revents)
 			qmp_client = qmp_accept();
 		if (p[1].revents && !xs_receive())
-			return die("xenstored is gone");
+			return die("connection to xenstored lost");
 	}
 }
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-grants — what a guest grants, as it stands in memory.
+ * emu-grants — what a guest grants, read from memory.
  *
- *	emu-grants mapped	(dom0)	what Xen prints for debug key g: all that is mapped right now
- *	emu-grants table DOMID	(dom0)	every entry of that domain's grant table that grants something
- *	emu-grants account	(guest)	what this kernel's allocator of references says of itself
+ *	emu-grants mapped	(dom0)	Xen's output for debug key g: all current mappings
+ *	emu-grants table DOMID	(dom0)	the entries in use of that domain's grant table
+ *	emu-grants account	(guest)	the state of this kernel's grant reference allocator
  *
- * All work on any kernel, with any driver. emu/xen/grants.py reads what Xen prints; lines of the
- * others are "word value…", for emu/xen/granted.py.
+ * All work on any kernel, with any driver. emu/xen/grants.py parses the first; lines of the others
+ * are "word value…", for emu/xen/granted.py.
  */
 #include <errno.h>
 #include <stdio.h>

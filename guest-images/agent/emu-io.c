@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-io show ACCOUNT: what there is of an account, to standard output.
- * emu-io DEVICE ACCOUNT key=value …: keeps `outstanding` requests of `bytes` in flight, writes
- * and reads (`reads` per cent, of blocks written before), each at one of `blocks` places `stride`
- * bytes apart from `start` on, and keeps an account of what it asked for and what it was told.
- * Goes on in the background when everything is set up; SIGTERM lets it ask for no more, wait for
- * what is in flight, and end.
+ * emu-io show ACCOUNT: copy the valid part of an account to standard output.
+ * emu-io DEVICE ACCOUNT key=value …: keep `outstanding` requests of `bytes` in flight, writes and
+ * reads (`reads` per cent, of blocks written before), each at one of `blocks` offsets `stride` bytes
+ * apart from `start` on, and log requests and completions in an account. Continues in the
+ * background once everything is set up; on SIGTERM it submits no more, waits for what is in flight,
+ * and exits.
  *
- * What a block holds tells the block and its generation, so a read is verified by itself; no two
- * requests for a block are ever in flight. Waiting is asynchronous: a task that sleeps in read()
- * or write() cannot be frozen, and the guest not saved, while a request is held.
+ * Data encodes its block and generation, so that each read is verified by itself; no two requests
+ * for a block are in flight at once. Waiting is asynchronous: a task that sleeps in read() or
+ * write() can't be frozen, and the guest not be saved, while a request is held.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 
 #include "io.h"
 
-static struct account told = {
+static struct account settings = {
 	.magic = ACCOUNT_MAGIC,
 	.seed = 1,
 	.bytes = 4096,
@@ -41,12 +41,12 @@ static const struct {
 	{ "outstanding", &io.outstanding, NULL },
 	{ "reads", &io.percent_reads, NULL },
 	{ "rate", &io.rate, NULL },
-	{ "seed", &told.seed, NULL },
-	{ "bytes", &told.bytes, NULL },
-	{ "blocks", &told.blocks, NULL },
-	{ "start", NULL, &told.start },
-	{ "stride", NULL, &told.stride },
-	{ "events", NULL, &told.room },
+	{ "seed", &settings.seed, NULL },
+	{ "bytes", &settings.bytes, NULL },
+	{ "blocks", &settings.blocks, NULL },
+	{ "start", NULL, &settings.start },
+	{ "stride", NULL, &settings.stride },
+	{ "events", NULL, &settings.room },
 };
 
 static void __attribute__((noreturn)) die(const char *what)
@@ -86,7 +86,7 @@ static int take(const char *word)
 
 static void prepare(const char *device, const char *path)
 {
-	size_t size = sizeof(told) + told.room * sizeof(struct event);
+	size_t size = sizeof(settings) + settings.room * sizeof(struct event);
 	int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
 	io.device = open(device, O_RDWR | O_DIRECT | O_CLOEXEC);
@@ -98,18 +98,18 @@ static void prepare(const char *device, const char *path)
 	if (io.account == MAP_FAILED)
 		die(path);
 	close(file);
-	*io.account = told;
+	*io.account = settings;
 	io.events = (struct event *)(io.account + 1);
-	io.blocks = calloc(told.blocks, sizeof(*io.blocks));
+	io.blocks = calloc(settings.blocks, sizeof(*io.blocks));
 	io.requests = calloc(io.outstanding, sizeof(*io.requests));
-	io.expected = malloc(told.bytes);
+	io.expected = malloc(settings.bytes);
 	if (!io.blocks || !io.requests || !io.expected)
 		die("memory");
 	for (unsigned i = 0; i < io.outstanding; i++) {
 		struct request *r = &io.requests[i];
 		void *buffer;
 
-		errno = posix_memalign(&buffer, 4096, told.bytes);
+		errno = posix_memalign(&buffer, 4096, settings.bytes);
 		if (errno)
 			die("memory");
 		r->buffer = buffer;
@@ -123,14 +123,14 @@ static void prepare(const char *device, const char *path)
 static int show(const char *path)
 {
 	int file = open(path, O_RDONLY);
-	off_t at = sizeof(told);
+	off_t at = sizeof(settings);
 	off_t end;
 
-	/* It may go on growing: what the head tells of is sent, and no more. */
-	if (read(file, &told, sizeof(told)) != sizeof(told))
+	/* It may still grow: send as many events as the head counts. */
+	if (read(file, &settings, sizeof(settings)) != sizeof(settings))
 		die(path);
-	end = at + told.events * sizeof(struct event);
-	if (write(STDOUT_FILENO, &told, sizeof(told)) != sizeof(told))
+	end = at + settings.events * sizeof(struct event);
+	if (write(STDOUT_FILENO, &settings, sizeof(settings)) != sizeof(settings))
 		die("standard output");
 	while (at < end)
 		if (sendfile(STDOUT_FILENO, file, &at, end - at) <= 0)
@@ -149,26 +149,26 @@ int main(int argc, char **argv)
 		return show(argv[2]);
 	for (int i = 3; i < argc; i++)
 		if (take(argv[i])) {
-			fprintf(stderr, "emu-io: %s makes no sense\n", argv[i]);
+			fprintf(stderr, "emu-io: invalid argument %s\n", argv[i]);
 			return 2;
 		}
 	if (argc < 3) {
 		fprintf(stderr, "usage: emu-io DEVICE ACCOUNT [key=value ...]\n");
 		return 2;
 	}
-	if (!told.blocks)
-		told.blocks = 2 * io.outstanding;
-	if (!told.stride)
-		told.stride = 2 * (uint64_t)told.bytes;
-	if (!io.outstanding || io.outstanding > 4096 || !told.bytes || told.bytes % 4096 ||
-	    told.blocks <= io.outstanding || told.stride < told.bytes ||
-	    told.room < 4 * io.outstanding + 4) {
-		fprintf(stderr, "emu-io: more blocks than requests, and whole pages, are wanted\n");
+	if (!settings.blocks)
+		settings.blocks = 2 * io.outstanding;
+	if (!settings.stride)
+		settings.stride = 2 * (uint64_t)settings.bytes;
+	if (!io.outstanding || io.outstanding > 4096 || !settings.bytes || settings.bytes % 4096 ||
+	    settings.blocks <= io.outstanding || settings.stride < settings.bytes ||
+	    settings.room < 4 * io.outstanding + 4) {
+		fprintf(stderr, "emu-io: needs more blocks than requests, and whole pages\n");
 		return 2;
 	}
-	io.draws = 0x9e3779b97f4a7c15ull * (told.seed + 1ull);
+	io.draws = 0x9e3779b97f4a7c15ull * (settings.seed + 1ull);
 	io.began = io_now_ms();
-	/* A process's asynchronous I/O is its own: the one that stays sets it up. */
+	/* An AIO context belongs to a process: the child sets it up. */
 	if (pipe2(ready, O_CLOEXEC))
 		die("pipe");
 	child = fork();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-lun VERB [LUN] [key=value …]: a word to the LUN server (guest-images/handler/verbs.c) and
- * its answer. 0 if it said ok, 1 if it refused, 2 if it is not there.
+ * emu-lun VERB [LUN] [key=value …]: send a command to the LUN server (guest-images/handler/verbs.c)
+ * and print the answer. Status 0: ok, 1: refused, 2: no server.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-memory — what this kernel holds, settled first, and read so that the reading does not show.
+ * emu-memory — what this kernel has allocated, after it has settled, without disturbing it.
  *
- * One process does all of it, and what it reads goes into memory that it had from the start:
- * nothing is in a pipe, and no process comes or goes, until the last file is read. Settled means:
+ * One process does it all, and reads into memory that it allocates at the start: no pipe is filled
+ * and no process starts or ends before the last file has been read. To settle:
  *
- *	- caches of files, names and inodes are dropped, several times: one time leaves what was
+ *	- drop page, dentry and inode caches, several times: the first time leaves what was
  *	  used since the last one (drop_slab_node() in mm/vmscan.c, a referenced dentry);
- *	- what is freed after a grace period of RCU is freed; what kfree_rcu() collects for 5 s,
- *	  the same shrinkers let go of at once (kfree_rcu_shrink_scan() in kernel/rcu/tree.c);
- *	- every slab cache is shrunk: SLUB counts all objects of a CPU's own slabs as used until
- *	  then (count_partial() in mm/slub.c), and after the next allocation again. What asks for
- *	  it allocates: so the cache from which that is comes last.
+ *	- wait for RCU grace periods; what kfree_rcu() batches for 5 s, the same shrinkers free at
+ *	  once (kfree_rcu_shrink_scan() in kernel/rcu/tree.c);
+ *	- shrink every slab cache: until then, and again after the next allocation, SLUB counts all
+ *	  objects of a CPU's own slabs as used (count_partial() in mm/slub.c). The write to sysfs
+ *	  itself allocates: the cache it uses comes last.
  *
- * Prints /proc/slabinfo, "@@", how many areas vmalloc has without those that only wait to be
- * unmapped for good, "@@", how many of the unpopulated pages of drivers/xen/unpopulated-alloc.c
- * are free (nothing, of a kernel without them), "@@", and readings of /proc/zoneinfo and
- * /proc/meminfo with "@" after each; emu/xen/memory.py reads that.
+ * Output: /proc/slabinfo, "@@", the number of vmalloc areas without those that are lazily freed,
+ * "@@", the number of free unpopulated pages of drivers/xen/unpopulated-alloc.c (empty for a kernel
+ * without them), "@@", and readings of /proc/zoneinfo and /proc/meminfo with "@" after each;
+ * emu/xen/memory.py parses it.
  */
 #include "kcore.h"
 
@@ -31,8 +31,8 @@
 
 #define ROUNDS 3
 #define READINGS 3
-#define GRACE 10000 /* microseconds; a grace period takes some 3 of Linux' 4 ms ticks */
-#define GRACES 3    /* slept one by one: a guest that got no CPU has slept in no time */
+#define GRACE 10000 /* µs; a grace period takes some 3 ticks of 4 ms */
+#define GRACES 3    /* separate sleeps: one may pass while the guest has no CPU */
 #define ROOM (1 << 20)
 
 static char text[ROOM];
@@ -44,7 +44,7 @@ static void die(const char *what)
 	exit(1);
 }
 
-static void say(const char *words)
+static void append(const char *words)
 {
 	size_t length = strlen(words);
 
@@ -65,7 +65,7 @@ static int open_file(const char *path)
 	return fd;
 }
 
-/* Copies the rest of a file to the end of the text, and returns where there it begins. */
+/* Append the rest of a file to the text. Returns where it starts there. */
 static char *copy_rest(int fd)
 {
 	char *begin = text + used;
@@ -113,7 +113,7 @@ static void shrink_slabs(void)
 	if (!slabs)
 		die("/sys/kernel/slab");
 	while ((cache = readdir(slabs))) {
-		/* A link is another name of a cache that several share. */
+		/* A link is an alias of a merged cache. */
 		if (cache->d_name[0] != '.' && cache->d_type != DT_LNK)
 			shrink(cache->d_name);
 	}
@@ -131,7 +131,7 @@ static void settle(void)
 	shrink_slabs();
 }
 
-static void say_areas(void)
+static void append_areas(void)
 {
 	size_t before = used;
 	char count[32], *at = copy("/proc/vmallocinfo");
@@ -141,10 +141,10 @@ static void say_areas(void)
 		areas += !strstr(line, "unpurged");
 	used = before;
 	snprintf(count, sizeof count, "%d\n@@\n", areas);
-	say(count);
+	append(count);
 }
 
-static void say_unpopulated(void)
+static void append_unpopulated(void)
 {
 	static const char *const name = "list_count";
 	uint64_t address;
@@ -157,31 +157,31 @@ static void say_unpopulated(void)
 		if (!kcore_peek(address, &count, sizeof count))
 			die(kcore_failed);
 		snprintf(line, sizeof line, "%u\n", count);
-		say(line);
+		append(line);
 	}
-	say("@@\n");
+	append("@@\n");
 }
 
 int main(void)
 {
 	int slabs = open_file("/proc/slabinfo");
 
-	memset(text, 1, sizeof text); /* its pages are there from now on */
-	copy_rest(slabs);	      /* as is the kernel's buffer for this file */
+	memset(text, 1, sizeof text); /* allocates its pages */
+	copy_rest(slabs);	      /* allocates the kernel's buffer for this file */
 	used = 0;
 	if (lseek(slabs, 0, SEEK_SET) < 0)
 		die("/proc/slabinfo");
 	settle();
 	copy_rest(slabs);
-	say("@@\n");
-	say_areas();
-	say_unpopulated();
+	append("@@\n");
+	append_areas();
+	append_unpopulated();
 	for (int i = 0; i < READINGS; i++) {
-		/* Read, it adds to the zones' numbers what each CPU has counted by itself. */
+		/* Reading it folds per-CPU counters into the zones' numbers. */
 		copy("/proc/sys/vm/stat_refresh");
 		copy("/proc/zoneinfo");
 		copy("/proc/meminfo");
-		say("@\n");
+		append("@\n");
 	}
 	for (size_t at = 0; at < used;) {
 		ssize_t put = write(1, text + at, used - at);

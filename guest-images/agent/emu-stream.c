@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * emu-stream connect ADDRESS PORT: standard input and output to and from a TCP connection.
- * emu-stream listen ADDRESS PORT PROGRAM [ARGUMENT…]: take one connection and become PROGRAM
- * with it as standard input and output; "-" as PROGRAM: pass its data on to standard output.
+ * emu-stream connect ADDRESS PORT: connect standard input and output with a TCP connection.
+ * emu-stream listen ADDRESS PORT PROGRAM [ARGUMENT…]: accept one connection and exec PROGRAM with
+ * it as standard input and output; "-" as PROGRAM: copy its data to standard output.
  *
- * What ssh does for `xl migrate`: there is none in dom0, nor a need for it. Data moves between
- * pipe and socket without passing through here (splice), for every copy costs under emulation.
+ * In place of ssh for `xl migrate`. Data is spliced between pipe and socket: copies are expensive
+ * under emulation.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,11 +22,11 @@
 #include <unistd.h>
 
 #define PIPE_SIZE (1 << 20)
-/* The listener is started first, but on another machine. */
+/* The listener is started first, but on another host. */
 #define TRIES 100
-#define BETWEEN_NS 100000000
-/* Milliseconds without a word of a machine that was sent something: then it is gone. */
-#define PATIENCE_MS 10000u
+#define RETRY_NS 100000000
+/* Milliseconds for data to be acknowledged; then the peer is considered gone. */
+#define ACK_TIMEOUT_MS 10000u
 
 static int die(const char *what)
 {
@@ -43,7 +43,7 @@ static bool parse(const char *host, const char *port, struct sockaddr_in *addres
 
 static int connect_to(const struct sockaddr_in *address)
 {
-	static const struct timespec between = { .tv_nsec = BETWEEN_NS };
+	static const struct timespec interval = { .tv_nsec = RETRY_NS };
 
 	for (int tries = 0; tries < TRIES; tries++) {
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -53,12 +53,12 @@ static int connect_to(const struct sockaddr_in *address)
 		close(fd);
 		if (errno != ECONNREFUSED)
 			return -1;
-		nanosleep(&between, NULL);
+		nanosleep(&interval, NULL);
 	}
 	return -1;
 }
 
-static int take_one(const struct sockaddr_in *address)
+static int accept_one(const struct sockaddr_in *address)
 {
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, fd;
 
@@ -71,7 +71,7 @@ static int take_one(const struct sockaddr_in *address)
 	return fd;
 }
 
-/* For what is neither a pipe nor a socket. */
+/* Where splice() fails: neither is a pipe. */
 static ssize_t copy(int from, int to)
 {
 	static char data[65536];
@@ -87,7 +87,7 @@ static ssize_t copy(int from, int to)
 	return n;
 }
 
-/* Move what is there; 0 at the end, -1 when either side is gone. */
+/* Move available data; 0 at the end, -1 when either side is gone. */
 static ssize_t move(int from, int to)
 {
 	ssize_t n;
@@ -107,10 +107,10 @@ static int drain(int from, int to)
 	do
 		n = move(from, to);
 	while (n > 0);
-	return n ? die("passing on") : 0;
+	return n ? die("copying") : 0;
 }
 
-/* Until the other end has closed: what is still to be sent to it then has no reader. */
+/* Until the peer closes the connection; unsent data has no reader then. */
 static int both_ways(int fd)
 {
 	bool ended = false;
@@ -158,13 +158,14 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
-	/* Fewer turns between the two ends of a pipe; what is no pipe stays as it is. */
+	/* Fewer switches between the ends of a pipe; fails harmlessly on others. */
 	fcntl(0, F_SETPIPE_SZ, PIPE_SIZE);
 	fcntl(1, F_SETPIPE_SZ, PIPE_SIZE);
-	fd = listens ? take_one(&address) : connect_to(&address);
+	fd = listens ? accept_one(&address) : connect_to(&address);
 	if (fd < 0)
 		return die(listens ? "listening" : "connecting");
-	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &(unsigned){ PATIENCE_MS }, sizeof(unsigned));
+	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &(unsigned){ ACK_TIMEOUT_MS },
+		   sizeof(unsigned));
 	if (!listens)
 		return both_ways(fd);
 	if (!strcmp(argv[4], "-"))

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * emu-xenstore — what dom0 does with xenstore time and again, in one small program.
+ * emu-xenstore — dom0's frequent uses of xenstore, in one small program.
  *
- *	emu-xenstore read PATH	the value, and nothing else; status 1 where there is none
- *	emu-xenstore ls PATH	all below it, as `xenstore-ls -f` prints it
- *	block-emu add		(libxl's hotplug script, by another name) tell the back end at
- *				$XENBUS_PATH which device it serves
+ *	emu-xenstore read PATH	print the value alone; status 1 if there is none
+ *	emu-xenstore ls PATH	print all below it, as `xenstore-ls -f` does
+ *	block-emu add		(as libxl's hotplug script) write the device to serve to the back end
+ *				at $XENBUS_PATH
  *
- * Debian's tools load five libraries each; under emulation that is most of what they take. Xen's
- * own script for disks adds checks for sharing, loop devices and a lock, of no use here.
+ * Debian's tools load five libraries each, which takes most of their time under emulation. Xen's
+ * own script for disks adds checks for sharing, loop devices and a lock, not needed here.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -38,7 +38,7 @@ static void print_value(const char *value, size_t length)
 			printf("\\x%02x", (unsigned char)*value);
 }
 
-/* What goes while it is listed is left out. */
+/* Nodes removed meanwhile are left out. */
 static bool list(const char *path)
 {
 	char child[PATH_LIMIT];
@@ -73,20 +73,20 @@ static bool write_key(const char *root, const char *key, const char *value)
 
 static int add_disk(const char *root)
 {
-	char path[PATH_LIMIT], device[XS_VALUE_MAX], said[XS_VALUE_MAX + 32];
+	char path[PATH_LIMIT], device[XS_VALUE_MAX], text[XS_VALUE_MAX + 32];
 	struct stat about;
 
 	snprintf(path, sizeof path, "%s/params", root);
 	if (!xs_read(path, device))
 		return die(path);
 	if (stat(device, &about) || !S_ISBLK(about.st_mode)) {
-		snprintf(said, sizeof said, "%s is not a block device", device);
-		write_key(root, "hotplug-error", said);
+		snprintf(text, sizeof text, "%s is not a block device", device);
+		write_key(root, "hotplug-error", text);
 		write_key(root, "hotplug-status", "error");
 		return 1;
 	}
-	snprintf(said, sizeof said, "%x:%x", major(about.st_rdev), minor(about.st_rdev));
-	if (!write_key(root, "physical-device", said) ||
+	snprintf(text, sizeof text, "%x:%x", major(about.st_rdev), minor(about.st_rdev));
+	if (!write_key(root, "physical-device", text) ||
 	    !write_key(root, "physical-device-path", device) ||
 	    !write_key(root, "hotplug-status", "connected"))
 		return die(root);
@@ -99,7 +99,7 @@ int main(int argc, char **argv)
 	size_t length;
 
 	if (argc == 2 && root && strcmp(argv[1], "add"))
-		return 0; /* a disk that goes needs nothing */
+		return 0; /* nothing to do when a disk is removed */
 	if (argc != 3 && !(argc == 2 && root)) {
 		fprintf(stderr, "usage: emu-xenstore read|ls PATH\n");
 		return 2;

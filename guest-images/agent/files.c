@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Files in and out: bytes, then a trailer with their number and checksum. */
+/* File transfer: the bytes, then a trailer with their number and checksum. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -33,7 +33,7 @@ static int __attribute__((format(printf, 1, 2))) fail(const char *format, ...)
 	return 1;
 }
 
-static void ended(int signal)
+static void on_signal(int signal)
 {
 	if (*temporary)
 		unlink(temporary);
@@ -54,7 +54,7 @@ static int write_all(int fd, const uint8_t *data, size_t length)
 	return 0;
 }
 
-/* Copy standard input but for its last 16 bytes, which end up in *t. */
+/* Copy standard input except its last 16 bytes, which go to *t. */
 static int receive(int fd, struct trailer *t, struct trailer *found)
 {
 	size_t held = 0;
@@ -86,10 +86,10 @@ int put_file(const char *mode, const char *path)
 	struct trailer t = { .magic = 0 }, found = { .length = 0 };
 	unsigned long bits = strtoul(mode, NULL, 8);
 
-	signal(SIGTERM, ended);
+	signal(SIGTERM, on_signal);
 	if (snprintf(temporary, sizeof temporary, "%s.emu-XXXXXX", path) >= (int)sizeof temporary) {
 		*temporary = 0;
-		return fail("%s: the name is too long", path);
+		return fail("%s: file name too long", path);
 	}
 	int fd = mkostemp(temporary, O_CLOEXEC);
 	if (fd < 0) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Asking, being told, and writing both down. */
+/* Submit requests, reap completions, log both. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +36,7 @@ static uint32_t draw(struct io *io, uint32_t below)
 	return (uint32_t)(io->draws >> 32) % below;
 }
 
-/* Every 512 bytes: seed, block, generation and the number of the 512, again and again. */
+/* Each 512 bytes: seed, block, generation and the index of the 512, repeated. */
 static void fill(const struct account *account, uint8_t *buffer, uint32_t block,
 		 uint32_t generation)
 {
@@ -58,7 +58,7 @@ static uint64_t put(struct io *io, enum kind kind, unsigned tag, uint32_t block,
 	return number;
 }
 
-/* A block that nobody asks for just now. There are more blocks than requests. */
+/* A block with no request in flight. There are more blocks than requests. */
 static uint32_t pick(struct io *io)
 {
 	uint32_t block = draw(io, io->account->blocks);
@@ -68,7 +68,7 @@ static uint32_t pick(struct io *io)
 	return block;
 }
 
-/* Whether a request was sent; where it was not, the ring has no room for it. */
+/* False when the request could not be queued. */
 static int ask(struct io *io)
 {
 	struct account *account = io->account;
@@ -85,7 +85,7 @@ static int ask(struct io *io)
 	r->iocb = (struct iocb){
 		.aio_data = tag,
 		.aio_lio_opcode = reads ? IOCB_CMD_PREAD : IOCB_CMD_PWRITE,
-		/* Else io_submit() waits where it can't be frozen; alone, a request is patient. */
+		/* Else io_submit() may sleep where it can't be frozen; the only one may wait. */
 		.aio_rw_flags = account->in_flight ? RWF_NOWAIT : 0,
 		.aio_fildes = io->device,
 		.aio_buf = (uintptr_t)r->buffer,
@@ -108,8 +108,8 @@ static int ask(struct io *io)
 	return 1;
 }
 
-/* What a read found instead: the first 512 bytes that are not as they should be. */
-static void tell_found(struct io *io, unsigned tag, const uint8_t *buffer)
+/* Log the first 512 bytes that differ from what is expected. */
+static void log_found(struct io *io, unsigned tag, const uint8_t *buffer)
 {
 	for (uint32_t at = 0; at < io->account->bytes; at += UNIT)
 		if (memcmp(buffer + at, io->expected + at, UNIT)) {
@@ -136,7 +136,7 @@ static int end(struct io *io, const struct io_event *event)
 	r->next = io->idle;
 	io->idle = r;
 	if (result == -EAGAIN) {
-		/* Never sent. A read leaves what is there; a generation may be left out. */
+		/* Not submitted. A read changes nothing; a generation may be skipped. */
 		io->events[r->asked].kind = VOID;
 		block->sure = reads != 0;
 		return 0;
@@ -144,7 +144,7 @@ static int end(struct io *io, const struct io_event *event)
 	if (result == (int)account->bytes && reads) {
 		fill(account, io->expected, r->block, generation);
 		if (memcmp(r->buffer, io->expected, account->bytes)) {
-			tell_found(io, tag, r->buffer);
+			log_found(io, tag, r->buffer);
 			result = -EILSEQ;
 		}
 	}
@@ -153,17 +153,17 @@ static int end(struct io *io, const struct io_event *event)
 	return 1;
 }
 
-/* How long to wait at most. An emulated guest pays dearly for each time it wakes. */
+/* The maximum time to wait. Wake-ups are expensive in an emulated guest. */
 static struct timespec *pause_of(const struct io *io, int asks, struct timespec *pause)
 {
 	uint64_t next, ms = 5, passed = io_now_ms() - io->began;
 
 	if (asks && io->rate) {
-		/* the first millisecond in which one more is due */
+		/* the first millisecond in which the next is due */
 		next = ((io->account->events / 2 + 1) * 1000 + io->rate - 1) / io->rate;
 		ms = next <= passed ? 1 : next - passed > 100 ? 100 : next - passed;
 	} else if (io->account->in_flight) {
-		return NULL; /* until one has ended */
+		return NULL; /* until a completion */
 	}
 	*pause = (struct timespec){ 0, ms * 1000000 };
 	return pause;
@@ -175,7 +175,7 @@ void io_work(struct io *io)
 	struct io_event done[64];
 	int room = 1;
 
-	/* Three events for each that is in flight may still come. */
+	/* Each request in flight may add three more events. */
 	while (!io_stop || account->in_flight) {
 		struct timespec pause, *wait;
 		uint64_t due = UINT64_MAX;
@@ -198,7 +198,7 @@ void io_work(struct io *io)
 			broken(io);
 		if (!got && !account->in_flight)
 			nanosleep(wait, NULL);
-		/* After one that was not sent, the next is tried when another has ended. */
+		/* After a failed submission, try again after the next completion. */
 		for (long i = 0; i < got; i++)
 			room = end(io, &done[i]);
 		if (!account->in_flight)

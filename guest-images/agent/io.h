@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* emu-io's account, and what it asks for; emu/xen/account.py reads the account. */
+/* emu-io's account and requests; emu/xen/account.py parses the account. */
 #ifndef EMU_IO_H
 #define EMU_IO_H
 
@@ -31,8 +31,8 @@ struct event {
 };
 
 struct block {
-	uint32_t written;   /* the generation last asked for */
-	uint8_t busy, sure; /* sure: that generation is what a read has to find */
+	uint32_t written;   /* the generation last submitted */
+	uint8_t busy, sure; /* sure: a read must return that generation */
 };
 
 struct request {
@@ -43,7 +43,7 @@ struct request {
 	struct request *next;
 };
 
-/* One run: what main() has set up and io_work() works on. */
+/* One run: set up by main(), used by io_work(). */
 struct io {
 	struct account *account;
 	struct event *events;
@@ -52,14 +52,14 @@ struct io {
 	uint8_t *expected;
 	aio_context_t context;
 	int device;
-	unsigned outstanding, percent_reads, rate; /* rate: a second; 0: as many as go */
+	unsigned outstanding, percent_reads, rate; /* rate: per second; 0: unlimited */
 	uint64_t draws, began;
 };
 
 extern volatile sig_atomic_t io_stop;
 
 uint64_t io_now_ms(void);
-/* Until told to stop, and nothing is in flight. The account says how it ended. */
+/* Returns when stopped and nothing is in flight. The account has the final state. */
 void io_work(struct io *io);
 
 #endif

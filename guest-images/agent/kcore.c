@@ -53,7 +53,7 @@ bool kcore_find(const char *kept, const char *const *names, uint64_t *address, i
 	if (!file)
 		return fail("/proc/kallsyms");
 	while (fgets(line, sizeof line, file)) {
-		/* A module's symbols come after the kernel's own, with its name behind. */
+		/* Modules' symbols follow the kernel's, with "[name]" appended. */
 		if (strchr(line, '['))
 			break;
 		for (int i = 0; i < count; i++)

@@ -42,7 +42,7 @@ struct sysctl {
 	};
 };
 
-/* What Xen reads and writes. */
+/* Read and written by Xen. */
 static struct shared {
 	struct sysctl call;
 	char key;
@@ -64,7 +64,7 @@ static int ask(uint32_t command)
 	return result;
 }
 
-/* Read on from `index`, or from the ring's first character; the bytes that came, or -1. */
+/* Read from `index`, or from the ring's start. Returns the number of bytes, or -1. */
 static int read_console(bool clear, const uint32_t *index)
 {
 	shared->call.console = (struct readconsole){

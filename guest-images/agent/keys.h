@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Xen's debug keys, and what Xen prints for them. */
+/* Xen's debug keys and their output. */
 #ifndef EMU_KEYS_H
 #define EMU_KEYS_H
 
-/* Prints what key 'g' makes Xen say. Returns an exit status; says what went wrong. */
+/* Print Xen's output for key 'g'. Returns an exit status; reports errors. */
 int print_mapped(void);
 
 #endif

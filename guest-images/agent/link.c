@@ -13,7 +13,7 @@
 
 #include "../common/crc32.h"
 
-#define TTY_CHUNK 4096u /* a ping waits for one frame at most, and a tty is slow */
+#define TTY_CHUNK 4096u /* a tty is slow, and a ping waits for up to one frame */
 #define ROOM_FOR_ANSWERS (2u * PAYLOAD_MAX)
 #define PORTS "/dev/virtio-ports/"
 #define PORTS_IN_SYSFS "/sys/class/virtio-ports"
@@ -40,7 +40,7 @@ void link_setup(struct link *l, const char *name)
 	l->fd = -1;
 }
 
-/* The links in /dev/virtio-ports are udev's; sysfs has the names without one. */
+/* Without udev there are no links in /dev/virtio-ports; sysfs has the names. */
 static int open_port(const char *name)
 {
 	char path[PATH_MAX], found[64];
@@ -68,7 +68,7 @@ static int open_port(const char *name)
 
 bool link_open(struct link *l, int epoll_fd)
 {
-	/* Edges only: a port without a host would report its hang-up for ever. */
+	/* Edge-triggered: a port without a peer reports EPOLLHUP all the time. */
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u64 = 0 };
 
 	if (!strncmp(l->name, "fd:", 3)) {
@@ -151,7 +151,7 @@ bool link_flush(struct link *l)
 		if (n < 0 && errno == EINTR)
 			continue;
 		l->can_write = false;
-		/* A tty takes nothing now and then without calling it an error. */
+		/* A tty's write() may return 0. */
 		if (n < 0 && errno != EAGAIN)
 			return false;
 	}
@@ -170,7 +170,7 @@ bool link_has_room(const struct link *l)
 	return link_queued(l) + ROOM_FOR_ANSWERS + sizeof(struct frame) <= sizeof l->out / 2;
 }
 
-/* Room for a payload at the end of the queue, or NULL. */
+/* Space for a payload at the end of the queue, or NULL. */
 static uint8_t *reserve(struct link *l, size_t length)
 {
 	if (l->out_end + sizeof(struct frame) + length > sizeof l->out) {
@@ -206,7 +206,7 @@ void link_send(struct link *l, uint8_t type, uint8_t stream, uint32_t id, const 
 {
 	uint8_t *room = reserve(l, length);
 
-	/* The limits leave room; a frame that is missing all the same shows as a gap in seq. */
+	/* The limits prevent this; the peer notices the gap in seq. */
 	if (!room) {
 		l->seq_out++;
 		return;
@@ -238,7 +238,7 @@ static bool crc_right(const struct frame *f, const uint8_t *payload)
 	return crc32(crc, payload, f->length) == f->crc;
 }
 
-/* Before a hello nothing is believed: look at every byte for the start of one. */
+/* Before a hello nothing is trusted: search every offset for one. */
 static enum link_event seek_hello(struct link *l, struct frame *f, const uint8_t **payload)
 {
 	while (l->in_end - l->in_start >= sizeof *f + sizeof(struct hello)) {
@@ -266,15 +266,15 @@ enum link_event link_next(struct link *l, struct frame *f, const uint8_t **paylo
 		return LINK_NOTHING;
 	memcpy(f, l->in + l->in_start, sizeof *f);
 	if (f->magic != MAGIC_TO_GUEST)
-		*why = "no frame begins where one should";
+		*why = "bad magic number";
 	else if (f->length > PAYLOAD_MAX)
-		*why = "a frame longer than any";
+		*why = "payload too long";
 	else if (l->in_end - l->in_start < sizeof *f + f->length)
 		return LINK_NOTHING;
 	else {
 		*payload = l->in + l->in_start + sizeof *f;
 		if (!crc_right(f, *payload))
-			*why = "a frame with a wrong checksum";
+			*why = "bad checksum";
 		else if (f->type == HELLO && f->length == sizeof(struct hello)) {
 			l->in_start += sizeof *f + f->length;
 			return LINK_HELLO;
@@ -286,7 +286,7 @@ enum link_event link_next(struct link *l, struct frame *f, const uint8_t **paylo
 			return LINK_FRAME;
 		}
 	}
-	/* The damaged bytes stay: a hello may begin among them. */
+	/* Keep the damaged bytes: a hello may start among them. */
 	l->joined = false;
 	return LINK_DAMAGED;
 }

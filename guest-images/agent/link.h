@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The byte stream to the host: opening it, cutting it into frames, queueing what goes out. */
+/* The byte stream to the peer: open, split into frames, queue output. */
 #ifndef EMU_LINK_H
 #define EMU_LINK_H
 
@@ -8,7 +8,7 @@
 
 #include "wire.h"
 
-/* Output of commands is taken up to the soft limit; answers may use the rest. */
+/* Commands' output is queued up to the soft limit; the rest is for answers. */
 #define OUT_SOFT (4u * PAYLOAD_MAX)
 #define OUT_SIZE (16u * PAYLOAD_MAX)
 #define IN_SIZE (2u * (PAYLOAD_MAX + sizeof(struct frame)))
@@ -19,8 +19,8 @@ struct link {
 	const char *name;
 	enum link_kind kind;
 	int fd;
-	bool can_read, can_write; /* as the last edge and the last EAGAIN left it */
-	bool joined;		  /* a hello was answered and nothing was damaged since */
+	bool can_read, can_write; /* since the last edge, until EAGAIN */
+	bool joined;		  /* hello answered, and no damaged frame since */
 	uint8_t nonce[NONCE_SIZE];
 	uint32_t chunk;	 /* longest payload to send */
 	uint32_t window; /* credit a new output stream starts with */
@@ -31,28 +31,27 @@ struct link {
 	uint8_t out[OUT_SIZE];
 };
 
-/* What link_next found. */
 enum link_event {
 	LINK_NOTHING, /* wait for more bytes */
-	LINK_FRAME,   /* a good frame */
-	LINK_HELLO,   /* a host introduces itself: forget the one before */
-	LINK_DAMAGED, /* bytes were lost or changed: the connection is over, *why says how */
+	LINK_FRAME,   /* a valid frame */
+	LINK_HELLO,   /* a new peer: forget the old one */
+	LINK_DAMAGED, /* bytes lost or changed: the connection is over; reason in *why */
 };
 
 void link_setup(struct link *l, const char *name);
-/* True once open; otherwise try again later. */
+/* False: not there yet, try again later. */
 bool link_open(struct link *l, int epoll_fd);
 void link_close(struct link *l);
-/* Read what is there. False when the other side is gone. */
+/* Read what is there. False when the peer is gone. */
 bool link_fill(struct link *l);
-/* Write what the stream takes. False when the other side is gone. */
+/* Write what the stream takes. False when the peer is gone. */
 bool link_flush(struct link *l);
 enum link_event link_next(struct link *l, struct frame *f, const uint8_t **payload,
 			  const char **why);
-/* Forget the connection: queued output and expectations. */
+/* Forget the connection: queued output and sequence numbers. */
 void link_reset(struct link *l);
 size_t link_queued(const struct link *l);
-/* Enough room for the answers to one more frame and for every command's end. */
+/* Room for the answers to one more frame and for every command's EXITED. */
 bool link_has_room(const struct link *l);
 void link_send(struct link *l, uint8_t type, uint8_t stream, uint32_t id, const void *payload,
 	       size_t length);

@@ -12,7 +12,7 @@ int open_privcmd(void);
 /* The hypercall's result; or -1, with errno */
 int hypercall(int privcmd, uint64_t op, uint64_t arg0, uint64_t arg1, uint64_t arg2);
 
-/* Zeroed memory for what Xen reads and writes, which takes no page fault there; or NULL */
+/* Zeroed, locked memory for hypercall arguments (no page faults there), or NULL */
 void *locked_memory(size_t size);
 
 #endif

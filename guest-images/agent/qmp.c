@@ -19,11 +19,11 @@ static size_t length;
 
 int qmp_listen(int argc, char **argv)
 {
-	static const char wanted[] = "socket,id=libxl-cmd,path=";
-	size_t skip = sizeof wanted - 1;
+	static const char prefix[] = "socket,id=libxl-cmd,path=";
+	size_t skip = sizeof prefix - 1;
 
 	for (int i = 1; i < argc; i++) {
-		if (strncmp(argv[i], wanted, skip))
+		if (strncmp(argv[i], prefix, skip))
 			continue;
 		size_t end = strcspn(argv[i] + skip, ",");
 		if (end >= sizeof address.sun_path)
@@ -48,7 +48,7 @@ static void drop(void)
 	length = 0;
 }
 
-static void say(const char *text)
+static void send_text(const char *text)
 {
 	if (send(client, text, strlen(text), MSG_NOSIGNAL) != (ssize_t)strlen(text))
 		drop();
@@ -59,7 +59,7 @@ int qmp_accept(void)
 	drop();
 	client = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (client >= 0)
-		say(GREETING);
+		send_text(GREETING);
 	return client;
 }
 
@@ -68,10 +68,10 @@ static void answer(const char *command)
 	const char *id = strstr(command, "\"id\":"), *list = strstr(command, "\"query-");
 	char reply[80];
 
-	/* The one query libxl has for a PV domain, query-chardev, wants a list. */
+	/* libxl's one query for a PV domain, query-chardev, expects a list. */
 	snprintf(reply, sizeof reply, "{\"return\": %s, \"id\": %ld}\r\n", list ? "[]" : "{}",
 		 id ? strtol(id + strlen("\"id\":"), NULL, 10) : 0);
-	say(reply);
+	send_text(reply);
 }
 
 int qmp_answer(void)

@@ -8,7 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* The uapi headers leave these to the hypervisor's. */
+/* Defined by Xen's headers, not by Linux' uapi. */
 typedef uint32_t grant_ref_t;
 typedef uint16_t domid_t;
 #include <xen/evtchn.h>
@@ -63,7 +63,7 @@ void ring_disconnect(struct ring *r)
 		munmap((void *)r->page, PAGE);
 		ioctl(r->gntdev, IOCTL_GNTDEV_UNMAP_GRANT_REF, &unmap);
 	}
-	/* Closing unbinds the port and drops whatever mapping is left. */
+	/* close() unbinds the port and unmaps what is left. */
 	if (r->evtchn >= 0)
 		close(r->evtchn);
 	if (r->gntdev >= 0)
@@ -105,7 +105,7 @@ int ring_writable(const struct ring *r)
 	return used > sizeof r->page->in ? -1 : (int)(sizeof r->page->in - used);
 }
 
-/* The (at most two) pieces of a ring from one index on. */
+/* The one or two pieces of a ring from an index on. */
 static int pieces(struct iovec iov[2], volatile char *ring, size_t size, uint32_t at, size_t length)
 {
 	size_t start = at & (size - 1), first = length < size - start ? length : size - start;

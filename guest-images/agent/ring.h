@@ -17,22 +17,22 @@ struct console_page {
 
 struct ring {
 	volatile struct console_page *page; /* NULL while not mapped */
-	uint64_t index;			    /* gntdev's name for the mapping */
+	uint64_t index;			    /* gntdev's offset of the mapping */
 	int gntdev, evtchn;
-	bool masked;		   /* an event was taken, and the next one is held back */
+	bool masked;		   /* after an event, until ring_unmask() */
 	uint32_t port;		   /* our end */
-	uint32_t ref, remote_port; /* what the guest gave */
+	uint32_t ref, remote_port; /* from the guest */
 };
 
 void ring_setup(struct ring *r);
 /* Map the guest's page and bind its event channel. Returns 0, or -1 with errno. */
 int ring_connect(struct ring *r, unsigned domid, uint32_t ref, uint32_t remote_port);
-/* Unmap and unbind; harmless when not connected. */
+/* Unmap and unbind; no-op when not connected. */
 void ring_disconnect(struct ring *r);
-/* Take the event; no other comes before ring_unmask. */
+/* Consume the event; no other arrives before ring_unmask(). */
 void ring_event(struct ring *r);
 void ring_unmask(struct ring *r);
-/* Bytes that can be read from / written to the guest; -1 when its indices make no sense. */
+/* Bytes that can be read from / written to the guest; -1 for invalid indices. */
 int ring_readable(const struct ring *r);
 int ring_writable(const struct ring *r);
 /* Move bytes between the ring and a descriptor; as write(2) and read(2). */

@@ -18,7 +18,7 @@
 
 extern char **environ;
 
-/* No string is shorter than its NUL, so a frame can't hold more of them than bytes. */
+/* Each string has a NUL: a frame can't hold more strings than bytes. */
 static char *strings[PAYLOAD_MAX + 3];
 static char text[PAYLOAD_MAX];
 
@@ -85,7 +85,7 @@ static int make_pty(int *master, int *slave, const struct exec_request *head)
 	return ioctl(*slave, TIOCSWINSZ, &size);
 }
 
-/* The program's environment: ours, but for the names that the request sets anew. */
+/* The agent's environment, with the request's variables in place of its own. */
 static char **merged(char **own, char **extra)
 {
 	static char *all[ENVIRONMENT_MAX + 1];
@@ -95,10 +95,10 @@ static char **merged(char **own, char **extra)
 		all[count++] = *e;
 	for (char **o = own; *o && count < ENVIRONMENT_MAX; o++) {
 		size_t name = strcspn(*o, "=") + 1;
-		bool anew = false;
+		bool replaced = false;
 		for (char **e = extra; *e; e++)
-			anew |= !strncmp(*o, *e, name);
-		if (!anew)
+			replaced |= !strncmp(*o, *e, name);
+		if (!replaced)
 			all[count++] = *o;
 	}
 	all[count] = NULL;
@@ -107,10 +107,10 @@ static char **merged(char **own, char **extra)
 
 static volatile int start_error;
 
-/* In the child, on the parent's memory: system calls only. */
+/* Runs in the vfork()ed child, in the parent's memory: system calls only. */
 static void __attribute__((noreturn)) become(const struct request *r, const int theirs[3])
 {
-	/* The last two: a shell ignores them for what it starts in the background, as us. */
+	/* SIGINT, SIGQUIT: ignored in what a shell starts in the background, as the agent is. */
 	static const int ours[] = { SIGHUP, SIGPIPE, SIGINT, SIGQUIT };
 	sigset_t none;
 
@@ -119,7 +119,7 @@ static void __attribute__((noreturn)) become(const struct request *r, const int 
 		signal(ours[i], SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* dup2 of a descriptor onto itself keeps close-on-exec; none of ours is below 3. */
+	/* dup2() of a descriptor onto itself would keep close-on-exec, but all are above 2. */
 	for (int i = 0; i < 3; i++)
 		if (dup2(theirs[i], i) < 0)
 			goto failed;
@@ -136,8 +136,8 @@ failed:
 	_exit(127);
 }
 
-/* vfork, because copying an address space costs a PV guest 6 ms under emulation. The agent
- * waits until the program is loaded, so a program on a stuck disk would hold it up. */
+/* vfork(): copying the address space takes a PV guest 6 ms under emulation. The agent blocks
+ * until the program is loaded; a stuck disk with that program would block it. */
 static pid_t launch(const struct request *r, const int theirs[3])
 {
 	char **own = environ;

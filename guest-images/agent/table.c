@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The frames of a grant table are mapped with privcmd's "map resource" (Linux'
- * include/uapi/xen/privcmd.h, Xen's XENMEM_acquire_resource). How many there are is asked for
- * first: to map a frame past the last makes Xen grow the table. Layouts and numbers: Xen's
+ * include/uapi/xen/privcmd.h, Xen's XENMEM_acquire_resource). Query their number first:
+ * mapping a frame past the last makes Xen grow the table. Layouts and numbers: Xen's
  * public/grant_table.h and public/memory.h.
  */
 #include "table.h"
@@ -93,7 +93,7 @@ static void print_v1(const volatile struct entry_v1 *table, unsigned long entrie
 		print_entry(ref, table[ref].flags, table[ref].domid, table[ref].frame);
 }
 
-/* Version 2 keeps the bits of use apart; a reference that was ended while in use has those only. */
+/* Version 2 has the in-use bits in a table of its own; a reference ended while in use has only those. */
 static void print_v2(const volatile struct entry_v2 *table, const volatile uint16_t *status,
 		     unsigned long entries)
 {
@@ -120,7 +120,7 @@ int print_table(const char *name)
 	} *ask;
 
 	if (*end || end == name || number > 0x7fef) {
-		fprintf(stderr, "emu-grants: %s is no domain's number\n", name);
+		fprintf(stderr, "emu-grants: %s is not a domain id\n", name);
 		return 2;
 	}
 	if (privcmd < 0)

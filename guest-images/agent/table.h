@@ -3,7 +3,7 @@
 #ifndef EMU_TABLE_H
 #define EMU_TABLE_H
 
-/* Returns an exit status and says on standard error what went wrong. */
+/* Returns an exit status; reports errors on standard error. */
 int print_table(const char *domid);
 
 #endif

@@ -32,7 +32,7 @@ static bool read_process(const char *name, struct process *p)
 	if (n <= 0)
 		return false;
 	line[n] = 0;
-	/* The name in parentheses may hold anything; what follows the last one is numbers. */
+	/* The name in parentheses may have any character; parse after the last ')'. */
 	end = strrchr(line, ')');
 	if (!end || sscanf(end + 1, " %*c %d %d %d", &ppid, &pgrp, &session) != 3)
 		return false;
@@ -56,7 +56,7 @@ static size_t read_processes(struct process *all)
 	return count;
 }
 
-/* Mark the leader's session and descendants; true when a new one was found. */
+/* Mark the leader's session and descendants; true if any was new. */
 static bool mark(struct process *all, size_t count, pid_t leader)
 {
 	bool any = false;
@@ -76,9 +76,9 @@ void kill_tree(pid_t leader)
 	static struct process all[PROCESSES_MAX];
 	size_t count = 0, before = 0;
 
-	/* Stopped first, until no new one turns up: a tree that forks faster than it is
-	 * killed would outlive its head, and orphans in a session of their own could no
-	 * longer be told from strangers. */
+	/* Stop them all first, until none is new: a tree that forks faster than it is killed
+	 * would survive, and once its leader is gone, orphans in sessions of their own can't
+	 * be identified. */
 	for (int round = 0; round < ROUNDS; round++) {
 		size_t marked = 0;
 		count = read_processes(all);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The frames between the host and emu-agent. The host's end is emu/channel/frames.py.
+ * The frames between the controller and emu-agent. The controller's end is emu/channel/frames.py.
  *
  * A frame is a header and `length` bytes. Numbers are little endian (x86 only). The two
  * directions have their own magic, so that a tty which echoes can't feed an end its own
@@ -57,7 +57,7 @@ struct frame {
 	uint8_t type;
 	uint8_t stream;
 	uint16_t zero;
-	uint32_t id; /* the command, chosen by the host, never used twice */
+	uint32_t id; /* the command, chosen by the controller, never used twice */
 	uint32_t seq;
 	uint32_t length;
 	uint32_t crc; /* CRC-32 of the fields above and the payload */
@@ -66,7 +66,7 @@ struct frame {
 struct hello {
 	uint8_t nonce[NONCE_SIZE];
 	uint32_t version;
-	uint32_t chunk;	 /* the longest payload the host wants */
+	uint32_t chunk;	 /* the longest payload the controller accepts */
 	uint32_t window; /* credit each output stream starts with */
 	uint32_t zero;
 };

@@ -92,7 +92,7 @@ static bool receive_all(void *data, size_t length)
 	return true;
 }
 
-/* One message from xenstored into `answer`; watch events are only noted. */
+/* Receive one message into `answer`; a watch event sets `changed`. */
 static bool next_message(struct message *m)
 {
 	if (!receive_all(m, sizeof *m) || m->length > PAYLOAD_MAX ||
@@ -107,7 +107,7 @@ static bool next_message(struct message *m)
 	return true;
 }
 
-/* Ask and wait; the length of the answer, or -1 with errno. */
+/* Send a request and wait. Returns the length of the answer, or -1 with errno. */
 static ssize_t ask(uint32_t type, uint32_t transaction, const char *payload, size_t length)
 {
 	struct message m = { type, ++last_request, transaction, (uint32_t)length };

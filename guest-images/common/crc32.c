@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* CRC-32 (IEEE 802.3), eight bytes a step: under emulation one table look-up a byte is felt. */
+/* CRC-32 (IEEE 802.3), eight bytes a step: a table look-up per byte is too slow under emulation. */
 #include <string.h>
 
 #include "crc32.h"

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* CRC-32 as in zlib; start with 0 and pass the last result to go on. */
+/* CRC-32 as in zlib; start with 0; pass the last result to continue. */
 uint32_t crc32(uint32_t crc, const void *data, size_t length);
 
 #endif

@@ -13,7 +13,7 @@ void answer_bytes(struct answer *answer, const void *bytes, size_t length)
 		char *more = realloc(answer->text, room);
 
 		if (!more)
-			return; /* what is there is sent: the length in the first line is not */
+			return; /* shorter than the first line promises: the reader notices */
 		answer->text = more;
 		answer->room = room;
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The answer to a line on the control socket, put together before it is sent. */
+/* The answer to a line on the control socket, complete before it is sent. */
 #ifndef EMU_LUN_ANSWER_H
 #define EMU_LUN_ANSWER_H
 
@@ -10,9 +10,9 @@ struct answer {
 	size_t length, room;
 };
 
-/* Appends; without memory what is there stays, and shorter than its first line says. */
+/* Append. Out of memory the answer is shorter than its first line promises. */
 void answer_bytes(struct answer *answer, const void *bytes, size_t length);
-/* Appends a line of up to 511 bytes. */
+/* Append up to 511 bytes of text. */
 void __attribute__((format(printf, 2, 3))) answer_text(struct answer *answer, const char *format,
 						       ...);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* dom0's monotonic clock, in nanoseconds: times in records, and when what waits is due. */
+/* The monotonic clock, in nanoseconds. */
 #ifndef EMU_LUN_CLOCK_H
 #define EMU_LUN_CLOCK_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The control socket. A connection brings one line, "VERB LUN key=value …", and takes the
- * answer, "ok key=value …" and what belongs to it or "error WORDS"; verbs.c has the verbs.
+ * The control socket. A connection sends one line, "VERB LUN key=value …", and receives the
+ * answer, "ok key=value …" with data or "error TEXT"; verbs.c has the verbs.
  */
 #include <errno.h>
 #include <signal.h>
@@ -19,15 +19,15 @@
 
 #define SOCKET "/run/emu/lun.sock"
 
-static pthread_mutex_t known = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t luns_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t unused = PTHREAD_COND_INITIALIZER;
 static struct list_head luns = LIST_HEAD_INIT(luns);
 
 void control_add(struct lun *lun)
 {
-	pthread_mutex_lock(&known);
+	pthread_mutex_lock(&luns_lock);
 	list_add_tail(&luns, &lun->luns);
-	pthread_mutex_unlock(&known);
+	pthread_mutex_unlock(&luns_lock);
 }
 
 void control_remove(struct lun *lun)
@@ -37,33 +37,33 @@ void control_remove(struct lun *lun)
 	pthread_cond_broadcast(&lun->changed);
 	pthread_cond_broadcast(&lun->counted);
 	pthread_mutex_unlock(&lun->lock);
-	pthread_mutex_lock(&known);
+	pthread_mutex_lock(&luns_lock);
 	list_del(&lun->luns);
 	while (lun->users)
-		pthread_cond_wait(&unused, &known);
-	pthread_mutex_unlock(&known);
+		pthread_cond_wait(&unused, &luns_lock);
+	pthread_mutex_unlock(&luns_lock);
 }
 
 static struct lun *take(const char *name)
 {
 	struct lun *lun, *found = NULL;
 
-	pthread_mutex_lock(&known);
+	pthread_mutex_lock(&luns_lock);
 	list_for_each(&luns, lun, luns)
 		if (!strcmp(lun->name, name))
 			found = lun;
 	if (found)
 		found->users++;
-	pthread_mutex_unlock(&known);
+	pthread_mutex_unlock(&luns_lock);
 	return found;
 }
 
 static void put(struct lun *lun)
 {
-	pthread_mutex_lock(&known);
+	pthread_mutex_lock(&luns_lock);
 	lun->users--;
 	pthread_cond_broadcast(&unused);
-	pthread_mutex_unlock(&known);
+	pthread_mutex_unlock(&luns_lock);
 }
 
 static void list_luns(struct answer *answer)
@@ -71,10 +71,10 @@ static void list_luns(struct answer *answer)
 	struct lun *lun;
 
 	answer_text(answer, "ok\n");
-	pthread_mutex_lock(&known);
+	pthread_mutex_lock(&luns_lock);
 	list_for_each(&luns, lun, luns)
 		answer_text(answer, "%s\n", lun->name);
-	pthread_mutex_unlock(&known);
+	pthread_mutex_unlock(&luns_lock);
 }
 
 static void obey(char *line, struct answer *answer)
@@ -92,12 +92,12 @@ static void obey(char *line, struct answer *answer)
 	if (words.count == 1 && !strcmp(words.word[0], "luns")) {
 		list_luns(answer);
 	} else if (words.count < 2) {
-		answer_text(answer, "error VERB LUN key=value … is wanted\n");
+		answer_text(answer, "error usage: VERB LUN key=value …\n");
 	} else {
 		struct lun *lun = take(words.word[1]);
 
 		if (!lun) {
-			answer_text(answer, "error no LUN %s is served here\n", words.word[1]);
+			answer_text(answer, "error no LUN %s\n", words.word[1]);
 			return;
 		}
 		obey_verb(lun, &words, answer);
@@ -105,7 +105,7 @@ static void obey(char *line, struct answer *answer)
 	}
 }
 
-static void *converse(void *argument)
+static void *serve_connection(void *argument)
 {
 	int fd = (int)(intptr_t)argument;
 	struct answer answer = { NULL, 0, 0 };
@@ -146,7 +146,7 @@ static void *listen_to(void *argument)
 				usleep(100000);
 			continue;
 		}
-		if (pthread_create(&thread, NULL, converse, (void *)(intptr_t)fd))
+		if (pthread_create(&thread, NULL, serve_connection, (void *)(intptr_t)fd))
 			close(fd);
 		else
 			pthread_detach(thread);
@@ -173,7 +173,7 @@ int control_start(void)
 			close(server);
 		return -failed;
 	}
-	/* Signals are for tcmu-runner's own threads; those we start inherit this. */
+	/* tcmu-runner's own threads handle signals; our threads inherit this mask. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	failed = pthread_create(&thread, NULL, listen_to, (void *)(intptr_t)server);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * tcmu-runner's side: `dev_config=ledger//path/to/file`. Requests are handed on; nr_threads is
- * 0 and every answer is given by tcmur_cmd_complete, so that one which waits holds no thread.
+ * The tcmu-runner plugin: `dev_config=ledger//path/to/file`. nr_threads is 0, and every request
+ * is completed by tcmur_cmd_complete(), so that a waiting one occupies no thread.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -30,7 +30,7 @@ static bool ledger_check_config(const char *config, char **reason)
 
 	if (path && !access(path, R_OK | W_OK))
 		return true;
-	if (asprintf(reason, "there is no file %s to serve", path ? path : "named") < 0)
+	if (asprintf(reason, "no file %s to serve", path ? path : "name") < 0)
 		*reason = NULL;
 	return false;
 }
@@ -42,7 +42,7 @@ static int ledger_open(struct tcmu_device *dev, bool reopen)
 
 	(void)reopen;
 	if (!path) {
-		tcmu_err("no file is named in %s\n", tcmu_dev_get_cfgstring(dev));
+		tcmu_err("no file name in %s\n", tcmu_dev_get_cfgstring(dev));
 		return -EINVAL;
 	}
 	lun = lun_new(dev, path, tcmu_dev_get_block_size(dev), tcmu_dev_get_num_lbas(dev));
@@ -90,7 +90,7 @@ static int submit(struct tcmu_device *dev, struct tcmur_cmd *cmd, enum operation
 		.iov_cnt = iov_cnt,
 	};
 
-	/* The six-byte WRITE has a block's number there. */
+	/* WRITE (6) has a part of the LBA there. */
 	if (operation == OP_WRITE && cdb[0] >= 0x20 && cdb[1] & FUA)
 		request.flags |= WAS_FUA;
 	return lun_submit(lun, &request);
@@ -126,7 +126,7 @@ static int ledger_writesame(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint
 }
 
 static struct tcmur_handler ledger = {
-	.name = "File with a ledger of its requests",
+	.name = "File with a log of its requests",
 	.subtype = "ledger",
 	.cfg_desc = "The path of the file to serve.",
 	.check_config = ledger_check_config,
@@ -142,7 +142,7 @@ static struct tcmur_handler ledger = {
 	.nr_threads = 0,
 };
 
-/* What tcmu-runner looks for. */
+/* Looked up by tcmu-runner. */
 int handler_init(void);
 
 int __attribute__((visibility("default"))) handler_init(void)

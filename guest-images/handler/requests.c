@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Requests come in, are served at once, or wait: until they are released, until their delay is
- * over, or until tcmu-runner is stopped.
+ * Requests are served at once, or wait until they are released, their delay is over, or
+ * tcmu-runner is stopped.
  *
- * tcmu-runner calls us on its one thread for a LUN. What need not wait is served there: no
- * thread switch. What waits is served by the LUN's worker.
+ * tcmu-runner has one thread per LUN that calls us. Requests that need not wait are served in it,
+ * without a thread switch; those that wait are served by the LUN's worker.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,13 +21,13 @@
 #include "lun.h"
 
 #define RECORDS (16ull << 20)
-#define LOOK_EVERY 100000000ull /* ns between two looks at whether the device is blocked */
+#define CHECK_NS 100000000ull /* ns between checks whether the device is blocked */
 
 /*
- * On SIGTERM tcmu-runner has the kernel block the device (no request comes any more) and waits,
- * for ever, until those it has are answered; only then is a handler told. So look at configfs.
+ * On SIGTERM tcmu-runner makes the kernel block the device (no more requests) and waits, without
+ * limit, until all requests are answered; only then it closes the device. So check configfs.
  */
-static bool blocked(const struct lun *lun)
+static bool is_blocked(const struct lun *lun)
 {
 	char *word = lun->block_path ? tcmu_cfgfs_get_str(lun->block_path) : NULL;
 	bool is = word && !strncmp(word, "blocked", 7);
@@ -36,19 +36,19 @@ static bool blocked(const struct lun *lun)
 	return is;
 }
 
-/* Under the lock: the next request whose time has come. When there is none, when to look. */
-static struct request *next_due(struct lun *lun, uint64_t *look)
+/* Under the lock: the next request that is due; or NULL, and when to check again. */
+static struct request *next_due(struct lun *lun, uint64_t *check)
 {
 	uint64_t at = clock_ns();
 	struct request *r;
 
-	*look = list_empty(&lun->waiting) ? UINT64_MAX : at + LOOK_EVERY;
+	*check = list_empty(&lun->waiting) ? UINT64_MAX : at + CHECK_NS;
 	list_for_each(&lun->waiting, r, waiting) {
 		if (lun_stopping(lun) || r->state == RELEASED ||
 		    (r->state == DELAYED && r->due <= at))
 			return r;
-		if (r->state == DELAYED && r->due < *look)
-			*look = r->due;
+		if (r->state == DELAYED && r->due < *check)
+			*check = r->due;
 	}
 	return NULL;
 }
@@ -59,8 +59,8 @@ static void *work(void *argument)
 
 	pthread_mutex_lock(&lun->lock);
 	while (!lun->closing || !list_empty(&lun->waiting)) {
-		uint64_t look;
-		struct request *r = next_due(lun, &look);
+		uint64_t check;
+		struct request *r = next_due(lun, &check);
 
 		if (r) {
 			list_del(&r->waiting);
@@ -73,19 +73,19 @@ static void *work(void *argument)
 			lun_serve(lun, r);
 			free(r);
 			pthread_mutex_lock(&lun->lock);
-		} else if (look == UINT64_MAX) {
+		} else if (check == UINT64_MAX) {
 			pthread_cond_wait(&lun->changed, &lun->lock);
 		} else {
-			struct timespec until = clock_timespec(look);
+			struct timespec until = clock_timespec(check);
 
 			if (pthread_cond_timedwait(&lun->changed, &lun->lock, &until) ==
 			    ETIMEDOUT) {
-				bool is;
+				bool blocked;
 
 				pthread_mutex_unlock(&lun->lock);
-				is = blocked(lun);
+				blocked = is_blocked(lun);
 				pthread_mutex_lock(&lun->lock);
-				lun->blocked = is;
+				lun->blocked = blocked;
 			}
 		}
 	}
@@ -93,7 +93,7 @@ static void *work(void *argument)
 	return NULL;
 }
 
-/* "tcm-user/0/lun0/…", the UIO device's name, tells where the LUN is in configfs. */
+/* From the UIO device's name, "tcm-user/0/lun0/…". */
 static char *blocked_path(struct tcmu_device *device)
 {
 	char *name, *path = NULL, hba[16], lun[128];
@@ -157,7 +157,8 @@ struct lun *lun_new(struct tcmu_device *device, const char *path, uint32_t secto
 	}
 	lun->block_path = blocked_path(device);
 	if (!lun->block_path)
-		tcmu_warn("%s has no place in configfs: held requests outlast SIGTERM\n", path);
+		tcmu_warn("%s not found in configfs: SIGTERM will not release held requests\n",
+			  path);
 	pthread_mutex_init(&lun->applying, NULL);
 	pthread_mutex_init(&lun->lock, NULL);
 	pthread_condattr_init(&monotonic);
@@ -195,7 +196,7 @@ void lun_close(struct lun *lun)
 	free(lun);
 }
 
-/* Under the lock: whether it is served at once, held or delayed. */
+/* Under the lock: RUNNING (serve at once), HELD or DELAYED. */
 static enum state admit(struct lun *lun, const struct request *r)
 {
 	unsigned kind = 1u << r->operation;
@@ -207,20 +208,20 @@ static enum state admit(struct lun *lun, const struct request *r)
 	return lun->delay_kinds & kind ? DELAYED : RUNNING;
 }
 
-int lun_submit(struct lun *lun, const struct request *asked)
+int lun_submit(struct lun *lun, const struct request *request)
 {
-	struct request here = *asked, *r = &here;
+	struct request copy = *request, *r = &copy;
 
-	here.started = clock_ns();
+	copy.started = clock_ns();
 	pthread_mutex_lock(&lun->lock);
-	here.state = admit(lun, r);
-	if (here.state != RUNNING) {
+	copy.state = admit(lun, r);
+	if (copy.state != RUNNING) {
 		r = malloc(sizeof(*r));
 		if (!r) {
 			pthread_mutex_unlock(&lun->lock);
 			return TCMU_STS_NO_RESOURCE;
 		}
-		*r = here;
+		*r = copy;
 	}
 	r->sequence = ++lun->arrived;
 	list_add_tail(&lun->outstanding, &r->outstanding);
@@ -235,7 +236,7 @@ int lun_submit(struct lun *lun, const struct request *asked)
 	if (lun->waiters)
 		pthread_cond_broadcast(&lun->counted);
 	pthread_mutex_unlock(&lun->lock);
-	if (r == &here)
+	if (r == &copy)
 		lun_serve(lun, r);
 	return TCMU_STS_OK;
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Which rule, if any, a request falls under. */
+/* Find the rule that applies to a request. */
 #include <string.h>
 
 #include "lun.h"
 
-/* splitmix64: the same draws for the same seed, on any machine. */
+/* splitmix64: the same sequence for the same seed. */
 static uint64_t draw(uint64_t *state)
 {
 	uint64_t z = *state += 0x9e3779b97f4a7c15ull;
@@ -14,7 +14,7 @@ static uint64_t draw(uint64_t *state)
 	return z ^ z >> 31;
 }
 
-/* Under the lock. The first that applies; one that has applied often enough goes. */
+/* Under the lock. The first match; a rule is removed after its last use. */
 bool rules_match(struct lun *lun, const struct request *request, struct rule *matched)
 {
 	for (unsigned i = 0; i < lun->n_rules; i++) {
@@ -22,7 +22,7 @@ bool rules_match(struct lun *lun, const struct request *request, struct rule *ma
 
 		if (!(rule->kinds & 1u << request->operation))
 			continue;
-		/* A flush touches no block: only a rule for the whole LUN is for it, too. */
+		/* A flush has no blocks: only rules for the whole LUN apply. */
 		if (request->operation == OP_FLUSH) {
 			if (rule->first || rule->last != UINT64_MAX)
 				continue;

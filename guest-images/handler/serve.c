@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A request meets the file: what a rule makes of it, its data, its record, its answer. */
+/* Serve a request: apply a rule, access the file, record, answer. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -18,7 +18,7 @@
 
 typedef ssize_t (*vector_io)(int fd, const struct iovec *iov, int count, off_t at);
 
-/* Move `length` bytes, wherever the vectors' borders are. Returns how many were moved. */
+/* Move up to `length` bytes through any number of vectors. Returns the number moved. */
 static uint64_t move(vector_io io, int fd, const struct iovec *iov, size_t count, uint64_t length,
 		     off_t at)
 {
@@ -56,7 +56,7 @@ static uint64_t move(vector_io io, int fd, const struct iovec *iov, size_t count
 	return done;
 }
 
-/* The checksums of the sectors in `iov`; a sector may lie in several vectors. */
+/* The checksums of the sectors in `iov`; a sector may span vectors. */
 static void sum_vectors(uint32_t *sums, uint32_t sector, const struct iovec *iov, size_t count)
 {
 	uint32_t crc = 0;
@@ -112,7 +112,7 @@ static int write_blocks(struct lun *lun, const struct request *r, uint32_t block
 	return done == length ? TCMU_STS_OK : TCMU_STS_WR_ERR;
 }
 
-/* The same block, again and again; no block: zeros. */
+/* Write the same block repeatedly; NULL: zeros. */
 static int repeat_block(struct lun *lun, uint64_t lba, uint64_t blocks, const char *block)
 {
 	uint64_t at = lba * lun->sector, left = blocks * lun->sector;
@@ -225,7 +225,7 @@ void lun_serve(struct lun *lun, struct request *r)
 	tcmur_cmd_complete(lun->device, r->command, status);
 }
 
-/* The checksums of what the file holds now. */
+/* The checksums of the file's current content. */
 int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums)
 {
 	struct iovec chunk = { malloc(CHUNK), 0 };

@@ -23,8 +23,8 @@ static const struct {
 static const char *const operations[] = { "", "read", "write", "flush", "unmap", "write-same" };
 static const char *const states[] = { "running", "held", "delayed", "released" };
 
-/* What a verb was told: each key once, none that it does not know. */
-struct told {
+/* A verb's arguments. */
+struct arguments {
 	const char *fault;
 	unsigned kinds;
 	uint64_t from, count, ms, first, last, blocks, per_million, seed, times, sectors;
@@ -37,25 +37,25 @@ static const struct {
 	size_t at;
 	uint64_t most;
 } numbers[] = {
-	{ "from", offsetof(struct told, from), UINT64_MAX },
-	{ "count", offsetof(struct told, count), UINT64_MAX },
-	{ "ms", offsetof(struct told, ms), UINT32_MAX },
-	{ "first", offsetof(struct told, first), UINT64_MAX },
-	{ "last", offsetof(struct told, last), UINT64_MAX },
-	{ "blocks", offsetof(struct told, blocks), UINT64_MAX },
-	{ "per_million", offsetof(struct told, per_million), 1000000 },
-	{ "seed", offsetof(struct told, seed), UINT64_MAX },
-	{ "times", offsetof(struct told, times), UINT64_MAX },
-	{ "sectors", offsetof(struct told, sectors), UINT32_MAX },
-	{ "at_least", offsetof(struct told, at_least), UINT64_MAX },
-	{ "at_most", offsetof(struct told, at_most), UINT64_MAX },
-	{ "timeout_ms", offsetof(struct told, timeout_ms), UINT32_MAX },
-	{ "since", offsetof(struct told, since), UINT64_MAX },
+	{ "from", offsetof(struct arguments, from), UINT64_MAX },
+	{ "count", offsetof(struct arguments, count), UINT64_MAX },
+	{ "ms", offsetof(struct arguments, ms), UINT32_MAX },
+	{ "first", offsetof(struct arguments, first), UINT64_MAX },
+	{ "last", offsetof(struct arguments, last), UINT64_MAX },
+	{ "blocks", offsetof(struct arguments, blocks), UINT64_MAX },
+	{ "per_million", offsetof(struct arguments, per_million), 1000000 },
+	{ "seed", offsetof(struct arguments, seed), UINT64_MAX },
+	{ "times", offsetof(struct arguments, times), UINT64_MAX },
+	{ "sectors", offsetof(struct arguments, sectors), UINT32_MAX },
+	{ "at_least", offsetof(struct arguments, at_least), UINT64_MAX },
+	{ "at_most", offsetof(struct arguments, at_most), UINT64_MAX },
+	{ "timeout_ms", offsetof(struct arguments, timeout_ms), UINT32_MAX },
+	{ "since", offsetof(struct arguments, since), UINT64_MAX },
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-static void take_word(struct told *told, const char *key, const char *value)
+static void parse_word(struct arguments *args, const char *key, const char *value)
 {
 	for (unsigned i = 0; i < COUNT(numbers); i++) {
 		uint64_t number;
@@ -66,27 +66,27 @@ static void take_word(struct told *told, const char *key, const char *value)
 		errno = 0;
 		number = strtoull(value, &end, 10);
 		if (errno || *end || !isdigit((unsigned char)*value) || number > numbers[i].most)
-			told->fault = key;
-		*(uint64_t *)((char *)told + numbers[i].at) = number;
+			args->fault = key;
+		*(uint64_t *)((char *)args + numbers[i].at) = number;
 		return;
 	}
 	if (!strcmp(key, "answer")) {
-		told->good = !strcmp(value, "good");
-		if (!told->good && strcmp(value, "error"))
-			told->fault = key;
+		args->good = !strcmp(value, "good");
+		if (!args->good && strcmp(value, "error"))
+			args->fault = key;
 		return;
 	}
 	for (unsigned i = 0; !strcmp(key, "kinds") && i < COUNT(sets); i++)
 		if (!strcmp(sets[i].name, value)) {
-			told->kinds = sets[i].kinds;
+			args->kinds = sets[i].kinds;
 			return;
 		}
-	told->fault = key;
+	args->fault = key;
 }
 
-static struct told read_words(const struct words *words)
+static struct arguments parse_words(const struct words *words)
 {
-	struct told told = {
+	struct arguments args = {
 		.kinds = KINDS_ALL,
 		.count = UINT64_MAX,
 		.last = UINT64_MAX,
@@ -94,17 +94,17 @@ static struct told read_words(const struct words *words)
 		.at_most = UINT64_MAX,
 	};
 
-	for (unsigned i = 2; i < words->count && !told.fault; i++) {
+	for (unsigned i = 2; i < words->count && !args.fault; i++) {
 		char *key = words->word[i], *equals = strchr(key, '=');
 
 		if (!equals) {
-			told.fault = key;
+			args.fault = key;
 			break;
 		}
 		*equals = 0;
-		take_word(&told, key, equals + 1);
+		parse_word(&args, key, equals + 1);
 	}
-	return told;
+	return args;
 }
 
 static void status(struct lun *lun, struct answer *answer)
@@ -129,52 +129,53 @@ static void list(struct lun *lun, struct answer *answer)
 			    (at - r->started) / 1000000);
 }
 
-static void add_rule(struct lun *lun, const struct told *told, bool tear, struct answer *answer)
+static void add_rule(struct lun *lun, const struct arguments *args, bool tear,
+		     struct answer *answer)
 {
 	if (lun->n_rules == RULES) {
-		answer_text(answer, "error there are %d rules already\n", RULES);
+		answer_text(answer, "error no more than %d rules\n", RULES);
 		return;
 	}
 	lun->rules[lun->n_rules++] = (struct rule){
-		.kinds = tear ? told->kinds & KINDS_WRITES : told->kinds,
-		.first = told->first,
-		.last = told->last,
-		.per_million = (uint32_t)told->per_million,
-		.state = told->seed,
-		.times = told->times,
+		.kinds = tear ? args->kinds & KINDS_WRITES : args->kinds,
+		.first = args->first,
+		.last = args->last,
+		.per_million = (uint32_t)args->per_million,
+		.state = args->seed,
+		.times = args->times,
 		.tear = tear,
-		.good = told->good,
-		.sectors = (uint32_t)told->sectors,
+		.good = args->good,
+		.sectors = (uint32_t)args->sectors,
 	};
 	answer_text(answer, "ok\n");
 }
 
-/* Until no fewer and no more than so many are outstanding; how many there are then. */
-static void wait_for(struct lun *lun, const struct told *told, struct answer *answer)
+/* Wait until at_least to at_most requests are outstanding; report how many. */
+static void wait_for(struct lun *lun, const struct arguments *args, struct answer *answer)
 {
-	struct timespec at = clock_timespec(clock_ns() + told->timeout_ms * 1000000);
+	struct timespec at = clock_timespec(clock_ns() + args->timeout_ms * 1000000);
 	int late = 0;
 
 	lun->waiters++;
-	while ((lun->count < told->at_least || lun->count > told->at_most) && !lun_stopping(lun) &&
+	while ((lun->count < args->at_least || lun->count > args->at_most) && !lun_stopping(lun) &&
 	       !late)
 		late = pthread_cond_timedwait(&lun->counted, &lun->lock, &at);
 	lun->waiters--;
 	answer_text(answer, "ok outstanding=%" PRIu64 "\n", lun->count);
 }
 
-static void give_records(struct lun *lun, const struct told *told, struct answer *answer)
+static void send_records(struct lun *lun, const struct arguments *args, struct answer *answer)
 {
-	uint64_t first = told->since > lun->records.first ? told->since : lun->records.first;
-	uint64_t dropped = told->since < lun->records.first ? lun->records.first - told->since : 0;
+	uint64_t first = args->since > lun->records.first ? args->since : lun->records.first;
+	uint64_t dropped = args->since < lun->records.first ? lun->records.first - args->since : 0;
 	uint64_t next = lun->records.next;
 	uint8_t *copy;
-	int64_t length = records_copy(&lun->records, told->since, &copy);
+	int64_t length = records_copy(&lun->records, args->since, &copy);
 
-	/* The copying into the answer need not stop requests. */
+	/* Requests may go on while the answer is built. */
 	pthread_mutex_unlock(&lun->lock);
 	if (length < 0) {
-		answer_text(answer, "error no memory\n");
+		answer_text(answer, "error out of memory\n");
 	} else {
 		answer_text(answer,
 			    "ok first=%" PRIu64 " next=%" PRIu64 " dropped=%" PRIu64
@@ -186,43 +187,43 @@ static void give_records(struct lun *lun, const struct told *told, struct answer
 	pthread_mutex_lock(&lun->lock);
 }
 
-static void give_sums(struct lun *lun, const struct told *told, struct answer *answer)
+static void send_sums(struct lun *lun, const struct arguments *args, struct answer *answer)
 {
 	uint64_t size = lun->size;
-	bool inside = told->first <= size && told->blocks <= size - told->first;
-	bool fits = told->blocks <= UINT32_MAX;
-	uint32_t *sums = inside && fits ? malloc(told->blocks * sizeof(*sums) + 1) : NULL;
+	bool inside = args->first <= size && args->blocks <= size - args->first;
+	bool fits = args->blocks <= UINT32_MAX;
+	uint32_t *sums = inside && fits ? malloc(args->blocks * sizeof(*sums) + 1) : NULL;
 
-	/* The LUN stays: this connection is counted among its users. */
+	/* lun->users keeps the LUN. */
 	pthread_mutex_unlock(&lun->lock);
 	if (!inside) {
-		answer_text(answer, "error the LUN has %" PRIu64 " blocks\n", size);
+		answer_text(answer, "error out of range: the LUN has %" PRIu64 " blocks\n", size);
 	} else if (!fits) {
 		answer_text(answer, "error no more than %u blocks at once\n", UINT32_MAX);
-	} else if (!sums || lun_sums(lun, told->first, (uint32_t)told->blocks, sums)) {
-		answer_text(answer, "error the file cannot be read\n");
+	} else if (!sums || lun_sums(lun, args->first, (uint32_t)args->blocks, sums)) {
+		answer_text(answer, "error cannot read the file\n");
 	} else {
-		answer_text(answer, "ok bytes=%" PRIu64 "\n", told->blocks * sizeof(*sums));
-		answer_bytes(answer, sums, told->blocks * sizeof(*sums));
+		answer_text(answer, "ok bytes=%" PRIu64 "\n", args->blocks * sizeof(*sums));
+		answer_bytes(answer, sums, args->blocks * sizeof(*sums));
 	}
 	free(sums);
 	pthread_mutex_lock(&lun->lock);
 }
 
-static bool obey_change(struct lun *lun, const char *verb, const struct told *told)
+static bool obey_change(struct lun *lun, const char *verb, const struct arguments *args)
 {
 	if (!strcmp(verb, "hold")) {
-		lun->hold = told->kinds;
-		lun->hold_from = told->from;
+		lun->hold = args->kinds;
+		lun->hold_from = args->from;
 		lun->hold_seen = 0;
 	} else if (!strcmp(verb, "release")) {
-		/* All: nothing is held from now on. Some: the others stay, and so does the hold. */
-		if (told->count == UINT64_MAX)
+		/* All: ends the hold. Some: the others stay held, and the hold stays. */
+		if (args->count == UINT64_MAX)
 			lun->hold = 0;
-		lun_release(lun, told->count);
+		lun_release(lun, args->count);
 	} else if (!strcmp(verb, "delay")) {
-		lun->delay_ms = (unsigned)told->ms;
-		lun->delay_kinds = told->ms ? told->kinds : 0;
+		lun->delay_ms = (unsigned)args->ms;
+		lun->delay_kinds = args->ms ? args->kinds : 0;
 	} else if (!strcmp(verb, "clear")) {
 		lun->n_rules = 0;
 		lun->delay_kinds = 0;
@@ -237,10 +238,10 @@ static bool obey_change(struct lun *lun, const char *verb, const struct told *to
 void obey_verb(struct lun *lun, const struct words *words, struct answer *answer)
 {
 	const char *verb = words->word[0];
-	struct told told = read_words(words);
+	struct arguments args = parse_words(words);
 
-	if (told.fault) {
-		answer_text(answer, "error %s: %s makes no sense\n", verb, told.fault);
+	if (args.fault) {
+		answer_text(answer, "error %s: invalid %s\n", verb, args.fault);
 		return;
 	}
 	pthread_mutex_lock(&lun->lock);
@@ -249,18 +250,18 @@ void obey_verb(struct lun *lun, const struct words *words, struct answer *answer
 	else if (!strcmp(verb, "list"))
 		list(lun, answer);
 	else if (!strcmp(verb, "fail"))
-		add_rule(lun, &told, false, answer);
+		add_rule(lun, &args, false, answer);
 	else if (!strcmp(verb, "tear"))
-		add_rule(lun, &told, true, answer);
+		add_rule(lun, &args, true, answer);
 	else if (!strcmp(verb, "wait"))
-		wait_for(lun, &told, answer);
+		wait_for(lun, &args, answer);
 	else if (!strcmp(verb, "records"))
-		give_records(lun, &told, answer);
+		send_records(lun, &args, answer);
 	else if (!strcmp(verb, "sums"))
-		give_sums(lun, &told, answer);
-	else if (obey_change(lun, verb, &told))
+		send_sums(lun, &args, answer);
+	else if (obey_change(lun, verb, &args))
 		status(lun, answer);
 	else
-		answer_text(answer, "error there is no verb %s\n", verb);
+		answer_text(answer, "error unknown verb %s\n", verb);
 	pthread_mutex_unlock(&lun->lock);
 }

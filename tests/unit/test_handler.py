@@ -204,7 +204,7 @@ def test_a_clean_stop_serves_what_is_held(player: Player, tmp_path: Path) -> Non
     assert {request.flags for request in device.server.requests()} == {Flag.HELD | Flag.STOPPED}
     device.close()
     assert file.read_bytes()[: 50 * 4096] == b"".join(bytes([n + 1]) * 4096 for n in range(50))
-    with pytest.raises(RigError, match=r"refused status stopped(.|\n)*no LUN stopped is served"):
+    with pytest.raises(RigError, match=r"refused status stopped(.|\n)*no LUN stopped"):
         device.server.mark()
 
 
@@ -306,11 +306,11 @@ def test_socket_that_cannot_be_bound_is_reported(player: Player, tmp_path: Path)
 
 
 def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> None:
-    with pytest.raises(RigError, match="hold: kinds makes no sense"):
+    with pytest.raises(RigError, match="hold: invalid kinds"):
         device.server.hold("somes")  # type: ignore[arg-type]
-    with pytest.raises(RigError, match="delay: ms makes no sense"):
+    with pytest.raises(RigError, match="delay: invalid ms"):
         device.server.delay(2**32)
-    with pytest.raises(RigError, match="tear: sectors makes no sense"):
+    with pytest.raises(RigError, match="tear: invalid sectors"):
         device.server.tear(2**32)
     with pytest.raises(InputError, match=r"a rate of 1\.5"):
         device.server.fail(rate=1.5)
@@ -318,7 +318,7 @@ def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> 
         device.server.tear(1, first=5, blocks=0)
     for _ in range(16):
         device.server.fail(first=1, blocks=1)
-    with pytest.raises(RigError, match="there are 16 rules already"):
+    with pytest.raises(RigError, match="no more than 16 rules"):
         device.server.fail()
     assert not player.open_device(63, tmp_path / "absent.img", 512, 8)
     assert "could not open" in player.logged()

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * blocks write|check DEVICE COUNT BYTES [sync]: COUNT blocks of BYTES, each after a gap of its
- * size, all asked for at once. Their content is known from their number. A line for each that
- * ends; 0 if all ended well (and read back as they were written).
+ * blocks write|check DEVICE COUNT BYTES [sync]: write or check COUNT blocks of BYTES, each after a
+ * gap of its size, all submitted at once. A block's number determines its data. Prints a line for
+ * each completion; status 0 if all succeeded (and, with check, have the expected data).
  *
- * Who waits for asynchronous I/O can be frozen, and the guest saved, while a request is held: a
- * task that sleeps in read() or write() can't.
+ * Asynchronous, because a task that sleeps in read() or write() can't be frozen, and the guest not
+ * be saved, while a request is held.
  */
 #include <errno.h>
 #include <fcntl.h>

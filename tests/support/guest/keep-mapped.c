@@ -2,9 +2,8 @@
 /*
  * keep-mapped DOMID REF: in dom0, map a page that a domU grants, and keep it mapped.
  *
- * Each line on standard input is answered by the page's checksum, and whether it has been the same
- * since the last line (looked at every millisecond): "8f3a… same" or "8f3a… changed". At the end of
- * the input the page is unmapped.
+ * For each line on standard input prints the page's checksum, and whether it changed since the last
+ * line (checked every millisecond): "8f3a… same" or "8f3a… changed". Unmaps at the end of input.
  */
 #include <fcntl.h>
 #include <poll.h>
@@ -17,7 +16,7 @@
 
 #define PAGE 4096
 
-/* Linux' include/uapi/xen/gntdev.h, whose types user space does not get. */
+/* Linux' include/uapi/xen/gntdev.h, which lacks the types for user space. */
 struct map_grant_ref {
 	uint32_t count, pad;
 	uint64_t index;
@@ -53,7 +52,7 @@ int main(int argc, char **argv)
 		perror("keep-mapped: gntdev");
 		return 1;
 	}
-	/* Read only: what the front end sees of its page stays its own and the back end's. */
+	/* Read only: the page must not change by this mapping. */
 	const volatile uint64_t *page = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, gntdev, map.index);
 
 	if (page == MAP_FAILED) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Does one wrong thing when it is loaded, for the tools of the debug kernels to find. */
+/* Has one bug, run when it is loaded, for the debug kernels to detect. */
 #include <linux/gfp.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -29,7 +29,7 @@ static void sleep_under_a_spinlock(void)
 	spin_unlock(&lock);
 }
 
-/* Hidden from the compiler, which would find some of this wrong or needless. */
+/* Hide the object from the compiler, which would warn or optimize. */
 static char *slab(size_t size)
 {
 	char *object = kmalloc(size, GFP_KERNEL);
@@ -45,7 +45,7 @@ static void write_after_free(void)
 
 	kfree(object);
 	object[100] = 1;
-	/* SLUB looks at an object when it gives it out again. */
+	/* SLUB checks an object when it is allocated again. */
 	for (again = 0; again < 64; again++)
 		(void)slab(200);
 }
@@ -67,7 +67,7 @@ static void write_to_a_free_page(void)
 	__free_page(page);
 	address[8] = 1;
 	address[9] = 1;
-	/* The page comes back first: it was freed last on this CPU. */
+	/* The page freed last on this CPU is allocated first. */
 	page = alloc_page(GFP_KERNEL);
 	__free_page(page);
 }
@@ -108,4 +108,4 @@ static void __exit trouble_exit(void)
 module_init(trouble_init);
 module_exit(trouble_exit);
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("One wrong thing, for the tools of a debug kernel to find");
+MODULE_DESCRIPTION("One bug, for a debug kernel to detect");
