@@ -1,12 +1,12 @@
-"""The programs of our own in the guests, static, from C.
+"""Our programs in the guests: C, statically linked.
 
-emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun is the
-LUN server's remote control, emu-io does verified I/O in a domU, emu-grants shows what a guest
-grants, emu-memory what its kernel holds, emu-stream carries a domU from dom0 to dom0,
-emu-xenstore reads xenstore and is libxl's hotplug script for disks.
+emu-agent serves the command channel, emu-channeld the domU's console for it; emu-lun controls the
+LUN server, emu-io does verified I/O in a domU, emu-grants shows what a guest grants, emu-memory
+what its kernel has allocated, emu-stream migrates a domU from dom0 to dom0, emu-xenstore reads
+xenstore and is libxl's hotplug script for disks.
 
-Sources: guest-images/agent/. They are built with the host's compiler and need nothing of a
-guest but its kernel.
+Sources: guest-images/agent/. They are built with this machine's compiler and need only the guest's
+kernel.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class GuestPrograms:
-    """Paths of the built programs on the host."""
+    """Paths of the built programs on this machine."""
 
     agent: Path
     channeld: Path
@@ -60,7 +60,7 @@ class GuestPrograms:
 
 
 def build(context: BuildContext) -> GuestPrograms:
-    """All programs, built unless the cache has them. Raises InputError without a compiler."""
+    """All programs, from the cache or built. Raises InputError without a compiler."""
     folder = paths.guest_images() / "agent"
     inputs: dict[str, JSON] = {
         "sources": cbuild.sources(folder),
@@ -78,12 +78,12 @@ def build(context: BuildContext) -> GuestPrograms:
 
 
 def _compiler() -> str:
-    """What decides about the bytes of a static program besides its source."""
+    """What a static program depends on besides its sources and flags."""
     version = _run([CC, "--version"]).splitlines()[0]
     libc = Path(_run([CC, "-print-file-name=libc.a"]).strip())
     if not libc.is_absolute():
         raise InputError(
-            "the C library has no static form here, which the guest programs need",
+            "the static C library, which the guest programs need, is not installed",
             hint="sudo apt-get install libc6-dev",
         )
     return f"{version}; libc.a {hashlib.sha256(libc.read_bytes()).hexdigest()}"

@@ -1,6 +1,6 @@
-"""What is common to the C programs and the library of our own that go into the guests.
+"""Flags and sources common to our C programs and library in the guests.
 
-They are compiled inside their folder of guest-images/: a relative path in a program is the
+They are compiled inside their folder of guest-images/: the relative paths in a binary are the
 same on every machine.
 """
 
@@ -14,9 +14,9 @@ from emu.images.manifest import JSON
 
 LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror")
-"""Without those about signs: off_t and ssize_t are signed, sizes and blocks are not, and each
-call of pread() or loop around write() would need a cast that says nothing. What loses bits needs
-one. The module of tests/support/trouble is built as Linux builds its own."""
+"""Without sign conversions: off_t and ssize_t are signed, sizes and block numbers are not, and each
+pread() and each loop around write() would need a cast. Conversions that lose bits need one. The
+kernel module in tests/support/trouble is built with Linux' flags."""
 FLAGS = (
     *LANGUAGE,
     *WARNINGS,
@@ -26,11 +26,11 @@ FLAGS = (
     "-Wl,--build-id=none",
 )
 CRC32 = "../common/crc32.c"
-"""A source that both have, as it is called from their folders."""
+"""A source that both use, relative to their folders."""
 
 
 def sources(folder: Path) -> dict[str, JSON]:
-    """The C files and headers of a folder and those common to all, by name, with their SHA-256."""
+    """SHA-256 of the C files and headers of a folder and of common/, by name."""
     common = paths.guest_images() / "common"
     files = sorted([*folder.glob("*.[ch]"), *common.glob("*.[ch]")])
     names = [path.name for path in files]

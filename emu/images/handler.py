@@ -1,9 +1,8 @@
-"""The LUN server: our handler for tcmu-runner, a shared library from C.
+"""The LUN server: our handler for tcmu-runner, a shared library in C.
 
-Sources: guest-images/handler/. It is loaded by Debian's tcmu-runner in dom0, whatever the
-host is: compiled against the headers of that very tcmu-runner's source, and against the
-headers and the library itself of dom0's C library, both locked packages. The linker binds a
-symbol to a version that this library has, or fails; one that is newer can't get in.
+Sources: guest-images/handler/. Debian's tcmu-runner in dom0 loads it, whatever this machine runs:
+it is compiled against that tcmu-runner's headers and linked with dom0's C library, both from locked
+packages. So a symbol version that is newer than dom0's is a link error.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
 
 NAME = "handler_ledger.so"
-"""As dom0 has it; tcmu-runner loads what begins with `handler_`."""
+"""File name in dom0; tcmu-runner loads `handler_*.so`."""
 SOURCE, LIBC = "source-tcmu-runner", "libc-bookworm"
 FLAGS = (
     *cbuild.FLAGS,
@@ -41,19 +40,17 @@ FLAGS = (
     "-Wl,-z,now",
 )
 _RECIPE = 1
-"""Raised when the way it is built changes the outcome; a part of the cache key."""
+"""Part of the cache key: incremented when a change of the build changes its result."""
 _LIBRARY = "x86_64-linux-gnu"
 _PROVIDED = re.compile(r"tcmur?_\w+")
-"""Symbols that tcmu-runner and its library have for a handler."""
-
-
+"""Symbols that tcmu-runner and its library export to handlers."""
 _UNVERSIONED = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
 
 
 def build(context: BuildContext) -> Path:
-    """The handler, built (seconds) unless the cache has it.
+    """The handler, from the cache or built (seconds).
 
-    Raises InputError without a compiler, or where it would need what dom0 has not got.
+    Raises InputError without a compiler, or if it needs symbols that dom0 lacks.
     """
     toolchain = kbuild.find_toolchain()
     folder = paths.guest_images() / "handler"
@@ -75,7 +72,7 @@ def build(context: BuildContext) -> Path:
                 _run([toolchain.cc, *FLAGS, *include, *output, *sources, *library], folder)
         missing = sorted(unprovided(made / NAME))
         if missing:
-            raise InputError(f"the LUN server needs {', '.join(missing)}, which dom0 has not got")
+            raise InputError(f"the LUN server needs {', '.join(missing)}, which dom0 lacks")
 
     return context.entry("lun-server", inputs, fill) / NAME
 
@@ -93,7 +90,7 @@ def unpack(into: Path, context: BuildContext) -> None:
 
 
 def search(cc: str, unpacked: Path) -> tuple[list[str], list[str]]:
-    """Where headers are, the compiler's own first; and what to link with: the library itself."""
+    """Compiler flags for headers (the compiler's own first), and the library to link with."""
     own = _run([cc, "-print-file-name=include"], unpacked).strip()
     usr, source = unpacked / "usr/include", unpacked / "tcmu-runner"
     folders = (own, usr / _LIBRARY, usr, source, source / "ccan")
@@ -102,7 +99,7 @@ def search(cc: str, unpacked: Path) -> tuple[list[str], list[str]]:
 
 
 def versions_needed(library: Path) -> dict[str, set[str]]:
-    """The symbol versions that a shared library needs, by the library they are of."""
+    """The symbol versions that a shared library needs, by library."""
     with library.open("rb") as file:
         try:
             sections = list(ELFFile(file).iter_sections())
@@ -113,18 +110,18 @@ def versions_needed(library: Path) -> dict[str, set[str]]:
                 for need, versions in section.iter_versions()
             }
         except ELFError as error:
-            raise InputError(f"{library} is no shared library: {error}") from error
+            raise InputError(f"{library} is not a shared library: {error}") from error
 
 
 def unprovided(library: Path) -> set[str]:
-    """What it needs that neither the C library nor tcmu-runner has: symbols and libraries."""
+    """Symbols and libraries it needs that neither the C library nor tcmu-runner has."""
     lacking = set(versions_needed(library)) - {"libc.so.6"}
     with library.open("rb") as file:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".dynsym")
         bound = elf.get_section_by_name(".gnu.version")
         if not isinstance(symbols, SymbolTableSection) or not isinstance(bound, GNUVerSymSection):
-            raise InputError(f"{library} has no versions of symbols")
+            raise InputError(f"{library} has no symbol versions")
         for number, symbol in enumerate(symbols.iter_symbols()):
             weak = symbol["st_info"]["bind"] == "STB_WEAK"
             if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name or weak:
@@ -141,8 +138,8 @@ def _run(command: Sequence[str], folder: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"{command[0]} is not installed", hint="make setup") from None
     if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        raise InputError("the LUN server cannot be built", lines=said[-12:])
+        output = (done.stdout + done.stderr).splitlines()
+        raise InputError("the LUN server cannot be built", lines=output[-12:])
     return done.stdout
 
 

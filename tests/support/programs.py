@@ -1,4 +1,4 @@
-"""Programs of tests for the guests: compiled when they are needed, from guest/*.c."""
+"""Tests' own programs in guests, from guest/*.c, compiled on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parent / "guest"
 
 
 def put(name: str, channel: Channel, cache: Cache) -> str:
-    """Compile guest/`name`.c and put it into a guest; where it is there."""
+    """Compile guest/`name`.c and copy it to a guest. Returns its path there."""
     remote = f"/tmp/{name}"
     with cache.scratch(name) as folder:
         program, source = folder / name, SOURCES / f"{name}.c"
