@@ -50,13 +50,13 @@ def program() -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """emu-agent as guests have it."""
+    """emu-agent as built for guests."""
     return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).agent
 
 
 @contextlib.contextmanager
 def serving(program: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    """An agent, and the host's end of the socket it serves."""
+    """An agent, and the controller's end of its socket."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
         [program, f"fd:{theirs.fileno()}"],
@@ -96,8 +96,8 @@ def tty_guest(program: Path) -> Iterator[Channel]:
         os.close(master)
 
 
-def test_process_that_ends_while_it_is_looked_at_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stat file could be opened, and then not be read."""
+def test_process_that_vanishes_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stat file could be opened but not be read."""
 
     def read_text(path: Path) -> str:
         raise ProcessLookupError(errno.ESRCH, "No such process", str(path))
@@ -120,21 +120,21 @@ def echo_exactly(channel: Channel, count: int, rng: random.Random) -> None:
         assert (result.stdout, result.stderr, result.status) == (out, err, len(out) % 256)
 
 
-def test_a_thousand_commands_are_exact(guest: Channel) -> None:
+def test_thousand_commands_are_exact(guest: Channel) -> None:
     rng = random.Random(1)
     for _ in range(1000):
         data = rng.randbytes(rng.randrange(5000))
         assert guest.run(["cat"], input=data, timeout=30).stdout == data
 
 
-def test_a_tty_is_as_exact(tty_guest: Channel) -> None:
+def test_tty_is_exact(tty_guest: Channel) -> None:
     echo_exactly(tty_guest, 50, random.Random(2))
     every = bytes(range(256)) * 4096
     assert tty_guest.run(["cat"], input=every, timeout=30).stdout == every
 
 
-def test_a_tty_that_was_hung_up_is_left_alone_for_a_while(program: Path, tmp_path: Path) -> None:
-    """The kernel forgets the old one in a work queue, which has to come first."""
+def test_agent_pauses_before_reopening_tty(program: Path, tmp_path: Path) -> None:
+    """The kernel releases the old tty from a work queue, which must run first."""
     link = tmp_path / "tty"
     (old, old_slave), (master, slave) = os.openpty(), os.openpty()
     os.set_blocking(old, False)
@@ -151,7 +151,7 @@ def test_a_tty_that_was_hung_up_is_left_alone_for_a_while(program: Path, tmp_pat
         os.close(old)
         while Path(os.ttyname(slave)) not in open_files(agent.pid):
             assert time.monotonic() < hung_up + 10
-        assert time.monotonic() > hung_up + 0.15, "it was opened before the old one was forgotten"
+        assert time.monotonic() > hung_up + 0.15, "opened without a pause"
         with Channel(Terminal(master), name="after") as after:
             after.hello(10)
             echo_exactly(after, 1, random.Random(3))
@@ -162,14 +162,14 @@ def test_a_tty_that_was_hung_up_is_left_alone_for_a_while(program: Path, tmp_pat
         os.close(master)
 
 
-def test_many_at_once(guest: Channel) -> None:
+def test_parallel_commands_are_exact(guest: Channel) -> None:
     with ThreadPoolExecutor(16) as pool:
         jobs = [pool.submit(echo_exactly, guest, 10, random.Random(seed)) for seed in range(16)]
         for job in jobs:
             job.result()
 
 
-def test_how_a_command_ended(guest: Channel) -> None:
+def test_exit_of_command_is_reported(guest: Channel) -> None:
     assert guest.run("exit 7", timeout=5, check=False).status == 7
     killed = guest.run("kill -TERM $$", timeout=5, check=False)
     assert (killed.status, killed.signal) == (None, signal.SIGTERM)
@@ -192,8 +192,8 @@ def test_arguments_environment_directory(guest: Channel) -> None:
     assert result.stdout == b" a\nb!\n/usr\n"
 
 
-def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
-    # Plain, deaf, in a session of its own, and an orphan in a process group of its own.
+def test_timeout_kills_process_tree(guest: Channel, tmp_path: Path) -> None:
+    # Plain, ignoring signals, in its own session, and an orphan in its own process group.
     sleep = f"sleep 1000.{os.getpid()}"
     python = shlex.quote(sys.executable)
     own_group = f"{python} -c 'import os; os.setpgid(0, 0); os.system(\"exec {sleep}4\")'"
@@ -216,12 +216,12 @@ def test_a_timeout_kills_the_whole_tree(guest: Channel, tmp_path: Path) -> None:
 
 
 def running(command: str) -> list[int]:
-    """The processes whose command line begins so."""
+    """The processes whose command line starts with `command`."""
     found = subprocess.run(["pgrep", "-f", f"^{command}"], capture_output=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
 
-def test_what_is_left_in_the_background_goes_on(guest: Channel) -> None:
+def test_background_process_survives_command(guest: Channel) -> None:
     began = time.monotonic()
     result = guest.run("(sleep 2; echo late; exec sleep 1000) & echo $!", timeout=5)
     assert time.monotonic() - began < 2
@@ -232,7 +232,7 @@ def test_what_is_left_in_the_background_goes_on(guest: Channel) -> None:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("bytes", 0), ("bytes", 3), ("file", 100)])
-def test_files_both_ways(guest: Channel, tmp_path: Path, kind: str, size: int) -> None:
+def test_files_are_copied_both_ways(guest: Channel, tmp_path: Path, kind: str, size: int) -> None:
     data = random.Random(3).randbytes(MIB) * size
     source = tmp_path / "source"
     source.write_bytes(data)
@@ -243,7 +243,7 @@ def test_files_both_ways(guest: Channel, tmp_path: Path, kind: str, size: int) -
     assert (got if kind == "bytes" else local.read_bytes()) == data
 
 
-def test_a_file_that_fails_leaves_nothing(guest: Channel, program: Path, tmp_path: Path) -> None:
+def test_failed_file_copy_leaves_nothing(guest: Channel, program: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"before")
     with pytest.raises(CommandFailed, match="put") as failed:
@@ -271,7 +271,7 @@ def test_a_file_that_fails_leaves_nothing(guest: Channel, program: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "target"]
 
 
-def test_a_file_has_the_time_that_its_size_takes(tmp_path: Path) -> None:
+def test_file_timeout_follows_size(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.touch()
     os.truncate(large, 100 * 2**20)
@@ -289,18 +289,18 @@ def test_streaming_both_ways(guest: Channel) -> None:
         assert process.wait(5).status == 0
         with pytest.raises(BrokenPipeError):
             process.write(b"more")
-    heard: list[bytes] = []
-    process = guest.spawn("echo out; echo err >&2", on_stdout=heard.append)
+    output: list[bytes] = []
+    process = guest.spawn("echo out; echo err >&2", on_stdout=output.append)
     assert process.wait(5).status == 0
-    assert heard == [b"out\n"]
+    assert output == [b"out\n"]
 
 
-def test_input_nobody_reads_is_no_error(guest: Channel) -> None:
+def test_unread_input_is_no_error(guest: Channel) -> None:
     assert guest.run("exec <&-; sleep 0.1", input=bytes(4 * MIB), timeout=10).ok
     assert guest.run("head -c 1", input=bytes(4 * MIB), timeout=10).stdout == b"\0"
 
 
-def test_a_slow_reader_holds_up_itself_only(plain: Path) -> None:
+def test_slow_reader_blocks_only_itself(plain: Path) -> None:
     with serving(plain) as (sock, server), Channel(sock, name="dom0") as channel:
         channel.hello(10)
         flood = channel.spawn("yes 0123456 | head -c 64000000; echo end >&2")
@@ -330,7 +330,7 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_more_commands_than_the_agent_takes(guest: Channel) -> None:
+def test_agent_refuses_too_many_commands(guest: Channel) -> None:
     sleepers = [guest.spawn(["sleep", "1000"]) for _ in range(128)]
     refused = guest.run(["true"], timeout=5, check=False)
     assert refused.status == 127
@@ -341,23 +341,23 @@ def test_more_commands_than_the_agent_takes(guest: Channel) -> None:
     assert guest.run(["echo", "again"], timeout=5).stdout == b"again\n"
 
 
-def test_a_terminal_for_a_shell(guest: Channel) -> None:
-    heard = bytearray()
-    shell = guest.spawn(["/bin/sh"], pty=(24, 80), on_stdout=heard.extend)
+def test_shell_has_terminal(guest: Channel) -> None:
+    output = bytearray()
+    shell = guest.spawn(["/bin/sh"], pty=(24, 80), on_stdout=output.extend)
     shell.write(b"stty -echo; PS1=; tty; stty size\n")
-    assert wait_for(lambda: b"24 80" in heard and b"/dev/pts/" in heard)
+    assert wait_for(lambda: b"24 80" in output and b"/dev/pts/" in output)
     shell.resize(50, 132)
     shell.write(b"stty size; sleep 1000\n")
-    assert wait_for(lambda: b"50 132" in heard)
-    # More than once: the shell may not have started its sleep yet.
-    assert wait_for(lambda: interrupted(shell, heard), pause=0.2)
+    assert wait_for(lambda: b"50 132" in output)
+    # Repeatedly: the shell may not have started its sleep yet.
+    assert wait_for(lambda: interrupted(shell, output), pause=0.2)
     shell.write(b"exit 5\n")
     assert shell.wait(5).status == 5
 
 
-def interrupted(shell: Process, heard: bytearray) -> bool:
+def interrupted(shell: Process, output: bytearray) -> bool:
     shell.write(b"\x03echo still\n")
-    return b"still" in heard
+    return b"still" in output
 
 
 def wait_for(holds: Callable[[], object], seconds: float = 5.0, pause: float = 0.01) -> bool:
@@ -369,14 +369,14 @@ def wait_for(holds: Callable[[], object], seconds: float = 5.0, pause: float = 0
     return True
 
 
-@pytest.mark.parametrize("garbage", ["noise", "half a frame", "its own words", "hello cut short"])
-def test_a_new_host_gets_through_whatever_lies_in_the_pipe(program: Path, garbage: str) -> None:
+@pytest.mark.parametrize("garbage", ["noise", "half a frame", "own frames", "hello cut short"])
+def test_new_peer_connects_despite_garbage(program: Path, garbage: str) -> None:
     nonce = bytes(16)
     before = {
         "noise": random.Random(5).randbytes(100_000),
         "half a frame": frames.hello(nonce, 4096, 4096)
         + frames.encode(ToGuest.PING, 1, 1, bytes(30_000))[:500],
-        "its own words": frames.encode(65, 0, 0, bytes(32), magic=frames.TO_HOST) * 50,
+        "own frames": frames.encode(65, 0, 0, bytes(32), magic=frames.TO_HOST) * 50,
         "hello cut short": frames.hello(nonce, 4096, 4096)[:40],
     }[garbage]
     with serving(program) as (sock, _):
@@ -386,9 +386,9 @@ def test_a_new_host_gets_through_whatever_lies_in_the_pipe(program: Path, garbag
             assert channel.run(["echo", "hello"], timeout=5).stdout == b"hello\n"
 
 
-def test_a_new_host_ends_what_the_old_one_ran(program: Path, tmp_path: Path) -> None:
+def test_new_peer_ends_commands_of_old_one(program: Path, tmp_path: Path) -> None:
     with serving(program) as (sock, _):
-        # A host that vanished without a word, as one in a checkpoint does.
+        # A peer that vanished silently, as one in a checkpoint does.
         sock.sendall(frames.hello(bytes(16), 32768, 1 << 20))
         script = f"echo $$ > {tmp_path}/pid; exec yes"
         flags = frames.ExecFlag.NO_STDIN
@@ -404,7 +404,7 @@ def test_a_new_host_ends_what_the_old_one_ran(program: Path, tmp_path: Path) -> 
 
 
 def test_window_beyond_the_maximum_does_not_stop_output(program: Path) -> None:
-    """Credit is added to a window of 4 GiB less one byte: what may be sent does not wrap."""
+    """Credit added to a window of 4 GiB - 1 does not wrap."""
     size = 200_000
     command = [b"head", b"-c", str(size).encode(), b"/dev/zero"]
     payload = frames.exec_payload(command, frames.ExecFlag.NO_STDIN)
@@ -431,7 +431,7 @@ def run_until_lost(channel: Channel) -> None:
 
 @pytest.mark.parametrize("change", [flip, lambda data: data[:30] + data[31:]])
 @pytest.mark.parametrize("way", ["on_send", "on_recv"])
-def test_damage_is_found_and_mended(
+def test_channel_recovers_from_damage(
     program: Path, way: str, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emu.channel.channel._KILL_GRACE", 0.2)
@@ -442,7 +442,7 @@ def test_damage_is_found_and_mended(
             channel.hello(10)
             sleeper = channel.spawn(["sleep", "1000"])
             setattr(stream, way, change)
-            # A lost byte shows when the next frame comes.
+            # A lost byte is detected with the next frame.
             with pytest.raises(ChannelLost, match="came damaged"):
                 run_until_lost(channel)
             setattr(stream, way, lambda data: data)
@@ -453,7 +453,7 @@ def test_damage_is_found_and_mended(
         assert len(troubles) <= 1
 
 
-def test_a_frame_that_is_missing_is_missed(program: Path) -> None:
+def test_missing_frame_is_detected(program: Path) -> None:
     with serving(program) as (sock, _):
         stream = Faulty(sock)
         with Channel(stream, name="domU") as channel:
@@ -468,7 +468,7 @@ def test_a_frame_that_is_missing_is_missed(program: Path) -> None:
                 lost.wait(5)
 
 
-def test_an_agent_that_dies_ends_every_wait(program: Path) -> None:
+def test_dead_agent_ends_all_waits(program: Path) -> None:
     troubles: list[ChannelLost] = []
     with (
         serving(program) as (sock, server),
@@ -523,7 +523,7 @@ def test_a_guest_behind_a_guest(guest: Channel, program: Path, tmp_path: Path) -
     assert guest.run(["echo", "fine"], timeout=5).stdout == b"fine\n"
 
 
-def test_a_bridge_to_a_terminal(guest: Channel) -> None:
+def test_bridge_to_terminal(guest: Channel) -> None:
     master, slave = os.openpty()
     bridge = guest.bridge(os.ttyname(slave), tty=True)
     assert wait_for(lambda: termios.tcgetattr(slave)[3] == 0)  # no echo, no line editing
@@ -559,7 +559,7 @@ def test_nothing_is_left_after_close(program: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_no_agent_is_said_so() -> None:
+def test_missing_agent_is_reported() -> None:
     ours, theirs = socket.socketpair()
     error = pytest.raises(
         RigError,

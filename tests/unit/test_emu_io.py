@@ -1,4 +1,4 @@
-"""emu-io without Xen: its account tells what a file holds, and what a read found wrong."""
+"""emu-io without Xen: its account describes a file's content and wrong data in reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def program() -> Path:
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    # Beside the cache: what lies in memory takes no direct I/O on older kernels.
+    # Beside the cache: tmpfs has no direct I/O on older kernels.
     with Cache().scratch("emu-io") as folder:
         file = folder / "disk"
         file.write_bytes(bytes(1 << 20))
@@ -77,7 +77,7 @@ def show(program: Path, file: Path) -> IoAccount:
 
 
 @pytest.mark.parametrize("words", [[], ["bytes=16384", "outstanding=5", "stride=16384"]])
-def test_what_was_acknowledged_is_there(program: Path, disk: Path, words: list[str]) -> None:
+def test_acknowledged_writes_are_on_disk(program: Path, disk: Path, words: list[str]) -> None:
     account = run(program, disk, *words)
     assert account.state == "stopped"
     assert not account.in_flight
@@ -91,9 +91,9 @@ def test_what_was_acknowledged_is_there(program: Path, disk: Path, words: list[s
         assert content[at : at + account.size] == account.content(block, generation)
 
 
-def test_a_read_tells_what_it_found(program: Path, disk: Path) -> None:
+def test_read_reports_wrong_data(program: Path, disk: Path) -> None:
     def spoil(_: int) -> None:
-        """Time and again, block 3 becomes zeros from its third KiB on."""
+        """Overwrite block 3 with zeros from its third KiB on, repeatedly."""
         file = os.open(disk, os.O_RDWR | os.O_DIRECT)
         with mmap.mmap(-1, 4096) as zeros:
             for _ in range(1000):
@@ -106,13 +106,13 @@ def test_a_read_tells_what_it_found(program: Path, disk: Path) -> None:
     assert {asked.block for asked in account.asked if asked.found} == {3}
 
 
-def test_a_pace(program: Path, disk: Path) -> None:
+def test_rate_limits_requests(program: Path, disk: Path) -> None:
     account = run(program, disk, "rate=100")
     assert 10 < len(account.asked) < 80
 
 
-def test_it_sleeps_until_one_is_due(program: Path, disk: Path) -> None:
-    """An emulated guest that wakes every few milliseconds keeps the CPU from all others."""
+def test_process_sleeps_until_next_request_is_due(program: Path, disk: Path) -> None:
+    """Frequent wake-ups of an emulated guest take CPU time from all others."""
     woken: list[int] = []
 
     def watch(process: int) -> None:
@@ -125,14 +125,14 @@ def test_it_sleeps_until_one_is_due(program: Path, disk: Path) -> None:
     assert 10 < woken[1] - woken[0] < 70
 
 
-def test_an_account_that_is_full(program: Path, disk: Path) -> None:
+def test_full_account_ends_run(program: Path, disk: Path) -> None:
     account = run(program, disk, "events=1000", "outstanding=8")
     assert account.state == "full"
     assert not account.in_flight
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["outstanding=8", "blocks=8"], "more blocks than requests"),
         (["bytes=1000"], "whole pages"),
@@ -141,7 +141,9 @@ def test_an_account_that_is_full(program: Path, disk: Path) -> None:
         (["rate=fast"], "invalid argument rate=fast"),
     ],
 )
-def test_nonsense_is_refused(program: Path, disk: Path, words: list[str], said: str) -> None:
+def test_invalid_arguments_are_refused(
+    program: Path, disk: Path, words: list[str], message: str
+) -> None:
     done = subprocess.run(
         [program, disk, "/dev/null", *words],
         capture_output=True,
@@ -149,10 +151,10 @@ def test_nonsense_is_refused(program: Path, disk: Path, words: list[str], said: 
         env=sanitized.environment(),
     )
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_no_memory_for_buffers_is_reported(disk: Path) -> None:
+def test_failed_allocation_is_reported(disk: Path) -> None:
     """posix_memalign() returns its error, and need not set errno."""
     folder = paths.guest_images() / "agent"
     sources = [*(folder / name for name in agent.SOURCES["emu-io"]), SUPPORT / "no_memalign.c"]
@@ -169,7 +171,7 @@ def test_no_memory_for_buffers_is_reported(disk: Path) -> None:
     assert done.stderr == "emu-io: memory: Cannot allocate memory\n"
 
 
-def test_a_disk_that_is_not_there(program: Path, tmp_path: Path) -> None:
+def test_missing_disk_is_reported(program: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [program, tmp_path / "absent", tmp_path / "account"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The LUN server without Xen: it serves files, does as it is told, records, and ends cleanly."""
+"""The LUN server without Xen: I/O, holds, delays, faults, records, clean stop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def player(
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    """The LUN server as dom0 has it."""
+    """The LUN server as built for dom0."""
     return handler.build(BuildContext(Cache()))
 
 
@@ -55,7 +55,7 @@ def sums(data: bytes, sector: int = 512) -> tuple[int, ...]:
     return tuple(zlib.crc32(data[at : at + sector]) for at in range(0, len(data), sector))
 
 
-def test_needs_nothing_newer_than_bookworm(library: Path) -> None:
+def test_handler_needs_nothing_newer_than_bookworm(library: Path) -> None:
     (versions,) = handler.versions_needed(library).values()
     assert versions
     for version in versions:
@@ -64,7 +64,7 @@ def test_needs_nothing_newer_than_bookworm(library: Path) -> None:
     assert handler.unprovided(library) == set()
 
 
-def test_what_dom0_has_not_got_is_named(tmp_path: Path) -> None:
+def test_missing_symbols_are_named(tmp_path: Path) -> None:
     library = tmp_path / "other.so"
     source = "extern int newer(void); int handler_init(void) { return newer(); }"
     command = ["gcc", "-shared", "-fPIC", "-o", str(library), "-x", "c", "-", "-lm"]
@@ -74,7 +74,7 @@ def test_what_dom0_has_not_got_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
-def test_reads_what_was_written(player: Player, tmp_path: Path, sector: int) -> None:
+def test_read_returns_what_was_written(player: Player, tmp_path: Path, sector: int) -> None:
     file = tmp_path / f"read{sector}.img"
     file.write_bytes(bytes(SIZE))
     device = player.open(file, sector)
@@ -94,15 +94,15 @@ def test_reads_what_was_written(player: Player, tmp_path: Path, sector: int) -> 
 
 def test_every_operation_is_recorded(device: Device) -> None:
     one, block = os.urandom(4096), os.urandom(512)
-    asked = [
+    submitted = [
         device.submit("write", 16, one, fua=True),
         device.submit("flush"),
         device.submit("write-same", 100, block, blocks=300),
         device.submit("unmap", 16, blocks=4),
         device.submit("read", 16, bytes(4096)),
     ]
-    assert [each.status() for each in asked] == [GOOD] * 5
-    assert asked[4].data == bytes(2048) + one[2048:]
+    assert [each.status() for each in submitted] == [GOOD] * 5
+    assert submitted[4].data == bytes(2048) + one[2048:]
     assert device.file.read_bytes()[100 * 512 : 400 * 512] == block * 300
     records = device.server.requests()
     assert [request.sequence for request in records] == [1, 2, 3, 4, 5]
@@ -133,11 +133,11 @@ def test_hold_by_kind_and_count(device: Device) -> None:
     device.server.release()
     assert [write.status() for write in writes] == [GOOD] * 5
     assert device.server.wait_outstanding(at_most=0, timeout=1) == 0
-    assert device.write(0, bytes(512)) == GOOD, "nothing is held any more"
+    assert device.write(0, bytes(512)) == GOOD, "no more requests are held"
     assert [r.lba for r in device.server.requests() if r.held] == [16, 24, 32]
 
 
-def test_delays_are_latency(device: Device) -> None:
+def test_delay_adds_latency(device: Device) -> None:
     device.server.delay(200)
     writes = [device.submit("write", 8 * n, bytes(4096)) for n in range(20)]
     assert writes[0].status(0.05) == UNANSWERED
@@ -149,10 +149,10 @@ def test_delays_are_latency(device: Device) -> None:
     assert device.submit("read", 0, bytes(512)).status(0.1) == GOOD
 
 
-def test_errors_at_blocks(device: Device) -> None:
+def test_fail_applies_to_its_blocks(device: Device) -> None:
     device.server.fail(first=80, blocks=8, times=2)
-    told = [device.write(lba, b"x" * 1024) for lba in (78, 79, 87, 80, 88)]
-    assert told == [GOOD, HARDWARE_ERROR, HARDWARE_ERROR, GOOD, GOOD]
+    statuses = [device.write(lba, b"x" * 1024) for lba in (78, 79, 87, 80, 88)]
+    assert statuses == [GOOD, HARDWARE_ERROR, HARDWARE_ERROR, GOOD, GOOD]
     assert device.file.read_bytes()[79 * 512 : 80 * 512] == b"x" * 512, "written by the first"
     failed = [request for request in device.server.requests() if not request.done]
     assert [(r.lba, r.flags, r.written) for r in failed] == [
@@ -162,12 +162,12 @@ def test_errors_at_blocks(device: Device) -> None:
     assert "answered with an error" in str(failed[0])
 
 
-def test_a_rate_of_errors_is_the_same_again(device: Device) -> None:
+def test_error_rate_repeats_with_its_seed(device: Device) -> None:
     def run(seed: int) -> list[int]:
         device.server.fail(rate=0.25, seed=seed)
-        told = [device.write(n, bytes(512)) for n in range(200)]
+        statuses = [device.write(n, bytes(512)) for n in range(200)]
         device.server.clear()
-        return told
+        return statuses
 
     first, again, other = run(7), run(7), run(8)
     assert first == again != other
@@ -184,13 +184,13 @@ def test_torn_writes(device: Device, answer: str, status: int) -> None:
     assert (torn.flags, torn.written, torn.sums) == (Flag.TORN, 3, sums(b"n" * 4096))
 
 
-def test_a_lost_write_is_answered_as_done(device: Device) -> None:
+def test_lost_write_is_answered_as_good(device: Device) -> None:
     device.server.tear(0, times=1)
     assert device.write(0, b"n" * 4096) == GOOD
     assert device.file.read_bytes() == bytes(SIZE)
 
 
-def test_a_clean_stop_serves_what_is_held(player: Player, tmp_path: Path) -> None:
+def test_clean_stop_serves_held_requests(player: Player, tmp_path: Path) -> None:
     file = tmp_path / "stopped.img"
     file.write_bytes(bytes(SIZE))
     device = player.open(file)
@@ -208,7 +208,7 @@ def test_a_clean_stop_serves_what_is_held(player: Player, tmp_path: Path) -> Non
         device.server.mark()
 
 
-def test_nothing_is_left_when_the_device_goes(player: Player, tmp_path: Path) -> None:
+def test_close_serves_held_requests(player: Player, tmp_path: Path) -> None:
     file = tmp_path / "gone.img"
     file.write_bytes(bytes(SIZE))
     device = player.open(file)
@@ -219,9 +219,9 @@ def test_nothing_is_left_when_the_device_goes(player: Player, tmp_path: Path) ->
     assert file.read_bytes()[: 50 * 4096] == b"w" * 50 * 4096
 
 
-# The 2.6 GB that it takes to fill the records' 16 MiB take a minute and a half under TSan.
+# Filling the 16 MiB of records takes 2.6 GB of writes: a minute and a half under TSan.
 @pytest.mark.parametrize("player", ["address"], indirect=True)
-def test_records_are_bounded_and_say_so(device: Device) -> None:
+def test_records_are_bounded(device: Device) -> None:
     data = bytes(64 * 1024)
     assert device.submit("write", 0, data, times=40_000).status() == GOOD
     records = device.server.requests(since=1)
@@ -236,7 +236,7 @@ def test_records_are_bounded_and_say_so(device: Device) -> None:
 
 
 def test_records_are_complete_under_threads(device: Device) -> None:
-    """One thread submits, as tcmu-runner's does; another holds and releases all the while."""
+    """One thread submits, as tcmu-runner's does; another holds and releases meanwhile."""
     done = threading.Event()
 
     def hold_and_release() -> None:
@@ -261,7 +261,7 @@ def test_records_are_complete_under_threads(device: Device) -> None:
     by_sequence = {request.sequence: request for request in records}
     for n in range(6000):
         assert by_sequence[n + 1].sums == (zlib.crc32(n.to_bytes(4, "little") * 128),)
-    # Served in the order of the records: the last one of each block is what it holds.
+    # Served in the order of the records: the last one of each block determines its content.
     last = {request.lba: request.sums[0] for request in records}
     assert device.server.sums(0, 1024) == tuple(last[lba] for lba in range(1024))
 
@@ -287,8 +287,8 @@ def test_number_of_sums_is_not_narrowed(player: Player, tmp_path: Path) -> None:
         device.close()
 
 
-def test_removed_device_serves_what_is_held(device: Device) -> None:
-    """The worker, which looks ten times a second whether it is to stop, does not undo that."""
+def test_removed_device_serves_held_requests(device: Device) -> None:
+    """The worker checks ten times a second whether to stop, and does not undo the removal."""
     device.server.hold()
     write = device.submit("write", 0, bytes(4096))
     assert write.status(0.05) == UNANSWERED
@@ -297,15 +297,15 @@ def test_removed_device_serves_what_is_held(device: Device) -> None:
 
 
 @pytest.mark.parametrize("player", ["address"], indirect=True)
-def test_socket_that_cannot_be_bound_is_reported(player: Player, tmp_path: Path) -> None:
-    """tcmu-runner has logged the error when errno is read; what it left there is not the cause."""
+def test_bind_error_is_reported(player: Player, tmp_path: Path) -> None:
+    """Logging the error changes errno."""
     absent = tmp_path / "absent" / "lun.sock"
     with Player(tmp_path, "address", absent) as other:
         assert other.init == -errno.ENOENT
         assert "No such file" in other.logged()
 
 
-def test_nonsense_is_refused(player: Player, device: Device, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(player: Player, device: Device, tmp_path: Path) -> None:
     with pytest.raises(RigError, match="hold: invalid kinds"):
         device.server.hold("somes")  # type: ignore[arg-type]
     with pytest.raises(RigError, match="delay: invalid ms"):

@@ -1,4 +1,4 @@
-"""What emu-grants and emu-memory read of a kernel's memory, without a kernel."""
+"""kcore.c, with which emu-grants and emu-memory read kernel memory, on files."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def peek(player: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("length", [0, _HEAD.size - 1, _HEAD.size, _DATA - 1, _DATA, _DATA + 3])
-def test_failed_read_leaves_nothing_behind(
-    player: subprocess.Popen[str], file: Path, length: int
-) -> None:
+def test_failed_read_is_not_kept(player: subprocess.Popen[str], file: Path, length: int) -> None:
     file.write_bytes(kcore()[:length])
     assert peek(player) == "/proc/kcore: Input/output error"
     file.write_bytes(kcore())

@@ -1,4 +1,4 @@
-"""What the LUN server and emu-io say, read from what they said."""
+"""Parsers of the LUN server's and emu-io's output, on transcripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_records() -> None:
     assert records.sector == 512
     assert not records.dropped
     assert records.next == records.requests[-1].number + 1
-    # Served in another order than they came: writes were held, reads went by.
+    # Not served in order of arrival: writes were held, reads were not.
     assert sorted(r.sequence for r in records) == [r.number for r in records]
     assert [r.sequence for r in records] != [r.number for r in records]
     held = [request for request in records if request.held]
@@ -57,13 +57,13 @@ def test_account() -> None:
     assert not account.failed
     writes = [asked for asked in account.asked if asked.writes]
     assert len(writes) == 274
-    # A block's generations are asked for one after the other; none is asked for twice.
+    # A block's generations are written in order, each once.
     for block in range(12):
         generations = [asked.generation for asked in writes if asked.block == block]
         assert generations == sorted(set(generations))
 
 
-def test_content_is_what_the_lun_saw() -> None:
+def test_content_matches_lun_records() -> None:
     account = parse_account(transcript("moved-account.bin"))
     records = parse_records(transcript("moved-records.bin"))
     first = next(asked for asked in account.asked if asked.writes)
@@ -76,7 +76,7 @@ def test_content_is_what_the_lun_saw() -> None:
 
 def test_account_in_flight() -> None:
     whole = transcript("moved-account.bin")
-    # The same, seen when the last three answers had not come yet.
+    # The same before the last three completions.
     count = int.from_bytes(whole[40:48], "little")
     cut = whole[:40] + (count - 3).to_bytes(8, "little") + whole[48:-48]
     in_flight = parse_account(cut).in_flight
@@ -85,19 +85,19 @@ def test_account_in_flight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damaged", "said"),
+    ("damaged", "message"),
     [
         (lambda data: data[:-1], "bytes of records came"),
         (lambda data: data.replace(b"ok ", b"no ", 1), "makes no sense"),
         (lambda data: data.replace(b"next=", b"next=9", 1), "records came, not 9"),
     ],
 )
-def test_damaged_records(damaged, said: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(RigError, match=said):
+def test_damaged_records(damaged, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(RigError, match=message):
         parse_records(damaged(transcript("torn-records.bin")))
 
 
-def test_other_damage() -> None:
+def test_damaged_output_is_refused() -> None:
     with pytest.raises(RigError, match="cut off, or none"):
         parse_account(transcript("moved-account.bin")[:-1])
     with pytest.raises(RigError, match="not even its head"):

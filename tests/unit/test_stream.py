@@ -1,4 +1,4 @@
-"""emu-stream: a pipe to a program, or to another pipe, over TCP."""
+"""emu-stream: from a pipe over TCP to a program or another pipe."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def connect(stream: Path, port: str, data: bytes) -> subprocess.CompletedProcess
     )
 
 
-def test_a_program_has_the_connection_as_its_input_and_output(stream: Path, port: str) -> None:
+def test_program_gets_connection_as_stdin_and_stdout(stream: Path, port: str) -> None:
     with listen(stream, port, "sh", "-c", "head -c 3145728 | wc -c") as listener:
         answer = connect(stream, port, DATA)
         assert (answer.returncode, answer.stdout) == (0, b"3145728\n")
         assert listener.wait(10) == 0
 
 
-def test_data_is_passed_on_as_it_is(stream: Path, port: str, tmp_path: Path) -> None:
+def test_data_is_copied_unchanged(stream: Path, port: str, tmp_path: Path) -> None:
     source = tmp_path / "data"
     source.write_bytes(DATA)
     with listen(stream, port, "-") as listener, source.open("rb") as file:
@@ -63,25 +63,27 @@ def test_data_is_passed_on_as_it_is(stream: Path, port: str, tmp_path: Path) -> 
         assert (sender.wait(10), listener.wait(10)) == (0, 0)
 
 
-def test_the_sender_hears_that_the_receiver_is_gone(stream: Path, port: str) -> None:
+def test_sender_fails_when_receiver_is_gone(stream: Path, port: str) -> None:
     with listen(stream, port, "sh", "-c", "head -c 1000 > /dev/null"):
         answer = connect(stream, port, DATA)
     assert answer.returncode == 1
     assert b"emu-stream: " in answer.stderr
 
 
-def test_the_end_of_the_input_reaches_the_receiver(stream: Path, port: str) -> None:
+def test_end_of_input_reaches_receiver(stream: Path, port: str) -> None:
     with listen(stream, port, "sh", "-c", "cat > /dev/null; echo all of it"):
         assert connect(stream, port, b"few").stdout == b"all of it\n"
 
 
-def test_wrong_words_are_refused(stream: Path) -> None:
-    for words in (
+def test_invalid_arguments_are_refused(stream: Path) -> None:
+    for arguments in (
         [],
         ["listen", HERE, "8000"],
         ["connect", "host", "8000"],
         ["connect", HERE, "x"],
     ):
-        refused = subprocess.run([stream, *words], capture_output=True, env=sanitized.environment())
+        refused = subprocess.run(
+            [stream, *arguments], capture_output=True, env=sanitized.environment()
+        )
         assert refused.returncode == 2
         assert refused.stderr.startswith(b"usage: emu-stream")
