@@ -28,6 +28,8 @@ KERNEL = "#include <linux/module.h>"
 def main() -> int:
     top = paths.checkout()
     listed = _run(["git", "ls-files", "-co", "--exclude-standard", "guest-images", "tests"], top)
+    if _report(listed):
+        return 1
     files = [top / name for name in listed.stdout.split() if name.endswith((".c", ".h"))]
     files = [file for file in files if file.exists()]
     programs = [file for file in files if file.suffix == ".c" and KERNEL not in file.read_text()]
