@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The ring of records. */
+/* The bounded store of records. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "lun.h"
 
-/* Precedes each record. 0 bytes: the next one is at the ring's start. */
+/* Before each record in the ring: its bytes. 0: the next one is at the ring's beginning. */
 struct header {
 	uint64_t bytes;
 };
@@ -33,7 +33,7 @@ static struct header *header_at(const struct records *records, uint64_t at)
 	return (struct header *)(records->ring + at % records->size);
 }
 
-/* Where the next record is: at `at`, or at the ring's start. */
+/* Where the record is that `at` leads to: itself, or the ring's beginning. */
 static uint64_t skip(const struct records *records, uint64_t at)
 {
 	uint64_t left = records->size - at % records->size;
@@ -60,7 +60,7 @@ void records_add(struct records *records, const struct record *record, const uin
 	uint64_t room = sizeof(struct header) + sizeof(fitting);
 	uint64_t bytes, left;
 
-	/* A record that would fill a quarter of the ring is stored without sums. */
+	/* One that would fill a quarter of the ring keeps no sums: it says so by their number. */
 	if (fitting.sums > (records->size / 4 - room) / sizeof(*sums))
 		fitting.sums = 0;
 	bytes = (sizeof(fitting) + fitting.sums * sizeof(*sums) + 7) & ~7ull;
@@ -88,7 +88,7 @@ void records_add(struct records *records, const struct record *record, const uin
 
 void records_forget(struct records *records)
 {
-	/* Free the pages: a checkpoint has only what is recorded from now on. */
+	/* The pages go back: what a checkpoint holds is what was recorded since. */
 	madvise(records->ring, records->size, MADV_DONTNEED);
 	records->tail = records->head = 0;
 	records->first = records->next;
