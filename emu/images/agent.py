@@ -12,7 +12,6 @@ kernel.
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from emu.errors import InputError
 from emu.images import cbuild
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
+from emu.runprogram import run
 
 CC = "gcc"
 FLAGS = (*cbuild.FLAGS, "-static")
@@ -95,17 +95,12 @@ def _compile(folder: Path, sources: tuple[str, ...], program: Path) -> None:
 
 
 def _run(argv: list[str], cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise InputError(
-            f"{argv[0]} is not installed; the guest programs are built with it",
-            hint="sudo apt-get install gcc libc6-dev",
-        ) from None
-    if done.returncode != 0:
-        raise InputError(
-            f"{argv[0]} failed on the guest programs",
-            lines=done.stderr.splitlines()[-15:],
-            hint="sudo apt-get install gcc libc6-dev linux-libc-dev, if a header is missing",
-        )
-    return done.stdout
+    return run(
+        argv,
+        f"{argv[0]} failed on the guest programs",
+        error=InputError,
+        lines=15,
+        hint="sudo apt-get install gcc libc6-dev linux-libc-dev, if a header is missing",
+        missing="sudo apt-get install gcc libc6-dev",
+        cwd=cwd,
+    ).text

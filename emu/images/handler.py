@@ -8,7 +8,6 @@ packages. So a symbol version that is newer than dom0's is a link error.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.runprogram import run
 
 NAME = "handler_ledger.so"
 """File name in dom0; tcmu-runner loads `handler_*.so`."""
@@ -133,14 +133,8 @@ def unprovided(library: Path) -> set[str]:
 
 
 def _run(command: Sequence[str], folder: Path) -> str:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise InputError(f"{command[0]} is not installed", hint="make setup") from None
-    if done.returncode:
-        output = (done.stdout + done.stderr).splitlines()
-        raise InputError("the LUN server cannot be built", lines=output[-12:])
-    return done.stdout
+    failed = "the LUN server cannot be built"
+    return run(command, failed, error=InputError, lines=12, cwd=folder).text
 
 
 __all__ = ["NAME", "build", "search", "unpack", "unprovided", "versions_needed"]
