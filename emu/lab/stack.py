@@ -22,6 +22,7 @@ from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
+from emu.images.kernels import spec as kernel_spec
 from emu.images.manifest import JSON
 from emu.lab import recording
 from emu.lab.wish import Wish
@@ -105,6 +106,8 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
 
     Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
     """
+    for name in (wish.kernel_name, wish.domu_kernel_name):
+        kernel_spec(name)  # refuses an unknown name now, not after a QEMU was built
     need, most = _memory_needed(wish), host_memory().total // 2**20
     if need > most:
         raise InputError(
