@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, add_qemu_option, count
+from emu.commands.options import Commands, add_qemu_option, build_context, count
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
-from emu.images.cache import Cache
-from emu.images.context import BuildContext
 from emu.lab import bench
 from emu.lab.wish import Wish
 from emu.screen import Screen
@@ -55,7 +53,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         fresh=arguments.fresh,
     )
     with Screen() as screen:
-        report = bench.perform(wish, BuildContext(Cache(), screen))
+        report = bench.perform(wish, build_context(screen))
     if arguments.json:
         print(json.dumps(bench.as_json(report), indent=2))
     else:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, add_kernel_option, ago, show, size, table
+from emu.commands.options import Commands, add_kernel_option, ago, build_context, show, size, table
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
-from emu.images.context import BuildContext
 from emu.images.packages import Lock
 from emu.lab import store
 from emu.screen import Screen
@@ -66,7 +65,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        built = store.build(arguments.kernel, BuildContext(Cache(), screen))
+        built = store.build(arguments.kernel, build_context(screen))
     print(f"kernel   {built.kernel.name}, Linux {built.kernel.release}, {built.kernel.root}")
     print(f"guests   {built.guests.root}")
     for end, driver in built.drivers.items():
@@ -76,7 +75,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _lock(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        changes = store.renew_lock(BuildContext(Cache(), screen))
+        changes = store.renew_lock(build_context(screen))
     for change in changes:
         before, after = change.before or "(new)", change.after or "(gone)"
         print(f"{change.name:<36} {before} → {after}   {change.archive}: {', '.join(change.sets)}")

@@ -16,7 +16,7 @@ from emu.commands.options import Commands, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.modules import GIVEN, MORE_PATCHES
+from emu.images.patched import GIVEN, MORE_PATCHES
 from emu.screen import Screen, fail
 from emu.suite import mutants
 from emu.suite.mutants import Judged, Verdict

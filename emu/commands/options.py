@@ -12,7 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from emu.emulator import choice as emulator
+from emu.images import patched
+from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.lab.wish import LARGE_RING, Wish, memory_for
+from emu.progress import Progress
 from emu.xen.config import KINDS, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -22,6 +26,11 @@ EPILOG = """exit status: 0 all held; 1 the stack ran and something did not hold;
 
 _WIDTH = 1000
 """Columns; wider than any table, which take what they need."""
+
+
+def build_context(progress: Progress) -> BuildContext:
+    """What builds get: the user's cache, and the drivers that the environment asks for."""
+    return BuildContext(Cache(), progress, patched=patched.from_environment())
 
 
 def add_stack_options(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,10 @@ from emu.commands.options import (
     Commands,
     add_driver_options,
     add_stack_options,
+    build_context,
     wish_from_options,
 )
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
-from emu.images.cache import Cache
-from emu.images.context import BuildContext
 from emu.lab import report as reports
 from emu.lab import run as runs
 from emu.lab.wish import DATA_MIB, RunWish
@@ -51,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         data_mib=arguments.data,
     )
     with Screen() as screen:
-        report = runs.perform(wish, BuildContext(Cache(), screen))
+        report = runs.perform(wish, build_context(screen))
     if arguments.json:
         print(json.dumps(reports.as_json(report), indent=2))
     else:

@@ -7,9 +7,13 @@ import contextlib
 import os
 import sys
 
-from emu.commands.options import Commands, add_driver_options, add_stack_options, wish_from_options
-from emu.images.cache import Cache
-from emu.images.context import BuildContext
+from emu.commands.options import (
+    Commands,
+    add_driver_options,
+    add_stack_options,
+    build_context,
+    wish_from_options,
+)
 from emu.lab import shell
 from emu.lab.wish import check_ring_pages
 from emu.screen import Screen
@@ -61,7 +65,7 @@ def _shell(arguments: argparse.Namespace) -> int:
     terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
     with contextlib.ExitStack() as opened:
         with Screen(quiet=not terminal and not sys.stderr.isatty()) as screen:
-            entered = shell.opened(stack_wish, attachment, BuildContext(Cache(), screen))
+            entered = shell.opened(stack_wish, attachment, build_context(screen))
             stack = opened.enter_context(entered)
         if not terminal:
             channel = shell.channel_of(stack, arguments.guest)

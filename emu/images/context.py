@@ -11,6 +11,7 @@ from emu.images.cache import Cache
 from emu.images.lockholder import Touching
 from emu.images.manifest import JSON
 from emu.images.packages import Lock
+from emu.images.patched import PatchedDrivers
 from emu.progress import Progress
 
 
@@ -19,12 +20,14 @@ class BuildContext:
     """Where builds are kept, who follows their progress, and which packages they may use.
 
     `pinned` stands in for the lock of guest-images/, which is read at its first use. A build
-    whose progress is reported shows those who wait for it that it is not stuck.
+    whose progress is reported shows those who wait for it that it is not stuck. `patched` is
+    what drivers of that name are.
     """
 
     cache: Cache
     progress: Progress = field(default_factory=Progress)
     pinned: Lock | None = None
+    patched: PatchedDrivers = field(default_factory=PatchedDrivers)
 
     def __post_init__(self) -> None:
         if not isinstance(self.progress, Touching):

@@ -1,13 +1,8 @@
 """The two block drivers: stock, with our patches, or as somebody gave them; always checked.
 
 `stock` is the module the kernel came with. `patched` is built out of tree from the same
-source with the series of kernels.toml. Nothing is handed out that the kernel would not
-load (`elf.check_module`).
-
-What `patched` means can be changed from outside, for all that a process and its children do:
-`$EMU_DRIVER_PATCHES` names patches that come after the series (files, or directories of them,
-with colons between), `$EMU_FRONT` and `$EMU_BACK` the module of an end. So whoever changed a
-driver runs the tests on it, and `emu mutants` on spoilt ones.
+source with the series of kernels.toml, and whatever else `BuildContext.patched` asks for.
+Nothing is handed out that the kernel would not load (`elf.check_module`).
 """
 
 from __future__ import annotations
@@ -15,10 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
@@ -27,17 +21,15 @@ from emu.images.depends import plain
 from emu.images.kernels import Kernel, Spec, source_deb, spec
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.images.patched import MORE_PATCHES, PatchedDrivers
+from emu.images.patched import End as End
 from emu.progress import Progress
 from emu.runprogram import run
 
-End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")
 STOCK, PATCHED = "stock", "patched"
 MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
 """The module of each end, as its file is called."""
-MORE_PATCHES = "EMU_DRIVER_PATCHES"
-GIVEN: Mapping[End, str] = {"front": "EMU_FRONT", "back": "EMU_BACK"}
-"""The environment's variables that change what `patched` means."""
 
 _WHERE = "drivers/block"
 _SOURCES = (f"{_WHERE}/xen-blkfront.c", f"{_WHERE}/xen-blkback/")
@@ -81,10 +73,10 @@ def get_driver(
     """
     if which == STOCK:
         path = kernel.module(MODULE[end])
-    elif which == PATCHED and (given := os.environ.get(GIVEN[end])):
-        path = Path(given)
+    elif which == PATCHED and (given := context.patched.given(end)):
+        path = given
     elif which == PATCHED:
-        patches = patches_of(kernel)
+        patches = patches_of(kernel, context.patched)
         path = build_drivers(kernel, patches, context) / f"{MODULE[end]}.ko"
     else:
         path = Path(which)
@@ -95,9 +87,8 @@ def get_driver(
     return Driver(end, str(which), path, info)
 
 
-def patches_of(kernel: Kernel) -> tuple[Path, ...]:
-    """The patches that `patched` drivers of `kernel` have, in order: the series, then those of
-    the environment.
+def patches_of(kernel: Kernel, patched: PatchedDrivers) -> tuple[Path, ...]:
+    """The patches that `patched` drivers of `kernel` have, in order: the series, then others.
 
     Raises InputError for a kernel that none are made for, or a patch that is not there.
     """
@@ -107,8 +98,7 @@ def patches_of(kernel: Kernel) -> tuple[Path, ...]:
     if wanted.driver_patches is None:
         raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
     more: list[Path] = []
-    for name in filter(None, os.environ.get(MORE_PATCHES, "").split(os.pathsep)):
-        path = Path(name)
+    for path in patched.patches:
         if path.is_dir():
             more += kbuild.series(path, wanted.version)
         elif path.is_file():

@@ -21,7 +21,7 @@ def measure(artifacts: Artifacts, context: BuildContext) -> float:
     """Seconds to build both modules of a source that was not built before, patched with the
     series, and to load them into guests started from the checkpoint."""
     source = modules.driver_source(spec(artifacts.kernel.name), context)
-    series = modules.patches_of(artifacts.kernel)
+    series = modules.patches_of(artifacts.kernel, context.patched)
     with context.cache.scratch("turnaround") as folder:
         change = folder / "0000-a-change.patch"
         change.write_text("".join(_change(source)))

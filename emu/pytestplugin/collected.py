@@ -19,7 +19,7 @@ import pytest
 
 from emu.emulator import choice as emulator
 from emu.errors import InputError
-from emu.images.modules import GIVEN, MORE_PATCHES
+from emu.images.patched import GIVEN, MORE_PATCHES
 from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from emu.images import patched
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.lab.stack import Artifacts, Stack, prepare, running
@@ -36,8 +37,8 @@ def emu_progress(pytestconfig: pytest.Config) -> PrintedProgress:
 
 @pytest.fixture(scope="session")
 def emu_context(emu_cache: Cache, emu_progress: PrintedProgress) -> BuildContext:
-    """The context of all builds: the cache and the progress."""
-    return BuildContext(emu_cache, emu_progress)
+    """The context of all builds: the cache, the progress, and what `patched` drivers are."""
+    return BuildContext(emu_cache, emu_progress, patched=patched.from_environment())
 
 
 @pytest.fixture(scope="session")

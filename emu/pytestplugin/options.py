@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from emu.emulator import choice as emulator
-from emu.images.modules import ENDS, GIVEN, MODULE, MORE_PATCHES
+from emu.images.modules import ENDS, MODULE
+from emu.images.patched import GIVEN, MORE_PATCHES
 
 PREFIX = "--emu-"
 _OPTIONS: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from emu.channel.channel import Channel
+from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab import drivers
 from emu.lab.stack import Stack
-from emu.progress import Progress
 from emu.rig.domu import RigDomu
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
@@ -32,14 +32,13 @@ class RigHost:
 
     def __init__(self, stack: Stack, context: BuildContext) -> None:
         self.stack = stack
-        self.cache = context.cache
+        self.context = context
         self.lun = RigLun(stack.lun, stack.host.dom0)
         self.log = KernelLog(lambda: self.dom0, stack.kernel_lines.get("dom0", 0))
         """What dom0's kernel logs, from the checkpoint on."""
         self.back: tuple[Driver, LoadedDriver] | None = None
         """The back end that was loaded last; None: what the checkpoint has."""
         self.domus: list[RigDomu] = []
-        self._progress = context.progress or Progress()
         self._created: list[RigDomu] = []
         self._lun_numbers = itertools.count(1)
         self._idle: RigDomu | None = None
@@ -48,6 +47,11 @@ class RigHost:
             lines = stack.kernel_lines.get("domu", 0)
             self._idle = RigDomu(self, config.name, config.kind, lines)
             self.domus.append(self._idle)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache that its modules and images are in."""
+        return self.context.cache
 
     @property
     def xen(self) -> Host:
@@ -73,9 +77,7 @@ class RigHost:
 
     def driver(self, end: End, which: str = "patched") -> Driver:
         """One end's driver for this host's kernels: "stock", "patched", or a path."""
-        return drivers.driver_for(
-            end, which, self.stack.artifacts, BuildContext(self.cache, self._progress)
-        )
+        return drivers.driver_for(end, which, self.stack.artifacts, self.context)
 
     def swap(
         self, end: End, channel: Channel, which: str, parameters: Mapping[str, str | int]

@@ -30,6 +30,7 @@ from emu.errors import EmuError, InputError
 from emu.images import modules
 from emu.images.context import BuildContext
 from emu.images.kernels import get_kernel
+from emu.images.patched import PatchedDrivers
 from emu.progress import Progress
 from emu.suite.testruns import Outcome, Runs, Trial
 
@@ -191,7 +192,7 @@ def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext)
     quiet = Progress()  # several may build at once: a screen has one line
     try:
         kernel = get_kernel(mutant.kernel, BuildContext(context.cache))
-        patches = [*modules.patches_of(kernel), mutant.path]
+        patches = [*modules.patches_of(kernel, PatchedDrivers()), mutant.path]
         context.progress.tick(f"building {mutant.name}")
         modules.build_drivers(kernel, patches, BuildContext(context.cache))
         decided = judged(Verdict.KILLED, "", "")

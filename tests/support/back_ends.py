@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from emu.images import modules
-from emu.images.context import BuildContext
 from emu.rig import RigHost
 
 PATCHES = Path(__file__).parent / "back-ends"
@@ -14,6 +13,6 @@ PATCHES = Path(__file__).parent / "back-ends"
 def back_end(host: RigHost, name: str) -> str:
     """The module of the back end of back-ends/`name`.patch, built for the host's dom0."""
     kernel = host.stack.artifacts.kernel
-    patches = [*modules.patches_of(kernel), PATCHES / f"{name}.patch"]
-    made = modules.build_drivers(kernel, patches, BuildContext(host.cache))
+    patches = [*modules.patches_of(kernel, host.context.patched), PATCHES / f"{name}.patch"]
+    made = modules.build_drivers(kernel, patches, host.context)
     return str(made / "xen-blkback.ko")

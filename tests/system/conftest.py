@@ -14,6 +14,7 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernels import spec
 from emu.images.modules import driver_source
+from emu.images.patched import from_environment
 from emu.lab.drivers import driver_for, drivers_for
 from emu.lab.stack import Artifacts, running
 from emu.lab.wish import Wish
@@ -100,7 +101,9 @@ def entries(artifacts: Artifacts, everything: Cache) -> dict[str, Path]:
         **({"qemu": qemu.parents[1]} if everything.root in qemu.parents else {}),
         artifacts.kernel.root.parent.name: artifacts.kernel.root,
         "driver-source": driver_source(spec(artifacts.kernel.name), BuildContext(everything)),
-        "drivers": driver_for("front", "patched", artifacts, BuildContext(everything)).path.parent,
+        "drivers": driver_for(
+            "front", "patched", artifacts, BuildContext(everything, patched=from_environment())
+        ).path.parent,
         "guest-programs": agent.build(BuildContext(everything)).agent.parent,
         "guests": artifacts.guests.root,
         "checkpoint": checkpoint,

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from small_modules import RELEASE, build_kernel, build_module, symvers
 
+from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, modules
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
+from emu.images.patched import GIVEN, MORE_PATCHES, PatchedDrivers, from_environment
 from emu.progress import Progress
 
 SOURCE = "".join(f"line {n}\n" for n in range(1, 31))
@@ -58,24 +60,47 @@ def test_a_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path)
         modules.get_driver("front", path, kernel, BuildContext(cache))
 
 
-def test_what_patched_means_can_be_changed(
-    kernel: Kernel, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_patched_drivers_are_what_the_environment_asks_for(
+    kernel: Kernel, cache: Cache, tmp_path: Path
 ) -> None:
-    ours = modules.patches_of(kernel)
+    ours = modules.patches_of(kernel, PatchedDrivers())
     assert ours
     for name in ("b/2.patch", "b/1.patch", "a.patch"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setenv(modules.MORE_PATCHES, f"{tmp_path}/a.patch:{tmp_path}/b")
-    more = modules.patches_of(kernel)[len(ours) :]
+    environ = {MORE_PATCHES: f"{tmp_path}/a.patch:{tmp_path}/b"}
+    more = modules.patches_of(kernel, from_environment(environ))[len(ours) :]
     assert [path.name for path in more] == ["a.patch", "1.patch", "2.patch"]
-    monkeypatch.setenv(modules.MORE_PATCHES, f"{tmp_path}/a.patch:{tmp_path}/c.patch")
+    environ = {MORE_PATCHES: f"{tmp_path}/a.patch:{tmp_path}/c.patch"}
     with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
-        modules.patches_of(kernel)
+        modules.patches_of(kernel, from_environment(environ))
+    context = BuildContext(cache, patched=from_environment(environ))
+    with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
+        modules.get_driver("back", "patched", kernel, context)
     path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
-    monkeypatch.setenv(modules.GIVEN["front"], str(path))
-    driver = modules.get_driver("front", "patched", kernel, BuildContext(cache))
+    asked = from_environment({GIVEN["front"]: str(path)})
+    driver = modules.get_driver("front", "patched", kernel, BuildContext(cache, patched=asked))
     assert (driver.which, driver.path) == ("patched", path)
+
+
+def test_environment_is_read_by_nobody_but_the_edges(
+    kernel: Kernel, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MORE_PATCHES, f"{tmp_path}/a.patch")
+    monkeypatch.setenv(GIVEN["front"], f"{tmp_path}/front.ko")
+    monkeypatch.setenv(GIVEN["back"], "")
+    assert from_environment() == PatchedDrivers(
+        (tmp_path / "a.patch",), front=tmp_path / "front.ko", back=None
+    )
+    context = BuildContext(cache)
+    assert context.patched == PatchedDrivers()
+    assert modules.patches_of(kernel, context.patched)
+    readers = {
+        str(path.relative_to(paths.checkout() / "emu"))
+        for path in (paths.checkout() / "emu").rglob("*.py")
+        if "from_environment(" in path.read_text()
+    }
+    assert readers == {"commands/options.py", "images/patched.py", "pytestplugin/hooks.py"}
 
 
 def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:

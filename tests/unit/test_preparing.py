@@ -13,7 +13,7 @@ from emu import cli
 from emu.errors import EXIT_HELD, EXIT_INPUT, InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.modules import MORE_PATCHES
+from emu.images.patched import MORE_PATCHES
 from emu.lab.wish import Wish
 from emu.progress import Progress
 from emu.suite import preparing

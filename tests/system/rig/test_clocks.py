@@ -9,6 +9,7 @@ import pytest
 
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.patched import from_environment
 from emu.lab.drivers import connect, drivers_for
 from emu.lab.stack import Artifacts, prepare, running
 from emu.lab.wish import Wish
@@ -23,7 +24,12 @@ JOB = (
 def guest_seconds(artifacts: Artifacts, cache: Cache) -> float:
     """How long the domU thinks reading 8 MiB through the ring took; one command, no host."""
     with running(artifacts, BuildContext(cache)) as stack:
-        connect(stack, drivers_for(artifacts, BuildContext(cache)), cache, pages=1)
+        connect(
+            stack,
+            drivers_for(artifacts, BuildContext(cache, patched=from_environment())),
+            cache,
+            pages=1,
+        )
         before, after = stack.domain.channel.run(JOB, timeout=200).text.split()
         return float(after) - float(before)
 

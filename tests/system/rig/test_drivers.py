@@ -12,6 +12,7 @@ from emu.errors import NotHeld
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
+from emu.images.patched import from_environment
 from emu.lab.drivers import connect, driver_for, load_driver
 from emu.lab.stack import Artifacts, Stack
 from emu.xen import drivers
@@ -21,7 +22,9 @@ Get = Callable[[End, str], Driver]
 
 @pytest.fixture
 def driver(artifacts: Artifacts, cache: Cache) -> Get:
-    return lambda end, which: driver_for(end, which, artifacts, BuildContext(cache))
+    return lambda end, which: driver_for(
+        end, which, artifacts, BuildContext(cache, patched=from_environment())
+    )
 
 
 def log_of(stack: Stack, end: End) -> str:

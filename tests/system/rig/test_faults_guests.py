@@ -11,6 +11,7 @@ from emu.channel.channel import CommandFailed
 from emu.errors import NotHeld
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.patched import from_environment
 from emu.lab.drivers import drivers_for, load_drivers
 from emu.lab.stack import Artifacts, Stack
 from emu.machine.qemu import Machine
@@ -84,7 +85,12 @@ def test_tcmu_runner_is_killed_while_the_domu_writes(stack: Stack, cache: Cache)
     host, domu = stack.host, stack.domain.channel
     before = host.grants().of(stack.domain.domid).refs
     lun = stack.host.create_lun("mortal", server_timeout=SERVER_TIMEOUT)
-    load_drivers(stack, drivers_for(stack.artifacts, BuildContext(cache)), cache, pages=1)
+    load_drivers(
+        stack,
+        drivers_for(stack.artifacts, BuildContext(cache, patched=from_environment())),
+        cache,
+        pages=1,
+    )
     stack.domain.attach(lun)
     stack.domain.wait_connected()
     writer = domu.spawn(

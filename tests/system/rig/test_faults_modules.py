@@ -15,6 +15,7 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.elf import read_module
 from emu.images.kernels import Kernel, get_kernel, kernel_at
+from emu.images.patched import from_environment
 from emu.lab.drivers import driver_for
 from emu.lab.stack import Artifacts
 from emu.pytestplugin.reports import PrintedProgress
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture
 def module(artifacts: Artifacts, everything: Cache, tmp_path: Path) -> Path:
     """A copy of the patched front end, to be spoilt."""
-    built = driver_for("front", "patched", artifacts, BuildContext(everything)).path
+    built = driver_for(
+        "front", "patched", artifacts, BuildContext(everything, patched=from_environment())
+    ).path
     return Path(shutil.copy(built, tmp_path / "xen-blkfront.ko"))
 
 

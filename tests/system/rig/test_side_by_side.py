@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.patched import from_environment
 from emu.lab.bench import read_rollup
 from emu.lab.drivers import connect, drivers_for
 from emu.lab.stack import Artifacts, running
@@ -16,7 +17,7 @@ MEMORY_LIMIT = 200 << 20
 
 
 def test_two_hosts_share_nothing(artifacts: Artifacts, cache: Cache) -> None:
-    built = drivers_for(artifacts, BuildContext(cache))
+    built = drivers_for(artifacts, BuildContext(cache, patched=from_environment()))
     with (
         running(artifacts, BuildContext(cache)) as one,
         running(artifacts, BuildContext(cache)) as other,

@@ -10,6 +10,7 @@ import pytest
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.patched import from_environment
 from emu.lab.drivers import drivers_for, load_drivers
 from emu.lab.stack import Artifacts, Stack
 from emu.xen import lun
@@ -29,7 +30,12 @@ def test_luns_are_separate(stack: Stack, artifacts: Artifacts, cache: Cache) -> 
         assert lun.session_up(host.dom0, one)
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
-    load_drivers(stack, drivers_for(artifacts, BuildContext(cache)), cache, pages=1)
+    load_drivers(
+        stack,
+        drivers_for(artifacts, BuildContext(cache, patched=from_environment())),
+        cache,
+        pages=1,
+    )
     written = {}
     for disk, one in (("xvda", stack.lun), ("xvdb", small), ("xvdc", large)):
         domain.attach(one, disk)
