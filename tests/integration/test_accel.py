@@ -24,7 +24,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_guest.build(tmp_path_factory.mktemp("guest, with a space"))
 
 
-def test_without_the_device_there_is_no_kvm(tmp_path: Path, guest: Path) -> None:
+def test_kvm_needs_its_device(tmp_path: Path, guest: Path) -> None:
     cache = Cache(tmp_path / "cache")
     missing = tmp_path / "kvm"
     choice = accel.choose("auto", "qemu-system-x86_64", guest, BuildContext(cache), device=missing)
@@ -37,7 +37,7 @@ def test_without_the_device_there_is_no_kvm(tmp_path: Path, guest: Path) -> None
 
 
 @needs_qemu
-def test_kvm_is_taken_only_after_a_proof_that_is_remembered(
+def test_kvm_is_chosen_only_after_a_proof_that_is_cached(
     tmp_path: Path, guest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = tmp_path / "kvm"
@@ -63,7 +63,7 @@ def test_kvm_is_taken_only_after_a_proof_that_is_remembered(
 
 
 @needs_qemu
-def test_a_hypervisor_without_a_banner_is_no_proof(
+def test_hypervisor_without_a_banner_proves_nothing(
     guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accel, "BANNER_TIMEOUT", 0.5)
@@ -92,7 +92,9 @@ SAID = {
 
 
 @pytest.mark.parametrize("told", SAID)
-def test_the_line_that_says_most_is_told_whole(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_telling_line_of_qemu_is_reported_whole(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = RigError("xen: waited 8 s for Xen's banner; last lines: …", lines=SAID[told])
 
     def start(*_: object) -> object:

@@ -76,7 +76,7 @@ def test_built_once_then_found(cache: Cache, builder: Builder) -> None:
     assert builder.built == 3
 
 
-def test_the_manifest_tells_what_went_in(cache: Cache, builder: Builder) -> None:
+def test_manifest_names_the_inputs(cache: Cache, builder: Builder) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
     written = json.loads((path / "manifest.json").read_text())
     assert written["kind"] == "kernel"
@@ -138,7 +138,7 @@ def lose_a_mode(path: Path) -> None:
         (lose_a_mode, "was altered (tool)"),
     ],
 )
-def test_a_harmed_entry_is_built_again(
+def test_damaged_entry_is_built_again(
     cache: Cache, builder: Builder, harm: Callable[[Path], None], said: str, settle: float
 ) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
@@ -154,7 +154,7 @@ def test_a_harmed_entry_is_built_again(
     assert leftovers(cache) == []
 
 
-def test_an_unchanged_entry_is_not_read_again(
+def test_unchanged_entry_is_not_read_again(
     cache: Cache, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
@@ -166,7 +166,7 @@ def test_an_unchanged_entry_is_not_read_again(
     assert hashed == []
 
 
-def test_a_fingerprint_taken_too_soon_is_not_trusted(
+def test_fingerprint_taken_too_soon_is_not_trusted(
     cache: Cache, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "_TICK_NS", 10**12)
@@ -176,7 +176,7 @@ def test_a_fingerprint_taken_too_soon_is_not_trusted(
     assert path.is_dir()
 
 
-def test_a_copied_cache_is_hashed_and_then_trusted(
+def test_copied_cache_is_hashed_and_then_trusted(
     cache: Cache, builder: Builder, tmp_path: Path
 ) -> None:
     cache.entry("kernel", INPUTS, builder, Progress())
@@ -187,7 +187,7 @@ def test_a_copied_cache_is_hashed_and_then_trusted(
     assert builder.built == 1
 
 
-def test_a_build_that_fails_leaves_nothing(cache: Cache, builder: Builder) -> None:
+def test_failed_build_leaves_nothing(cache: Cache, builder: Builder) -> None:
     def fail(into: Path) -> None:
         builder(into)
         raise InputError("a patch does not apply")
@@ -205,7 +205,7 @@ def test_a_build_that_fails_leaves_nothing(cache: Cache, builder: Builder) -> No
     cache.entry("kernel", INPUTS, builder, Progress())
 
 
-def test_no_room_says_so(cache: Cache) -> None:
+def test_full_disk_is_reported(cache: Cache) -> None:
     def fill(into: Path) -> None:
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"x")
@@ -249,13 +249,15 @@ print("held")
 """
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+def test_disk_that_fills_up_during_a_build(tmp_path: Path) -> None:
     mount = 'mount -t tmpfs -o size=32m none "$1" || exit 77; shift; exec "$@"'
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
     child = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
     done = subprocess.run([*command, *child], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip("this host lets no user mount a small disk; test_no_room_says_so ran instead")
+        pytest.skip(
+            "this host lets no user mount a small disk; test_full_disk_is_reported ran instead"
+        )
     assert (done.returncode, done.stdout) == (0, "held\n"), done.stderr
 
 
@@ -311,7 +313,7 @@ def test_two_processes_build_once(cache: Cache, child: Start) -> None:
     assert leftovers(cache) == []
 
 
-def test_a_killed_builder_leaves_nothing(cache: Cache, child: Start) -> None:
+def test_killed_builder_leaves_nothing(cache: Cache, child: Start) -> None:
     killed = child(60)
     assert first_line(killed) == "building\n"
     assert len(leftovers(cache)) == 2
@@ -326,7 +328,7 @@ def test_a_killed_builder_leaves_nothing(cache: Cache, child: Start) -> None:
     assert following.wait() == 0
 
 
-def test_discard_throws_away_what_verifies(cache: Cache, builder: Builder) -> None:
+def test_discard_removes_an_entry_that_verifies(cache: Cache, builder: Builder) -> None:
     path = cache.entry("checkpoint", INPUTS, builder, Progress())
     assert cache.discard("checkpoint", INPUTS)
     assert not path.exists()
@@ -362,7 +364,7 @@ def test_entries_and_prune(cache: Cache, builder: Builder) -> None:
     assert leftovers(cache) == []
 
 
-def test_use_counts_as_use(cache: Cache, builder: Builder) -> None:
+def test_find_updates_the_last_use(cache: Cache, builder: Builder) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
     os.utime(path.with_name(f"{path.name}.stat"), (1, 1))
     assert cache.entries()[0].last_used == 1
@@ -370,7 +372,7 @@ def test_use_counts_as_use(cache: Cache, builder: Builder) -> None:
     assert cache.entries()[0].last_used > 1
 
 
-def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_root_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x d g"))
     assert Cache().root == tmp_path / "x d g/emu-xen-block"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -403,7 +405,7 @@ class TestSparse:
         thick = self.sparse(tmp_path / "thick", (0, bytes(9 << 20)), (5 << 20, b"data"))
         assert manifest.sparse_digest(thin) == manifest.sparse_digest(thick)
 
-    def test_where_and_what_count(self, tmp_path: Path) -> None:
+    def test_sparse_digest_depends_on_offset_and_content(self, tmp_path: Path) -> None:
         digests = {
             manifest.sparse_digest(self.sparse(tmp_path / "file", piece))
             for piece in [
@@ -416,7 +418,7 @@ class TestSparse:
         }
         assert len(digests) == 5
 
-    def test_an_altered_byte_is_found(self, tmp_path: Path) -> None:
+    def test_altered_byte_is_found(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path)
 
         def build(made: Path) -> None:

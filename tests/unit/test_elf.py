@@ -31,7 +31,7 @@ def kernel(tmp_path: Path) -> elf.KernelInfo:
     return elf.read_kernel(vmlinux, RELEASE, tmp_path / "Module.symvers")
 
 
-def test_a_module_is_read_whole(tmp_path: Path) -> None:
+def test_module_is_read_whole(tmp_path: Path) -> None:
     info = [
         "depends=virtio_ring,scsi-mod",
         "softdep=pre: crc32c zlib post: other",
@@ -63,7 +63,7 @@ def test_a_module_is_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".xz", ".gz", ".zst"])
-def test_a_compressed_module_is_the_same_module(tmp_path: Path, suffix: str) -> None:
+def test_compressed_module_is_the_same_module(tmp_path: Path, suffix: str) -> None:
     plain = build_module(tmp_path / "a.ko")
     data = plain.read_bytes()
     program = {".xz": "xz", ".gz": "gzip", ".zst": "zstd"}[suffix]
@@ -78,7 +78,7 @@ def test_a_compressed_module_is_the_same_module(tmp_path: Path, suffix: str) -> 
         elf.read_module(path)
 
 
-def test_what_fits_is_let_through(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_matching_module_is_accepted(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     uses = {"printk": PRINTK, "gpl_thing": 8}
     module = elf.read_module(
         build_module(tmp_path / "a.ko", uses=uses, info=["parmtype=order:int"])
@@ -86,7 +86,7 @@ def test_what_fits_is_let_through(tmp_path: Path, kernel: elf.KernelInfo) -> Non
     elf.check_module(module, kernel, parameters=["order"])
 
 
-def test_another_release_passes_if_its_crcs_are_right(
+def test_module_of_another_release_passes_if_its_crcs_match(
     tmp_path: Path, kernel: elf.KernelInfo
 ) -> None:
     other = build_module(tmp_path / "a.ko", vermagic=VERMAGIC.replace("-56-", "-55-"))
@@ -100,7 +100,7 @@ def test_another_release_passes_if_its_crcs_are_right(
         (VERMAGIC.replace("-56-", "-55-"), None),  # without CRCs the release counts
     ],
 )
-def test_another_vermagic_is_refused_and_both_are_shown(
+def test_vermagic_mismatch_is_refused_and_both_are_shown(
     tmp_path: Path, kernel: elf.KernelInfo, vermagic: str, layout: int | None
 ) -> None:
     module = elf.read_module(build_module(tmp_path / "a.ko", vermagic=vermagic, layout=layout))
@@ -110,7 +110,7 @@ def test_another_vermagic_is_refused_and_both_are_shown(
     assert VERMAGIC.strip() in refused.value.message
 
 
-def test_a_crc_that_differs_is_refused_with_symbol_and_both(
+def test_crc_mismatch_is_refused_with_symbol_and_both(
     tmp_path: Path, kernel: elf.KernelInfo
 ) -> None:
     module = elf.read_module(build_module(tmp_path / "a.ko", uses={"printk": 0x11}))
@@ -118,15 +118,13 @@ def test_a_crc_that_differs_is_refused_with_symbol_and_both(
         elf.check_module(module, kernel)
 
 
-def test_the_layout_of_struct_module_counts_though_no_code_uses_it(
-    tmp_path: Path, kernel: elf.KernelInfo
-) -> None:
+def test_layout_of_struct_module_is_checked(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     path = build_module(tmp_path / "a.ko", layout=0x5)
     with pytest.raises(InputError, match="another version of module_layout"):
         elf.check_module(elf.read_module(path), kernel)
 
 
-def test_a_symbol_nobody_exports_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_unexported_symbol_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     path = build_module(tmp_path / "a.ko", uses={"printk": PRINTK, "no_such": 3})
     module = elf.read_module(path)
     with pytest.raises(InputError, match="needs the symbol no_such"):
@@ -144,7 +142,7 @@ def test_gpl_only_symbols_need_a_gpl_module(tmp_path: Path, kernel: elf.KernelIn
         elf.check_module(elf.read_module(path), kernel)
 
 
-def test_a_namespace_has_to_be_imported(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_namespace_has_to_be_imported(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     within = dataclasses.replace(
         kernel, exports={"dma": elf.Export(9, "vmlinux", False, "DMA_BUF")}
     )
@@ -155,20 +153,20 @@ def test_a_namespace_has_to_be_imported(tmp_path: Path, kernel: elf.KernelInfo) 
     elf.check_module(elf.read_module(importing), within)
 
 
-def test_a_parameter_it_does_not_have_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_unknown_parameter_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     module = elf.read_module(build_module(tmp_path / "a.ko", info=["parmtype=order:int"]))
     with pytest.raises(InputError, match="no parameter ordre") as refused:
         elf.check_module(module, kernel, parameters=["ordre"])
     assert refused.value.hint == "it has: order"
 
 
-def test_a_module_without_build_id_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_module_without_build_id_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     module = elf.read_module(build_module(tmp_path / "a.ko", build_id=False))
     with pytest.raises(InputError, match="no build id"):
         elf.check_module(module, kernel)
 
 
-def test_what_is_not_a_module(tmp_path: Path) -> None:
+def test_other_files_are_refused_as_modules(tmp_path: Path) -> None:
     good = build_module(tmp_path / "a.ko").read_bytes()
     path = tmp_path / "b.ko"
     with pytest.raises(InputError, match="cannot read"):
@@ -190,7 +188,7 @@ def test_what_is_not_a_module(tmp_path: Path) -> None:
         elf.read_module(path)
 
 
-def test_a_section_beyond_the_end_is_refused(tmp_path: Path) -> None:
+def test_section_beyond_the_end_is_refused(tmp_path: Path) -> None:
     path = build_module(tmp_path / "a.ko")
     data = bytearray(path.read_bytes())
     (headers,) = struct.unpack_from("<Q", data, 40)
@@ -200,7 +198,7 @@ def test_a_section_beyond_the_end_is_refused(tmp_path: Path) -> None:
         elf.read_module(path)
 
 
-def test_a_module_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_truncated_module_is_refused(tmp_path: Path) -> None:
     good = build_module(tmp_path / "a.ko", exports={"mine": 1}).read_bytes()
     path = tmp_path / "b.ko"
     for size in range(0, len(good), 61):
@@ -209,7 +207,7 @@ def test_a_module_cut_anywhere_is_refused(tmp_path: Path) -> None:
             elf.read_module(path)
 
 
-def test_symvers_as_the_kernel_writes_it() -> None:
+def test_symvers_is_parsed() -> None:
     exports = elf.read_symvers(SYMVERS)
     assert exports["_printk"] == elf.Export(0x92997ED8, "vmlinux")
     assert exports["dma_buf_attach"] == elf.Export(0x9C05C23F, "vmlinux", True, "DMA_BUF")
@@ -220,14 +218,14 @@ def test_symvers_as_the_kernel_writes_it() -> None:
         elf.read_symvers("")
 
 
-def test_the_vermagic_comes_from_the_kernel_itself(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+def test_vermagic_comes_from_the_kernel_image(tmp_path: Path, kernel: elf.KernelInfo) -> None:
     assert kernel.vermagic == VERMAGIC
     assert elf.banner(tmp_path / "vmlinux").startswith(f"Linux version {RELEASE} ")
     with pytest.raises(InputError, match=r"no vermagic of 6\.1\.0-57-amd64"):
         elf.read_kernel(tmp_path / "vmlinux", "6.1.0-57-amd64", tmp_path / "Module.symvers")
 
 
-def test_xen_support_is_what_the_notes_say(tmp_path: Path) -> None:
+def test_xen_support_is_read_from_the_notes(tmp_path: Path) -> None:
     vmlinux = tmp_path / "vmlinux"
     build_kernel(vmlinux, notes={1: 0, 17: 0x8801, 18: 0})  # features as in Debian's 6.1
     assert elf.xen_support(vmlinux) == elf.XenSupport(pv=True, pvh=True, dom0=True)
@@ -242,7 +240,7 @@ def test_xen_support_is_what_the_notes_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["gzip", "xz", "zstd"])
-def test_the_kernel_is_taken_out_of_a_bzimage(tmp_path: Path, method: str) -> None:
+def test_kernel_is_extracted_from_a_bzimage(tmp_path: Path, method: str) -> None:
     vmlinux = build_kernel(tmp_path / "vmlinux", notes={18: 0}).read_bytes()
     payload = subprocess.run([method, "-c"], input=vmlinux, capture_output=True, check=True).stdout
     if method != "gzip":  # the kernel's build puts the size behind all but gzip, which has it

@@ -59,7 +59,7 @@ class Recorder(Progress):
 # Names and paths.
 
 
-def test_a_program_is_taken_by_its_path(cache: Cache, tmp_path: Path) -> None:
+def test_qemu_may_be_given_by_path(cache: Cache, tmp_path: Path) -> None:
     program = tmp_path / "my qemu"
     program.write_text("#!/bin/sh\n")
     with pytest.raises(InputError, match="is no program"):
@@ -71,7 +71,7 @@ def test_a_program_is_taken_by_its_path(cache: Cache, tmp_path: Path) -> None:
     assert missing.value.hint == "make setup, or one of system, patched, patched-10.2"
 
 
-def test_ours_is_built_when_it_is_run_but_not_when_it_is_looked_for(
+def test_patched_qemu_is_built_by_program_and_not_by_found(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted: list[Patched] = []
@@ -89,7 +89,7 @@ def test_ours_is_built_when_it_is_run_but_not_when_it_is_looked_for(
     assert wanted == [PATCHED["patched-10.2"]]
 
 
-def test_the_environment_names_the_qemu_of_those_who_name_none(
+def test_environment_names_the_default_qemu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(emulator.GIVEN, raising=False)
@@ -99,7 +99,7 @@ def test_the_environment_names_the_qemu_of_those_who_name_none(
     assert Wish(qemu="system").qemu == "system"
 
 
-def test_a_run_with_a_qemu_that_is_not_there(
+def test_missing_qemu_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -108,7 +108,7 @@ def test_a_run_with_a_qemu_that_is_not_there(
     assert "/nowhere/else is not there" in capsys.readouterr().err
 
 
-def test_pytests_option_is_handed_to_workers_and_commands(tmp_path: Path) -> None:
+def test_pytest_option_reaches_workers_and_commands(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(
         "from emu.lab.wish import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
@@ -121,7 +121,7 @@ def test_pytests_option_is_handed_to_workers_and_commands(tmp_path: Path) -> Non
 # Faults, and what they leave of the CPU.
 
 
-def test_what_is_left_out_of_the_cpu() -> None:
+def test_cpu_model_leaves_out_faulty_features() -> None:
     assert cpu_model(()) == "max"
     assert cpu_model(OF_7_2) == TCG_CPU
     assert cpu_model(FAULTS) == f"{TCG_CPU},-x2apic"
@@ -129,7 +129,7 @@ def test_what_is_left_out_of_the_cpu() -> None:
     assert cpu_model(one for one in FAULTS if one.name == "guest-mode") == "max"
 
 
-def test_a_pvh_domu_is_refused_on_a_qemu_that_starts_none() -> None:
+def test_pvh_domu_is_refused_on_a_qemu_that_starts_none() -> None:
     pv, pvh = Wish(), Wish(domu=DomuConfig(kind="pvh"))
     assert cpu_for(pv, "a-qemu", FAULTS) == cpu_model(FAULTS)
     assert cpu_for(pvh, "a-qemu", OF_7_2) == TCG_CPU
@@ -137,7 +137,7 @@ def test_a_pvh_domu_is_refused_on_a_qemu_that_starts_none() -> None:
         cpu_for(pvh, "a-qemu", FAULTS)
 
 
-def test_each_fault_has_a_guest_that_shows_it_and_a_patch_that_mends_it() -> None:
+def test_faults_have_a_guest_and_a_patch() -> None:
     guests = paths.qemu_patches() / "tests"
     of_the_cpu = [
         path.name[:4]
@@ -152,7 +152,7 @@ def test_each_fault_has_a_guest_that_shows_it_and_a_patch_that_mends_it() -> Non
 
 
 @needs_qemu
-def test_a_qemu_is_tried_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qemu_is_tried_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:
@@ -171,7 +171,7 @@ def test_a_qemu_is_tried_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_qemu
-def test_another_program_is_tried_again(
+def test_other_program_is_tried_again(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "right", lambda *_: True)
@@ -186,7 +186,7 @@ def test_another_program_is_tried_again(
 
 
 @needs_qemu
-def test_a_guest_without_an_answer_is_an_error_that_is_not_kept(
+def test_guest_without_an_answer_is_an_error_and_not_cached(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     guests = tmp_path / "guests"
@@ -200,7 +200,7 @@ def test_a_guest_without_an_answer_is_an_error_that_is_not_kept(
 
 
 @needs_qemu
-def test_the_hosts_qemu_is_tried_for_real(cache: Cache) -> None:
+def test_installed_qemu_is_tried(cache: Cache) -> None:
     found = qemus.examine(BuildContext(cache))[0]
     assert found.name == "system"
     assert found.cpu.startswith("max")
@@ -212,7 +212,7 @@ def test_the_hosts_qemu_is_tried_for_real(cache: Cache) -> None:
 # Building.
 
 
-def test_the_series_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "qemu_patches", lambda: tmp_path)
     (tmp_path / "9.9").mkdir()
     for name in ("0001-a.patch", "0002-b.patch", "0003-c.patch", "9.9/0002-b.patch"):
@@ -225,7 +225,7 @@ def test_the_series_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         _ = Patched("x", "9.9").series
 
 
-def test_a_lock_of_another_version_is_refused(
+def test_lock_of_another_version_is_refused(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = dict.fromkeys(Lock.load().packages(*OURS.sets), tmp_path)
@@ -266,7 +266,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_qemu
 @pytest.mark.usefixtures("tools")
-def test_a_build_is_told_step_by_step_and_kept(cache: Cache) -> None:
+def test_build_reports_its_steps_and_is_cached(cache: Cache) -> None:
     progress = Recorder()
     assert qemubuild.built(OURS, cache) is None
     program = qemubuild.build(OURS, BuildContext(cache, progress))
@@ -284,7 +284,7 @@ def test_a_build_is_told_step_by_step_and_kept(cache: Cache) -> None:
 
 @needs_qemu
 @pytest.mark.usefixtures("tools")
-def test_a_broken_entry_is_built_again(cache: Cache) -> None:
+def test_broken_entry_is_built_again(cache: Cache) -> None:
     program = qemubuild.build(OURS, BuildContext(cache))
     program.chmod(0o755)
     program.write_bytes(b"not a program")
@@ -295,7 +295,7 @@ def test_a_broken_entry_is_built_again(cache: Cache) -> None:
 
 
 @needs_qemu
-def test_a_source_that_does_not_compile(cache: Cache, tools: Path) -> None:
+def test_compile_error_is_reported(cache: Cache, tools: Path) -> None:
     (tools / "broken").touch()
     with pytest.raises(InputError, match="QEMU can't be built") as failed:
         qemubuild.build(OURS, BuildContext(cache))
@@ -304,7 +304,7 @@ def test_a_source_that_does_not_compile(cache: Cache, tools: Path) -> None:
 
 
 @needs_qemu
-def test_what_the_host_lacks_is_named(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_build_tools_are_named(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = (HostPackage("libnothing-dev", "qemu", ("/nowhere/nothing.h",), "x"),)
     monkeypatch.setattr(qemubuild, "load_packages", lambda: packages)
     with pytest.raises(InputError, match="to build QEMU this host lacks libnothing-dev") as lacks:
@@ -313,7 +313,7 @@ def test_what_the_host_lacks_is_named(cache: Cache, monkeypatch: pytest.MonkeyPa
     assert lacks.value.hint.startswith("make qemu, or ")
 
 
-def test_other_inputs_are_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_inputs_make_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     before = qemubuild.inputs(OURS, Lock.load())
     assert qemubuild.inputs(OURS, Lock.load()) == before
     monkeypatch.setattr(qemubuild, "OPTIONS", (*qemubuild.OPTIONS, "--enable-debug"))
@@ -323,7 +323,7 @@ def test_other_inputs_are_another_entry(monkeypatch: pytest.MonkeyPatch) -> None
     assert qemubuild.inputs(OURS, Lock.load()) != before
 
 
-def test_another_message_of_a_patch_is_no_other_qemu(
+def test_commit_message_of_a_patch_does_not_change_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch = tmp_path / "0001-a.patch"

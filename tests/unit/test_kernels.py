@@ -24,7 +24,7 @@ CONFIG_LOCALVERSION="-lab"
 NOTES = {1: 0, 17: 0x8801, 18: 0}
 
 
-def test_every_kernel_names_what_there_is() -> None:
+def test_kernels_name_existing_files_and_sets() -> None:
     sets = {want.name for want in load_wanted()}
     for spec in kernels.specs().values():
         assert set(spec.packages.values()) <= sets
@@ -38,7 +38,7 @@ def test_every_kernel_names_what_there_is() -> None:
     assert "debian-6.1, lab-6.1" in str(refused.value.hint)
 
 
-def test_a_patch_may_read_differently_for_one_kernel(tmp_path: Path) -> None:
+def test_patch_may_have_a_variant_for_one_kernel(tmp_path: Path) -> None:
     (tmp_path / "6.12").mkdir()
     for name in ("0001-one.patch", "0002-two.patch", "6.12/0002-two.patch"):
         (tmp_path / name).touch()
@@ -53,7 +53,7 @@ def test_a_patch_may_read_differently_for_one_kernel(tmp_path: Path) -> None:
         kbuild.series(tmp_path, "6.12")
 
 
-def test_the_lab_configuration_asks_for_what_the_rig_requires(tmp_path: Path) -> None:
+def test_lab_configuration_meets_the_requirements(tmp_path: Path) -> None:
     for spec in kernels.specs().values():
         if spec.flavour == "lab":
             config = tmp_path / "config"
@@ -61,7 +61,7 @@ def test_the_lab_configuration_asks_for_what_the_rig_requires(tmp_path: Path) ->
             kconfig.check_requirements(config, kernels.requirements())
 
 
-def test_our_patches_are_in_the_form_git_takes() -> None:
+def test_our_patches_are_in_gits_format() -> None:
     for patch in paths.guest_images().glob("patches/*/*.patch"):
         text = patch.read_text()
         assert text.startswith("From ")
@@ -69,7 +69,7 @@ def test_our_patches_are_in_the_form_git_takes() -> None:
         assert "\nSigned-off-by: " in text
 
 
-def test_a_configuration_is_read_with_what_it_turns_off() -> None:
+def test_configuration_includes_options_not_set() -> None:
     assert kconfig.read_config(CONFIG) == {
         "CONFIG_XEN": "y",
         "CONFIG_XEN_BLKDEV_FRONTEND": "m",
@@ -78,7 +78,7 @@ def test_a_configuration_is_read_with_what_it_turns_off() -> None:
     }
 
 
-def test_an_option_that_vanished_is_named() -> None:
+def test_dropped_option_is_named() -> None:
     kconfig.check_fragment("CONFIG_XEN=y\n# CONFIG_NEVER_HEARD_OF is not set\n", CONFIG)
     with pytest.raises(InputError, match="2 of the options") as refused:
         kconfig.check_fragment(
@@ -90,7 +90,7 @@ def test_an_option_that_vanished_is_named() -> None:
     )
 
 
-def test_what_a_kernel_lacks_is_named(tmp_path: Path) -> None:
+def test_missing_options_are_named(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(CONFIG)
     asked = kconfig.Requirements(("CONFIG_XEN",), ("CONFIG_XEN_BLKDEV_FRONTEND",), ())
@@ -123,7 +123,7 @@ def given(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_kernel_that_is_complete_is_taken(given: Path) -> None:
+def test_complete_kernel_is_accepted(given: Path) -> None:
     kernel = kernels.kernel_at(given)
     assert kernel.release == RELEASE
     assert kernel.version.startswith(f"Linux version {RELEASE} ")
@@ -134,7 +134,7 @@ def test_a_kernel_that_is_complete_is_taken(given: Path) -> None:
         kernel.module("xen-blkfront")
 
 
-def test_a_kernel_that_lacks_something_is_refused_by_name(given: Path) -> None:
+def test_incomplete_kernel_is_refused(given: Path) -> None:
     config = (given / "config").read_text()
     (given / "config").write_text(config.replace("CONFIG_XEN_PVH=y\n", ""))
     with pytest.raises(InputError, match="lacks") as refused:
@@ -184,7 +184,7 @@ def modules(tmp_path: Path) -> Path:
     return tree
 
 
-def test_what_a_module_needs_is_loaded_before_it(modules: Path, tmp_path: Path) -> None:
+def test_dependencies_are_loaded_first(modules: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept" / RELEASE
     depends.keep_modules(
         modules, ["ext4", "virtio-pci", "crc32c_generic", "xen_blkback", "configfs"], kept
@@ -209,7 +209,7 @@ def test_what_a_module_needs_is_loaded_before_it(modules: Path, tmp_path: Path) 
     assert all(path.is_file() for path in depends.order_of(kept, ["ext4", "xen-blkback"]))
 
 
-def test_a_module_the_kernel_does_not_have(modules: Path, tmp_path: Path) -> None:
+def test_unknown_module_is_refused(modules: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no module nothing"):
         depends.keep_modules(modules, ["nothing"], tmp_path / "kept")
     kept = tmp_path / "kept" / RELEASE

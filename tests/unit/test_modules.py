@@ -39,7 +39,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
-def test_stock_is_the_kernels_own(kernel: Kernel, cache: Cache) -> None:
+def test_stock_driver_is_the_kernels_own(kernel: Kernel, cache: Cache) -> None:
     driver = modules.get_driver(
         "back", "stock", kernel, BuildContext(cache), parameters=["max_ring_page_order"]
     )
@@ -50,7 +50,7 @@ def test_stock_is_the_kernels_own(kernel: Kernel, cache: Cache) -> None:
         modules.get_driver("back", "stock", kernel, BuildContext(cache), parameters=["rings"])
 
 
-def test_a_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path) -> None:
+def test_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path) -> None:
     path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
     assert modules.get_driver("front", path, kernel, BuildContext(cache)).which == str(path)
     with pytest.raises(InputError, match="module xen_blkfront, the back end is xen-blkback"):
@@ -83,7 +83,7 @@ def test_patched_drivers_are_what_the_environment_asks_for(
     assert (driver.which, driver.path) == ("patched", path)
 
 
-def test_environment_is_read_by_nobody_but_the_edges(
+def test_environment_is_read_only_at_the_edges(
     kernel: Kernel, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MORE_PATCHES, f"{tmp_path}/a.patch")
@@ -117,7 +117,7 @@ def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:
     return patch
 
 
-def test_a_patch_applies_though_lines_have_moved(tmp_path: Path) -> None:
+def test_patch_applies_though_lines_have_moved(tmp_path: Path) -> None:
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
     tree = tmp_path / "tree"
     (tree / "drivers").mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_a_patch_applies_though_lines_have_moved(tmp_path: Path) -> None:
     assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
 
 
-def test_a_patch_that_does_not_apply_names_hunk_and_what_is_there(tmp_path: Path) -> None:
+def test_patch_that_does_not_apply_names_the_hunk_and_shows_the_lines(tmp_path: Path) -> None:
     changed = SOURCE.replace("line 3\n", "changed\n").replace("line 20\n", "changed\n")
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, changed)
     tree = tmp_path / "tree"
@@ -143,7 +143,7 @@ def test_a_patch_that_does_not_apply_names_hunk_and_what_is_there(tmp_path: Path
         kbuild.apply_patch(patch, tree)
 
 
-def test_a_patch_that_is_already_there_is_refused(tmp_path: Path) -> None:
+def test_patch_that_is_already_applied_is_refused(tmp_path: Path) -> None:
     changed = SOURCE.replace("line 3\n", "changed\n")
     patch = patch_of(tmp_path, "x.c", SOURCE, changed)
     tree = tmp_path / "tree"
@@ -153,7 +153,7 @@ def test_a_patch_that_is_already_there_is_refused(tmp_path: Path) -> None:
         kbuild.apply_patch(patch, tree)
 
 
-def test_the_workplace_has_no_space_whatever_the_cache(tmp_path: Path) -> None:
+def test_workplace_has_no_space_whatever_the_cache(tmp_path: Path) -> None:
     for root in (tmp_path / "plain", tmp_path / "with a space"):
         with kbuild.workplace(Cache(root), "test") as place:
             assert re.search(r"[\s:]", str(place)) is None
@@ -161,7 +161,7 @@ def test_the_workplace_has_no_space_whatever_the_cache(tmp_path: Path) -> None:
         assert not place.exists()
 
 
-def test_the_compiler_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMU_CC", "gcc-no-such")
     with pytest.raises(InputError, match="EMU_CC names gcc-no-such, which is not there"):
         kbuild.find_toolchain()
@@ -172,7 +172,7 @@ def test_the_compiler_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert "ld" in found.version
 
 
-def test_what_is_missing_is_named_with_the_command_that_installs_it(
+def test_missing_tools_are_named_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -196,7 +196,7 @@ def run_make(tree: Path, makefile: str, progress: Progress) -> None:
     )
 
 
-def test_make_tells_its_steps_and_keeps_out_the_users_flags(
+def test_make_reports_its_steps_and_ignores_the_users_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAKEFLAGS", "-n")
@@ -211,7 +211,7 @@ def test_make_tells_its_steps_and_keeps_out_the_users_flags(
     assert (tmp_path / "flags").read_text() == f"-ffile-prefix-map={tmp_path}=.\n"
 
 
-def test_a_build_that_fails_shows_the_compilers_words(tmp_path: Path) -> None:
+def test_failed_build_shows_the_compilers_errors(tmp_path: Path) -> None:
     (tmp_path / "x.c").write_text("int x = nothing;\n")
     with pytest.raises(InputError, match="it cannot be built") as refused:
         run_make(tmp_path, "all:\n\t@$(CC) -c $(CURDIR)/x.c\n", Progress())

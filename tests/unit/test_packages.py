@@ -81,7 +81,7 @@ E: mmdebstrap failed to run
 """  # noqa: E501
 
 
-def test_solution() -> None:
+def test_solution_is_parsed() -> None:
     assert apt.parse_solution(SOLUTION) == [
         ("zlib1g", "1:1.2.13.dfsg-1"),
         ("libnl-3-200", "3.7.0-0.2+b1"),
@@ -89,7 +89,7 @@ def test_solution() -> None:
     ]
 
 
-def test_records() -> None:
+def test_records_are_parsed() -> None:
     iscsi, debconf = apt.parse_records(SHOW)
     assert (iscsi.name, iscsi.version, iscsi.arch, iscsi.size) == (
         "open-iscsi",
@@ -111,7 +111,7 @@ def test_records() -> None:
     assert other.depends == (("x",), ("a", "b"))
 
 
-def test_the_hosts_own_sources() -> None:
+def test_sources_of_this_machine_are_used() -> None:
     found = ("http://mirror.example/debian", "http://mirror.example/debian-security")
     assert apt.parse_indextargets(TARGETS, "bookworm") == found
     assert apt.parse_indextargets(TARGETS.replace("bookworm", "stable"), "trixie") == found
@@ -119,7 +119,7 @@ def test_the_hosts_own_sources() -> None:
     assert apt.parse_indextargets(TARGETS, "trixie") == ("", "")
 
 
-def test_mmdebstraps_sources() -> None:
+def test_sources_of_mmdebstrap_are_used() -> None:
     assert apt.parse_sources(MMDEBSTRAP) == (
         "http://mirror.example/debian",
         "http://security.example/debian-security",
@@ -127,7 +127,7 @@ def test_mmdebstraps_sources() -> None:
     assert apt.parse_sources("") == ("", "")
 
 
-def test_the_environment_goes_before() -> None:
+def test_environment_overrides_the_mirrors() -> None:
     environ = {"EMU_DEBIAN_MIRROR": "http://mirror.example/debian/"}
     assert apt.find_mirrors(environ) == Mirrors(
         "http://mirror.example/debian", "http://mirror.example/debian-security"
@@ -139,27 +139,27 @@ def test_the_environment_goes_before() -> None:
 # -- what is committed
 
 
-def test_the_lock_is_of_the_toml() -> None:
+def test_lock_matches_packages_toml() -> None:
     lock = Lock.load()
     assert lock.wants == digest_of_wanted(load_wanted()), "run `emu images lock`"
     for want in load_wanted():
         assert lock.packages(want.name)
 
 
-def test_no_service_manager_or_interpreter_goes_into_the_guests() -> None:
+def test_guests_have_no_service_manager_or_interpreter() -> None:
     names = {package.name for package in Lock.load().packages("dom0", "domu")}
     assert not names & {"systemd", "udev", "dbus", "perl-base", "python3", "librbd1", "debconf"}
     assert {"busybox-static", "tcmu-runner", "open-iscsi", "xen-utils-4.17"} <= names
 
 
-def test_a_locked_package_has_one_version_a_set() -> None:
+def test_locked_package_has_one_version_per_set() -> None:
     lock = Lock.load()
     for want in load_wanted():
         names = [package.name for package in lock.packages(want.name)]
         assert len(names) == len(set(names))
 
 
-def test_a_lock_reads_back_as_written(tmp_path: Path) -> None:
+def test_lock_reads_back_as_written(tmp_path: Path) -> None:
     lock = Lock.load()
     lock.save(tmp_path / "lock")
     assert Lock.load(tmp_path / "lock") == lock
@@ -171,7 +171,7 @@ def test_a_lock_reads_back_as_written(tmp_path: Path) -> None:
         lock.packages("nothing")
 
 
-def test_the_digest_is_of_what_the_sets_hold() -> None:
+def test_lock_digest_covers_the_packages_of_its_sets() -> None:
     lock = Lock.load()
     assert lock_digest(lock, ["dom0"]) != lock_digest(lock, ["domu"])
     changed = [
@@ -368,7 +368,7 @@ def fetched(mirror: Mirror, context: BuildContext) -> dict[str, Path]:
     return {package.name: path for package, path in found.items()}
 
 
-def test_renew_locks_what_is_needed_and_no_more(mirror: Mirror, cache: Cache) -> None:
+def test_renew_locks_only_what_is_needed(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     assert [(p.name, p.version, p.sets) for p in lock.entries] == [
         ("deep", "1", ("deeps", "tools")),
@@ -380,17 +380,17 @@ def test_renew_locks_what_is_needed_and_no_more(mirror: Mirror, cache: Cache) ->
     assert lock.wants == digest_of_wanted(SETS)
 
 
-def test_a_drop_without_effect_is_refused(mirror: Mirror, cache: Cache) -> None:
+def test_drop_without_effect_is_refused(mirror: Mirror, cache: Cache) -> None:
     with pytest.raises(InputError, match="set deeps drops heavy, but nothing it keeps needs that"):
         locked(mirror, cache, (replace(DEEP, drop={"heavy": "no reason"}),))
 
 
-def test_a_package_nobody_has_is_named(mirror: Mirror, cache: Cache) -> None:
+def test_missing_package_is_named(mirror: Mirror, cache: Cache) -> None:
     with pytest.raises(RigError, match="Unable to locate package nothing"):
         locked(mirror, cache, (replace(DEEP, packages=("nothing",)),))
 
 
-def test_fetched_once_then_no_network(mirror: Mirror, cache: Cache) -> None:
+def test_fetched_package_needs_no_network(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.asked.clear()
     seen = Seen()
@@ -412,9 +412,7 @@ SOURCES = Archive("sources", ("test",), source=True)
 MADE = Wanted("made", SOURCES, ("program",), {}, ())
 
 
-def test_of_a_source_package_upstreams_tarball_is_locked_and_fetched(
-    mirror: Mirror, cache: Cache
-) -> None:
+def test_source_package_yields_upstreams_tarball(mirror: Mirror, cache: Cache) -> None:
     mirror.add_source("program", "1:3.1-2", "all of it")
     mirror.publish()
     lock = locked(mirror, cache, (DEEP, MADE))
@@ -430,9 +428,7 @@ def test_of_a_source_package_upstreams_tarball_is_locked_and_fetched(
     ]
 
 
-def test_debians_part_of_a_source_package_is_locked_and_fetched_by_itself(
-    mirror: Mirror, cache: Cache
-) -> None:
+def test_packaging_of_a_source_package_is_fetched_alone(mirror: Mirror, cache: Cache) -> None:
     packaging = Archive("packaging", ("test",), source=True, packaging=True)
     wanted = (MADE, Wanted("packaged", packaging, ("program",), {}, ()))
     mirror.add_source("program", "1:3.1-2", "all of it")
@@ -458,7 +454,7 @@ def test_debians_part_of_a_source_package_is_locked_and_fetched_by_itself(
     ]
 
 
-def test_another_tarball_or_version_of_a_source_package_is_refused(
+def test_source_package_with_another_tarball_or_version_is_refused(
     mirror: Mirror, cache: Cache
 ) -> None:
     mirror.add_source("program", "3.1-2", "all of it")
@@ -474,7 +470,7 @@ def test_another_tarball_or_version_of_a_source_package_is_refused(
         fetch(["made"], BuildContext(cache, pinned=lock), wanted=[MADE], mirrors=mirror.mirrors)
 
 
-def test_an_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
+def test_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     path = fetched(mirror, BuildContext(cache, pinned=lock))["lib"]
     right = path.read_bytes()
@@ -487,7 +483,7 @@ def test_an_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> No
     assert [asked for asked in mirror.asked if "/pool/" in asked] == ["/pool/lib_1_amd64.deb"]
 
 
-def test_a_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
+def test_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.add("lib", "2", Pre_Depends="deep")
     mirror.publish()
@@ -504,7 +500,7 @@ def test_a_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
         fetched(mirror, BuildContext(cache, pinned=lock))
 
 
-def test_another_package_under_the_same_version_is_refused(mirror: Mirror, cache: Cache) -> None:
+def test_package_with_another_hash_is_refused(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.add("lib", "1", content="something else", Pre_Depends="deep")
     mirror.publish()
@@ -513,7 +509,7 @@ def test_another_package_under_the_same_version_is_refused(mirror: Mirror, cache
     assert not list(cache.store("debs").iterdir())
 
 
-def test_a_package_altered_on_the_way_is_refused(mirror: Mirror, cache: Cache) -> None:
+def test_package_altered_in_transit_is_refused(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     deb = mirror.root / "pool/lib_1_amd64.deb"
     deb.write_bytes(deb.read_bytes()[:-1] + b"!")
@@ -524,7 +520,7 @@ def test_a_package_altered_on_the_way_is_refused(mirror: Mirror, cache: Cache) -
     assert not list((cache.root / "tmp").iterdir())
 
 
-def test_an_archive_without_a_valid_signature_is_refused(mirror: Mirror, cache: Cache) -> None:
+def test_archive_without_a_valid_signature_is_refused(mirror: Mirror, cache: Cache) -> None:
     signed = mirror.root / "dists/test/InRelease"
     signed.write_text(signed.read_text().replace("Codename: test", "Codename: Test"))
     with pytest.raises(RigError, match="apt failed") as caught:
@@ -535,7 +531,7 @@ def test_an_archive_without_a_valid_signature_is_refused(mirror: Mirror, cache: 
         locked(mirror, cache)
 
 
-def test_no_network_and_nothing_cached_is_told_in_seconds(mirror: Mirror, cache: Cache) -> None:
+def test_missing_network_is_reported_in_seconds(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.stop()
     began = time.monotonic()
@@ -558,7 +554,7 @@ apt.Apt(Path(root), archive, apt.Mirrors(url, url)).update(Progress())
 """
 
 
-def test_a_killed_fetch_is_not_in_the_way_of_the_next(mirror: Mirror, cache: Cache) -> None:
+def test_killed_fetch_does_not_block_the_next(mirror: Mirror, cache: Cache) -> None:
     root = str(cache.store("apt") / "test")
     mirror.go.clear()
     command = [sys.executable, "-c", UPDATE, root, str(apt.KEYRING), mirror.mirrors.main]
@@ -583,7 +579,7 @@ def test_stalled_download_is_given_up(
     mirror.go.set()
 
 
-def test_no_keyring_no_packages(
+def test_missing_keyring_is_refused(
     mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apt, "KEYRING", Path("/nonexistent/keyring.gpg"))
@@ -591,7 +587,7 @@ def test_no_keyring_no_packages(
         locked(mirror, cache)
 
 
-def test_no_apt_is_told(
+def test_missing_apt_is_reported(
     mirror: Mirror, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

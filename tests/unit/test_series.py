@@ -43,7 +43,7 @@ def messages(said: list[str]) -> list[Message]:
 # -- the compiler and sparse
 
 
-def test_each_message_is_the_compilers_or_sparses(messages: list[Message]) -> None:
+def test_messages_are_the_compilers_or_sparses(messages: list[Message]) -> None:
     assert [(one.tool, one.file, one.line, one.text.split(" [-W")[0]) for one in messages] == [
         ("build", f"{BACK}/common.h", 497, "'never_used' defined but not used"),
         ("build", f"{BACK}/xenbus.c", 1199, "unused variable 'n'"),
@@ -72,7 +72,7 @@ def test_each_message_is_the_compilers_or_sparses(messages: list[Message]) -> No
     ]
 
 
-def test_a_message_has_all_its_lines_and_no_others(messages: list[Message]) -> None:
+def test_message_has_all_its_lines_and_no_others(messages: list[Message]) -> None:
     header, unused = messages[0], messages[1]
     assert header.lines[0] == f"In file included from {BACK}/blkback.c:53:"
     assert unused.lines[0] == f"{BACK}/xenbus.c: In function 'reads':"
@@ -81,7 +81,7 @@ def test_a_message_has_all_its_lines_and_no_others(messages: list[Message]) -> N
     assert not [row for one in messages for row in one.lines if "BTF" in row or "  CHECK" in row]
 
 
-def test_what_was_there_before_is_not_new_though_lines_have_moved(messages: list[Message]) -> None:
+def test_old_message_is_not_new_though_lines_have_moved(messages: list[Message]) -> None:
     moved = [
         replace(
             one,
@@ -97,13 +97,13 @@ def test_what_was_there_before_is_not_new_though_lines_have_moved(messages: list
     assert new_messages([], messages) == messages
 
 
-def test_one_more_of_the_same_is_new(messages: list[Message]) -> None:
+def test_repeated_message_is_new(messages: list[Message]) -> None:
     """The header's warning comes once for each file that includes it."""
     assert messages[0].key == messages[3].key
     assert new_messages(messages[:1], messages[:4]) == messages[1:4]
 
 
-def test_sparse_names_types_in_the_lines_behind(messages: list[Message]) -> None:
+def test_sparse_names_types_in_the_following_lines(messages: list[Message]) -> None:
     other = replace(
         messages[5], lines=tuple(row.replace("there", "here") for row in messages[5].lines)
     )
@@ -123,7 +123,7 @@ def styled() -> list[str]:
     return (TRANSCRIPTS / "checkpatch-strict.txt").read_text().splitlines()
 
 
-def test_each_remark_of_checkpatch(styled: list[str]) -> None:
+def test_remarks_of_checkpatch_are_parsed(styled: list[str]) -> None:
     style = checkpatch.judge(styled, (), "0001.patch")
     assert style.total == "total: 4 errors, 2 warnings, 1 checks, 12 lines checked"
     front = "drivers/block/xen-blkfront.c"
@@ -139,7 +139,7 @@ def test_each_remark_of_checkpatch(styled: list[str]) -> None:
     assert "+	if(dev->state == XenbusStateClosed)" in style.open[2].lines
 
 
-def test_what_is_allowed_is_excused_and_no_more(styled: list[str]) -> None:
+def test_allowed_remarks_are_excused_and_no_others(styled: list[str]) -> None:
     excuse = Allowed("CAMELCASE", "drivers/block/xen-blkfront.c", "<XenbusStateClosed>", "an enum")
     style = checkpatch.judge(styled, (excuse,), "0001.patch")
     assert [one.type for one in style.excused] == ["CAMELCASE"]
@@ -152,13 +152,13 @@ def test_what_is_allowed_is_excused_and_no_more(styled: list[str]) -> None:
     assert len(checkpatch.judge(styled, others, "0001.patch").open) == 7
 
 
-def test_output_that_does_not_add_up_is_no_clean_patch(styled: list[str]) -> None:
+def test_inconsistent_output_is_an_error(styled: list[str]) -> None:
     for part in (styled[:-20], styled[8:], []):
         with pytest.raises(RigError, match=r"what checkpatch says of 0001\.patch can't be read"):
             checkpatch.judge(part, (), "0001.patch")
 
 
-def test_an_excuse_needs_a_reason(tmp_path: Path) -> None:
+def test_allowed_remark_needs_a_reason(tmp_path: Path) -> None:
     assert checkpatch.read_allowed(tmp_path) == ()
     (tmp_path / checkpatch.ALLOWED).write_text("# all\n\nSPACING  a.c  some words  # because\n")
     assert checkpatch.read_allowed(tmp_path) == (
@@ -170,7 +170,7 @@ def test_an_excuse_needs_a_reason(tmp_path: Path) -> None:
             checkpatch.read_allowed(tmp_path)
 
 
-def test_our_series_excuses_what_it_gives_reasons_for() -> None:
+def test_our_series_gives_reasons_for_allowed_remarks() -> None:
     assert all(one.reason for one in checkpatch.read_allowed(series.own_series()))
 
 
@@ -186,7 +186,7 @@ def mail_of(patch: Path, *headers: str) -> Path:
 SENDER, DATE = "From: A B <a@localhost>", "Date: Sun, 22 Nov 2026 12:00:00 +0000"
 
 
-def test_a_subject_is_read_over_several_lines(tmp_path: Path) -> None:
+def test_subject_may_span_several_lines(tmp_path: Path) -> None:
     patch = tmp_path / "0001-x.patch"
     patch.write_text(f"From 0 Mon\n{SENDER}\nSubject: [PATCH v2 1/3] xen/blk: one\n two\n\nwhy\n")
     assert git_am.subject(patch) == "xen/blk: one two"
@@ -202,7 +202,7 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def test_git_am_takes_a_mail_whoever_the_user_is(
+def test_git_am_ignores_the_users_identity(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
@@ -218,7 +218,7 @@ def test_git_am_takes_a_mail_whoever_the_user_is(
     assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
 
 
-def test_what_is_no_mail_is_refused(tree: Path, tmp_path: Path) -> None:
+def test_patch_that_is_no_mail_is_refused(tree: Path, tmp_path: Path) -> None:
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
     repository = git_am.Repository(tree, tmp_path)
     with pytest.raises(InputError, match="is no mail: it has no From, Date"):
@@ -226,7 +226,7 @@ def test_what_is_no_mail_is_refused(tree: Path, tmp_path: Path) -> None:
     assert (tree / "drivers/x.c").read_text() == SOURCE
 
 
-def test_git_ams_refusal_leaves_the_tree_as_it_was(tree: Path, tmp_path: Path) -> None:
+def test_failed_git_am_leaves_the_tree_unchanged(tree: Path, tmp_path: Path) -> None:
     (tree / "drivers/x.c").write_text(SOURCE.replace("line 21\n", "other\n"))
     patch = patch_of(tmp_path, "drivers/x.c", SOURCE, SOURCE.replace("line 20\n", "changed\n"))
     repository = git_am.Repository(tree, tmp_path)
@@ -258,18 +258,18 @@ def refused(
     return say
 
 
-def test_a_directory_without_patches(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_directory_without_patches_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "there is no directory of patches /nowhere" in refused("--patches", "/nowhere")
     # A cover letter is none.
     (tmp_path / "0000-cover-letter").write_text("Subject: [PATCH 0/1] all of it\n")
     assert f"{tmp_path} holds no patches (*.patch)" in refused("--patches", str(tmp_path))
 
 
-def test_an_unknown_kernel(refused: Callable[..., str]) -> None:
+def test_unknown_kernel_is_refused(refused: Callable[..., str]) -> None:
     assert "there is no kernel 'debian-2.6'" in refused("--kernel", "debian-2.6")
 
 
-def test_missing_tools_are_named_with_what_installs_them(
+def test_missing_tools_are_named_with_the_command_that_installs_them(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
@@ -283,6 +283,6 @@ def test_missing_tools_are_named_with_what_installs_them(
     assert "make setup" in said
 
 
-def test_our_series_lies_where_the_kernels_say() -> None:
+def test_our_series_is_where_kernels_toml_says() -> None:
     assert series.own_series().is_relative_to(paths.guest_images())
     assert all(path.suffix == ".patch" for path in kbuild.series(series.own_series()))

@@ -50,7 +50,7 @@ def deb(tmp_path: Path) -> Path:
     return make_deb(tmp_path, "thing", files)
 
 
-def test_a_package_lands_behind_the_links_of_a_merged_usr(deb: Path) -> None:
+def test_package_is_unpacked_through_merged_usr_links(deb: Path) -> None:
     tree = FileTree.from_debs([deb], leave_out=["usr/share"])
     assert listing(tree) == {
         "bin": "usr/bin",
@@ -72,7 +72,7 @@ def test_a_package_lands_behind_the_links_of_a_merged_usr(deb: Path) -> None:
     assert tree.read("/lib/so") == b"library"
 
 
-def test_without_the_merge_paths_stay(deb: Path) -> None:
+def test_paths_stay_without_merged_usr(deb: Path) -> None:
     tree = FileTree.from_debs([deb], keep=["lib/so*"], merged=False)
     assert listing(tree) == {"lib": "drwxr-xr-x", "lib/so": "so.1", "lib/so.1": "-rw-r--r--"}
 
@@ -99,7 +99,7 @@ def test_links_in_the_tree_are_followed() -> None:
     assert "etc/up/c" not in tree
 
 
-def test_what_cannot_be_put_is_refused() -> None:
+def test_impossible_paths_are_refused() -> None:
     tree = FileTree()
     tree.add_file("etc/passwd", b"")
     with pytest.raises(InputError, match="etc/passwd is not a directory"):
@@ -114,7 +114,7 @@ def test_what_cannot_be_put_is_refused() -> None:
         tree.read("etc/shadow")
 
 
-def test_a_broken_package_is_named(tmp_path: Path, deb: Path) -> None:
+def test_broken_package_is_named(tmp_path: Path, deb: Path) -> None:
     cut = tmp_path / "cut.deb"
     cut.write_bytes(deb.read_bytes()[:-100])
     with pytest.raises(RigError, match=r"cut\.deb cannot be unpacked"):
@@ -224,7 +224,7 @@ def test_images_do_not_depend_on_order_time_or_umask(
         os.umask(old)
 
 
-def test_a_failed_image_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_image_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "root.squashfs").write_bytes(b"old")
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin/sqfstar"
@@ -249,7 +249,7 @@ def test_extract_writes_files_links_and_directories(tmp_path: Path) -> None:
     assert not (tmp_path / "out/dev/console").exists()
 
 
-def test_a_host_directory_goes_in_whole(tmp_path: Path) -> None:
+def test_directory_of_this_machine_is_copied_whole(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir(mode=0o700)
     (tmp_path / "sub/run").write_text("x")
     (tmp_path / "sub/run").chmod(0o700)
@@ -259,7 +259,7 @@ def test_a_host_directory_goes_in_whole(tmp_path: Path) -> None:
     assert listing(tree) == {"opt": "drwxr-xr-x", "opt/link": "run", "opt/run": "-rwxr-xr-x"}
 
 
-def test_a_library_that_is_not_there_is_found_out() -> None:
+def test_missing_library_is_found() -> None:
     program = Path(shutil.which("dpkg-deb") or "/bin/ls").resolve()
     tree = FileTree()
     tree.add_file("usr/bin/program", program.read_bytes(), 0o755)

@@ -149,7 +149,7 @@ def test_stock_loses_an_interrupt_at_vmrun(context: BuildContext) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_has_none_of_the_faults(name: str, context: BuildContext) -> None:
+def test_patched_qemu_has_none_of_the_faults(name: str, context: BuildContext) -> None:
     """Needs all patches that are for its version."""
     qemu = emulator.program(name, context)
     assert faults.find(qemu, context) == ()
@@ -159,7 +159,7 @@ def test_ours_has_none_of_the_faults(name: str, context: BuildContext) -> None:
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
 @pytest.mark.stack(qemu="patched", accel="tcg", domu="pvh")
-def test_everything_runs_on_the_plain_cpu(host: RigHost, lun: RigLun) -> None:
+def test_stack_runs_on_the_plain_cpu(host: RigHost, lun: RigLun) -> None:
     """A PV dom0 under SMAP and SMEP (patch 1), a PVH domU with RDTSCP (2) and XSAVE (3)."""
     assert host.stack.artifacts.spec.cpu_model == "max"
     leaf_7 = int(host.xen.info()["hw_caps"].split(":")[5], 16)
@@ -175,7 +175,7 @@ def test_everything_runs_on_the_plain_cpu(host: RigHost, lun: RigLun) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_a_checkpoint_of_a_busy_pvh_domu_goes_on(
+def test_checkpoint_of_a_busy_pvh_domu_resumes(
     prepared: Callable[[Wish], Artifacts], tmp_path: Path
 ) -> None:
     """Needs patch 4: the domU's CPU is in guest mode when the machine stops."""
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_a_busy_pvh_domu_goes_on(
         pytest.param("patched", marks=[pytest.mark.qemu, pytest.mark.timeout(3600)]),
     ],
 )
-def test_a_run_says_which_cpu_it_had(qemu: str, stock: tuple[Fault, ...]) -> None:
+def test_run_reports_its_cpu_model(qemu: str, stock: tuple[Fault, ...]) -> None:
     options = ("--qemu", qemu, "--accel", "tcg", "--data", "4", "--json")
     done = run_emu("run", *options, timeout=3600)
     assert done.returncode == 0, done.stderr
@@ -219,7 +219,7 @@ def test_a_run_says_which_cpu_it_had(qemu: str, stock: tuple[Fault, ...]) -> Non
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_series_is_fit_to_be_sent(
+def test_series_is_ready_to_be_sent(
     name: str, context: BuildContext, cache: Cache, tmp_path: Path
 ) -> None:
     """It is mail that applies to the packaged source, checkpatch has nothing to say of it."""

@@ -52,7 +52,7 @@ def said(spec: MachineSpec, recording: Recording, line: str = "") -> str:
     return text
 
 
-def test_stock_qemu_forgets_what_came_in(spec: MachineSpec, tmp_path: Path) -> None:
+def test_stock_qemu_does_not_replay_input(spec: MachineSpec, tmp_path: Path) -> None:
     """Mended by patch 6. Through `-serial`, which it records, patches 7 and 9 have to help, too."""
     log = tmp_path / "log"
     assert LINE in said(spec, Recording(log, "record"), LINE)
@@ -62,7 +62,9 @@ def test_stock_qemu_forgets_what_came_in(spec: MachineSpec, tmp_path: Path) -> N
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_what_came_in_comes_again(spec: MachineSpec, context: BuildContext, tmp_path: Path) -> None:
+def test_patched_qemu_replays_input(
+    spec: MachineSpec, context: BuildContext, tmp_path: Path
+) -> None:
     spec = replace(spec, qemu=emulator.program("patched", context))
     log = tmp_path / "a, log"
     assert LINE in said(spec, Recording(log, "record"), LINE)
@@ -97,7 +99,7 @@ def recorded_in(said: str) -> str:
         ),
     ],
 )
-def test_a_run_happens_again(options: tuple[str, ...]) -> None:
+def test_run_is_replayed(options: tuple[str, ...]) -> None:
     """Needs patches 6 to 10; patch 11 for what 6.12's checkpoint counts; with PVH 12 and 13.
 
     On 10.2 patch 14, too.
@@ -112,7 +114,7 @@ def test_a_run_happens_again(options: tuple[str, ...]) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_what_is_not_what_was_recorded_is_refused() -> None:
+def test_replay_with_other_files_is_refused() -> None:
     done = emu("run", "--record", "--data", "1")
     run = Path(recorded_in(done.stderr))
     note = json.loads((run / NOTE).read_text())
@@ -126,7 +128,7 @@ def test_what_is_not_what_was_recorded_is_refused() -> None:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_a_test_that_failed_happens_again(tmp_path: Path) -> None:
+def test_failed_test_is_replayed(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "def test_it(host, lun):\n"
         "    assert host.create(disk=lun, ring_pages=2).ring(lun).pages == 4\n"
@@ -142,7 +144,7 @@ def test_a_test_that_failed_happens_again(tmp_path: Path) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-def test_a_debugger_stops_it_and_lets_it_go_on() -> None:
+def test_debugger_stops_and_continues_a_replay() -> None:
     run = recorded_in(emu("run", "--record", "--data", "1").stderr)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

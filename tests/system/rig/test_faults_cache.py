@@ -33,7 +33,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.long
-def test_damaged_entries_are_made_again(warm: Warm, entries: dict[str, Path]) -> None:
+def test_damaged_entries_are_rebuilt(warm: Warm, entries: dict[str, Path]) -> None:
     """Each is told in one line, once; what was made instead is whole."""
     home = warm.home()
     damages: list[tuple[str, str, Callable[[Path], None], str]] = [
@@ -55,7 +55,7 @@ def test_damaged_entries_are_made_again(warm: Warm, entries: dict[str, Path]) ->
     assert_clean(home)
 
 
-def test_a_truncated_ram_is_not_loaded(warm: Warm, entries: dict[str, Path]) -> None:
+def test_truncated_ram_is_not_loaded(warm: Warm, entries: dict[str, Path]) -> None:
     """It would be zeros to the guest: the cache must not hand it out."""
     home = warm.home()
     entry = own_copy(home / "emu-xen-block/checkpoint" / entries["checkpoint"].name)
@@ -65,9 +65,7 @@ def test_a_truncated_ram_is_not_loaded(warm: Warm, entries: dict[str, Path]) -> 
 
 
 @pytest.mark.long
-def test_a_checkpoint_that_does_not_load_is_made_again(
-    warm: Warm, entries: dict[str, Path]
-) -> None:
+def test_checkpoint_that_does_not_load_is_made_again(warm: Warm, entries: dict[str, Path]) -> None:
     """Its files are what the manifest says, and still QEMU refuses them."""
     home = warm.home()
     entry = own_copy(home / "emu-xen-block/checkpoint" / entries["checkpoint"].name)
@@ -89,7 +87,7 @@ def reseal(entry: Path, name: str) -> None:
     (entry / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_damaged_package_is_not_used(warm: Warm, everything: Cache) -> None:
+def test_damaged_package_is_not_used(warm: Warm, everything: Cache) -> None:
     """It is fetched again; where there is no network, that is what the error is about."""
     home = warm.home(without=("guests", "store"))
     debs = home / "emu-xen-block/store/debs"

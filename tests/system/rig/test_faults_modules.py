@@ -43,7 +43,9 @@ def refusal(warm: Warm, *arguments: str) -> str:
     return said
 
 
-def test_another_kind_of_kernel(warm: Warm, module: Path, artifacts: Artifacts) -> None:
+def test_module_with_another_vermagic_is_refused(
+    warm: Warm, module: Path, artifacts: Artifacts
+) -> None:
     """As built for a kernel without SMP and symbol versions, of another release.
 
     (Where symbols have versions, these decide and not the release: kernel/module/version.c.)
@@ -59,7 +61,7 @@ def test_another_kind_of_kernel(warm: Warm, module: Path, artifacts: Artifacts) 
     assert str(module) in said
 
 
-def test_another_version_of_a_symbol(warm: Warm, module: Path) -> None:
+def test_module_with_another_crc_is_refused(warm: Warm, module: Path) -> None:
     """Built against a kernel in which `xenbus_dev_fatal` had another prototype."""
     with module.open("rb") as file:
         section = ELFFile(file).get_section_by_name("__versions")
@@ -75,14 +77,14 @@ def test_another_version_of_a_symbol(warm: Warm, module: Path) -> None:
     assert "xenbus_dev_fatal" in refusal(warm, "--front", str(module))
 
 
-def test_a_symbol_that_the_kernel_lacks(warm: Warm, module: Path) -> None:
+def test_module_with_an_unknown_symbol_is_refused(warm: Warm, module: Path) -> None:
     renamed = ["objcopy", "--redefine-sym", "xenbus_dev_fatal=xenbus_dev_fatal_v2", str(module)]
     subprocess.run(renamed, check=True)
     assert "xenbus_dev_fatal_v2" in refusal(warm, "--front", str(module))
 
 
 @pytest.mark.timeout(2700)  # it may have to build the lab kernel
-def test_the_module_of_the_lab_kernel(
+def test_module_of_the_lab_kernel_is_refused(
     warm: Warm, everything: Cache, artifacts: Artifacts, progress: PrintedProgress
 ) -> None:
     built = get_kernel("lab-6.1", BuildContext(everything, progress)).module("xen-blkfront")
@@ -91,17 +93,17 @@ def test_the_module_of_the_lab_kernel(
     assert artifacts.kernel.release in said
 
 
-def test_the_other_end(warm: Warm, module: Path) -> None:
+def test_module_of_the_other_end_is_refused(warm: Warm, module: Path) -> None:
     assert "is the module xen_blkfront" in refusal(warm, "--back", str(module))
 
 
-def test_no_module_at_all(warm: Warm, tmp_path: Path) -> None:
+def test_file_that_is_no_module_is_refused(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "text.ko").write_text("not a module\n")
     assert "text.ko" in refusal(warm, "--front", str(tmp_path / "text.ko"))
     assert "gone.ko" in refusal(warm, "--front", str(tmp_path / "gone.ko"))
 
 
-def test_a_kernel_without_xen_notes(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_kernel_without_xen_notes_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     """As one is that was built without CONFIG_XEN: its notes say nothing to a hypervisor."""
     root = linked(artifacts.kernel, tmp_path)
     spoilt = root / "vmlinux"
@@ -113,7 +115,7 @@ def test_a_kernel_without_xen_notes(artifacts: Artifacts, tmp_path: Path) -> Non
     assert str(root) in str(refused.value)
 
 
-def test_a_kernel_without_xen_options(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_kernel_without_xen_options_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     root = linked(artifacts.kernel, tmp_path)
     lines = artifacts.kernel.config.read_text().splitlines()
     (root / "config").unlink()

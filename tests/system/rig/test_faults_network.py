@@ -27,18 +27,18 @@ def cut_off(request: pytest.FixtureRequest) -> dict[str, object]:
     return {"wrapper": UNSHARE}
 
 
-def test_a_full_cache_is_enough(warm: Warm, cut_off: dict[str, object]) -> None:
+def test_full_cache_needs_no_network(warm: Warm, cut_off: dict[str, object]) -> None:
     warm.run(warm.home(), **cut_off).succeed()
 
 
 @pytest.mark.long
-def test_full_package_store_is_enough_to_build(warm: Warm) -> None:
+def test_full_package_store_needs_no_network_to_build(warm: Warm) -> None:
     """The packages are there, nothing is built of them yet but the kernel."""
     home = warm.home(without=("guests", "guest-programs", "drivers", "driver-source"))
     warm.run(home, environ={"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}).succeed()
 
 
-def test_an_empty_cache_says_what_is_wrong(warm: Warm, cut_off: dict[str, object]) -> None:
+def test_empty_cache_without_network_is_reported(warm: Warm, cut_off: dict[str, object]) -> None:
     home = warm.folder / "empty"
     began = time.monotonic()
     said = warm.run(home, **cut_off).fail(EXIT_RIG)

@@ -29,7 +29,7 @@ def checkout_at(place: Path) -> Path:
 
 
 @pytest.mark.long
-def test_spaces_in_the_paths_of_cache_and_checkout(warm: Warm, tmp_path: Path) -> None:
+def test_paths_may_have_spaces(warm: Warm, tmp_path: Path) -> None:
     """Everything is built and saved there, but for the packages and the kernel."""
     checkout = checkout_at(tmp_path / "a check out, ours")
     built = ("guest-programs", "guests", "driver-source", "drivers", "checkpoint")
@@ -50,7 +50,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_user_without_root(warm: Warm, entries: dict[str, Path], place: Path) -> None:
+def test_user_without_root(warm: Warm, entries: dict[str, Path], place: Path) -> None:
     """nobody, with a home of its own: no group, no capability, no way to gain one."""
     become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
     become += ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]

@@ -117,7 +117,7 @@ def test_our_series_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> N
     assert sum(" KiB" in line for line in lines.out.splitlines()) == len(patches) + 1
 
 
-def test_a_warning_of_w_1_is_told_under_its_patch(
+def test_w_1_warning_is_reported_under_its_patch(
     author: Author, check: Callable[[], SeriesReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     author.add(FRONT, "int blkfront_spare(void)\n{\n\tint spare;\n\n\treturn 0;\n}")
@@ -133,7 +133,7 @@ def test_a_warning_of_w_1_is_told_under_its_patch(
     assert f"    {FRONT}: In function 'blkfront_spare':" in said
 
 
-def test_a_remark_of_checkpatch_is_told_unless_allowed(
+def test_checkpatch_remark_is_reported_unless_allowed(
     author: Author, check: Callable[[], SeriesReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     author.add(FRONT, "static int blkfront_spare __maybe_unused=1;")
@@ -148,7 +148,7 @@ def test_a_remark_of_checkpatch_is_told_unless_allowed(
     assert [one.type for one in report.patches[0].excused] == ["SPACING"]
 
 
-def test_a_mixed_up_address_space_is_told_by_sparse_alone(
+def test_wrong_address_space_is_reported_by_sparse_alone(
     author: Author, check: Callable[[], SeriesReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     author.add(BACK, "static const int spare_back __maybe_unused;")
@@ -166,7 +166,7 @@ def test_a_mixed_up_address_space_is_told_by_sparse_alone(
     assert f"2. xen/blk: change a line ({sorted(author.patches.iterdir())[1].name}), on" in said
 
 
-def test_a_patch_may_read_differently_on_one_kernel(
+def test_patch_may_have_a_variant_on_one_kernel(
     author: Author, check: Callable[[], SeriesReport]
 ) -> None:
     """The variant is what is applied, and both are read by checkpatch."""
@@ -185,7 +185,7 @@ def test_a_patch_may_read_differently_on_one_kernel(
     assert check().kernels[0].held
 
 
-def test_a_patch_that_does_not_apply_ends_the_series_there(
+def test_patch_that_does_not_apply_ends_the_series(
     author: Author, check: Callable[[], SeriesReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     author.add(BACK, "static const int spare_back __maybe_unused;")
@@ -205,7 +205,7 @@ def test_a_patch_that_does_not_apply_ends_the_series_there(
     assert "nothing new up to patch 1" in said
 
 
-def test_a_patch_that_builds_with_the_next_one_only(
+def test_patch_that_needs_the_next_one_to_build_fails(
     author: Author, check: Callable[[], SeriesReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     used = "\tif (!xen_domain())\n\t\treturn -ENODEV;\n\n"
@@ -222,7 +222,7 @@ def test_a_patch_that_builds_with_the_next_one_only(
     assert "DOES NOT BUILD" in shown(author, capsys)
 
 
-def test_a_patch_that_is_no_mail(author: Author, check: Callable[[], SeriesReport]) -> None:
+def test_patch_that_is_no_mail_fails(author: Author, check: Callable[[], SeriesReport]) -> None:
     patch = author.add(BACK, "static const int spare_back __maybe_unused;")
     author.add(BACK, "static const int spare_too __maybe_unused;")
     patch.write_text(patch.read_text().partition("\n---\n")[2])
