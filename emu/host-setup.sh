@@ -1,7 +1,7 @@
 #!/bin/sh
-# Install the host packages that are missing: `host-setup.sh LIST [qemu]`, where each line of
+# Install the packages that this machine lacks: `host-setup.sh LIST [qemu]`, where each line of
 # LIST begins with a Debian package and what it is for; those for qemu only if it is named.
-# Says what it will install before it does, and touches nothing when all are there.
+# Prints what it will install first; does nothing when all are there.
 set -eu
 
 missing=
@@ -14,7 +14,7 @@ done < "$1"
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get > /dev/null; then
-	echo "emu: this host has no apt; install what these Debian packages hold:$missing" >&2
+	echo "emu: this machine has no apt; install the contents of these Debian packages:$missing" >&2
 	exit 3
 fi
 echo "installing host packages (apt):$missing"

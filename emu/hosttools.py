@@ -1,4 +1,4 @@
-"""The host's tools: host-packages.txt, the one list that `make setup` and `emu doctor` share."""
+"""This machine's tools: host-packages.txt, the list that `make setup` and `emu doctor` share."""
 
 from __future__ import annotations
 

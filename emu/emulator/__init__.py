@@ -1,1 +1,1 @@
-"""Which QEMU and which accelerator run the stack, and what each gets wrong."""
+"""Which QEMU and which accelerator run the stack, and the faults of each."""

@@ -1,7 +1,7 @@
 """Which accelerator runs Xen here: KVM only after Xen was seen to start under it.
 
 /dev/kvm may exist, open, even start QEMU, and still be unable to run a hypervisor (nested
-on a host that emulates half of it). Only Xen's banner proves it.
+on a machine that emulates half of it). Only Xen's banner proves it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def choose(
 ) -> AccelChoice:
     """Choose the accelerator; `xen` is the hypervisor that KVM has to start.
 
-    The proof is made once per host, kernel, CPU, QEMU and Xen, and kept in the cache.
+    The proof is made once per machine, kernel, CPU, QEMU and Xen, and cached.
     Raises InputError when KVM was asked for and can't be had.
     """
     if requested == "tcg":
@@ -65,7 +65,7 @@ def choose(
 
 
 def remembered(qemu: str, xen: Path, cache: Cache, *, device: Path = DEVICE) -> AccelChoice | None:
-    """What "auto" comes to, if that is known without starting anything; else None."""
+    """What "auto" means here, if that is known without starting anything; else None."""
     trouble = _device_trouble(device)
     if trouble is None:
         entry = cache.find("accel", _inputs(qemu, xen))
@@ -136,7 +136,7 @@ def probe(qemu: str, xen: Path, accel: Accel = "kvm", root: Path | None = None) 
 
 
 def _cause(error: RigError) -> str:
-    """The one line of QEMU's that says most, without what stands before it."""
+    """QEMU's most telling line, without its prefix."""
     for sign in (r"internal error", r"\berror: ", "Could not access KVM", "KVM"):
         for line in error.lines:
             if re.search(sign, line):

@@ -2,7 +2,7 @@
 
 Sources: upstream's tarball with all patches that Debian has for it, both locked, and then
 qemu-patches/. KVM is compiled in, as Debian has it: one of the faults is in what that adds
-to TCG. The PC's firmware is the host's own, copied from where its packages put it.
+to TCG. The PC's firmware is this machine's, copied from where its packages install it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def inputs(wanted: Patched, lock: Lock) -> dict[str, JSON]:
         "options": [*OPTIONS, *wanted.options],
         "toolchain": kbuild.find_toolchain().version,
         "firmware": dict(zip(FIRMWARE, kbuild.digest(tuple(_firmware())), strict=True)),
-        "host": _host(),
+        "host": _system(),
         "recipe": _RECIPE,
     }
 
@@ -167,7 +167,7 @@ def unpack(wanted: Patched, into: Path, context: BuildContext) -> str:
         raise InputError(
             f"packages.lock has QEMU {', '.join([version, *others])} for {wanted.name}, "
             f"our patches are for {wanted.version}",
-            hint="qemu-patches/README.md says how a series is brought to another version",
+            hint="qemu-patches/README.md explains how to port the series to another version",
         )
     source, packaging = (
         path for name in wanted.sets for package, path in files.items() if name in package.sets
@@ -198,7 +198,7 @@ def _need_tools(wanted: Patched) -> None:
         )
     if missing:
         raise InputError(
-            f"to build QEMU this host lacks {', '.join(missing)}",
+            f"to build QEMU this machine lacks {', '.join(missing)}",
             hint=f"make qemu, or {install_command(missing)}",
         )
 
@@ -217,7 +217,7 @@ def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -
     own = [f"--cc={compiler}", f"--with-pkgversion=Debian {version}, patched by emu-xen-block"]
     if wanted.own_meson:
         own.append(f"--python={sys.executable}")
-    status, said = kbuild.follow(
+    status, printed = kbuild.follow(
         [str(tree / "configure"), *own, *OPTIONS, *wanted.options],
         place,
         lambda line: context.progress.tick(f"configure: {line.strip()}"),
@@ -225,15 +225,17 @@ def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -
         environ=environ,
     )
     if status:
-        raise InputError("QEMU can't be configured", lines=kbuild.blame(said))
+        raise InputError("QEMU can't be configured", lines=kbuild.first_errors(printed))
 
     def each(line: str) -> None:
         if step := _STEP.match(line):
             context.progress.tick(step[3], int(step[1]), int(step[2]))
 
-    status, said = kbuild.follow(["ninja", PROGRAM], place, each, context.progress, environ=environ)
+    status, printed = kbuild.follow(
+        ["ninja", PROGRAM], place, each, context.progress, environ=environ
+    )
     if status:
-        raise InputError("QEMU can't be built", lines=kbuild.blame(said))
+        raise InputError("QEMU can't be built", lines=kbuild.first_errors(printed))
 
 
 def _collect(program: Path, made: Path, progress: Progress) -> None:
@@ -247,16 +249,16 @@ def _collect(program: Path, made: Path, progress: Progress) -> None:
 
 
 def _firmware() -> Iterator[Path]:
-    """The PC's firmware on this host, as in FIRMWARE. Raises InputError for what is missing."""
+    """The PC's firmware on this machine, as in FIRMWARE. Raises InputError for what is missing."""
     for name in FIRMWARE:
         found = next((place / name for place in _FIRMWARE_PLACES if (place / name).exists()), None)
         if found is None:
-            raise InputError(f"the firmware {name} is not on this host", hint="make setup")
+            raise InputError(f"the firmware {name} is not on this machine", hint="make setup")
         yield found
 
 
-def _host() -> str:
-    """The host's system, whose libraries the program is linked with."""
+def _system() -> str:
+    """This machine's system, whose libraries the program is linked with."""
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     return f"{release.get('ID', 'unknown')} {release.get('VERSION_ID', '')}".strip()
 

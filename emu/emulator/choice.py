@@ -1,6 +1,6 @@
 """Which QEMU runs: by name, as `--qemu` and `$EMU_QEMU` take it.
 
-system             the one of the host's packages (the default)
+system             the one of this machine's packages (the default)
 patched            Debian 12's source with our patches (qemu-patches/)
 patched-10.2       a newer one, the same way
 PATH               any other program
@@ -20,14 +20,14 @@ from emu.images.context import BuildContext
 
 SYSTEM = "system"
 GIVEN = "EMU_QEMU"
-"""The environment's variable that names the QEMU of those who name none."""
+"""The environment's variable that names the default QEMU."""
 NAMES = (SYSTEM, *PATCHED)
 RECORDING = "patched"
 """The one that records all that reaches a machine (qemu-patches/REPLAY.md)."""
 
 
 def default(*, recording: bool = False) -> str:
-    """The QEMU of whoever names none; with `recording` one that can."""
+    """The default QEMU; with `recording` one that can record."""
     given = os.environ.get(GIVEN) or SYSTEM
     return RECORDING if recording and given == SYSTEM else given
 

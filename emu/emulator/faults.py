@@ -1,7 +1,7 @@
-"""What a QEMU gets wrong under TCG that matters to Xen: found out by trying it.
+"""Faults of a QEMU under TCG that matter to Xen: found by trying it.
 
-The guests that try are in qemu-patches/tests/, one a fault: a hundred lines that boot in a
-blink and print "right" or "wrong" on COM1. The answers are kept for each QEMU, by the hash
+The guests that try are in qemu-patches/tests/, one a fault: a hundred lines that boot at
+once and print "right" or "wrong" on COM1. The answers are kept for each QEMU, by the hash
 of its program, and decide what is left out of the CPU that the guests get.
 """
 
@@ -28,7 +28,7 @@ from emu.machine.spec import Clock, MachineSpec
 from emu.runprogram import run
 
 CPU = "max"
-"""The model that a QEMU without a fault gets, and that all are tried with."""
+"""The model for a QEMU without faults, and the one that all are tried with."""
 TIMEOUT = 10.0
 """Seconds for a guest's answer: it comes in half a second."""
 _GUEST_MODE = "guest-mode"
@@ -131,7 +131,7 @@ def find(qemu: str, context: BuildContext) -> tuple[Fault, ...]:
     guests = build(context)
 
     def fill(made: Path) -> None:
-        # The runs lie apart: nobody looks for the logs of these among his own.
+        # Apart from the user's runs, whose logs these are not.
         with (
             context.progress.stage(f"trying what {qemu} gets wrong"),
             context.cache.scratch("qemu-faults") as runs,
@@ -217,14 +217,14 @@ def right(fault: Fault, qemu: str, guests: Path, runs: Path) -> bool:
 
 def _goes_on(spec: MachineSpec, rundir: RunDir, runs: Path) -> bool:
     """Save the machine while a guest's guest runs, load it, and see that guest go on."""
-    told = "in guest mode"
+    running = "in guest mode"
     saved = rundir.state / "saved"
     with Machine.start(spec, rundir, savable=True) as machine:
-        machine.xen.expect(told, TIMEOUT, "the guest's guest")
+        machine.xen.expect(running, TIMEOUT, "the guest's guest")
         checkpoint.save(machine, saved, settle=False)
     try:
         with RunDir.create(runs) as other, checkpoint.load(spec, saved, other) as machine:
-            machine.xen.expect(told, TIMEOUT, "the guest's guest to go on")
+            machine.xen.expect(running, TIMEOUT, "the guest's guest to go on")
     except CheckpointBroken:
         return False
     return True

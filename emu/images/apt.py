@@ -1,11 +1,11 @@
-"""A private apt: packages of Debian's archive on any host with apt, without root.
+"""A private apt: packages of Debian's archive on any machine with apt, without root.
 
 An archive of source packages is asked for upstream's tarballs, or for Debian's packaging: its
 patches.
 
 Its lists, cache, sources and configuration lie in one directory of ours, the list of
-installed packages is empty, and of the host's configuration only what says how to reach
-a mirror is taken over. apt checks the archive's signature against Debian's keyring.
+installed packages is empty, and of this machine's configuration only the settings for
+reaching a mirror are used. apt checks the archive's signature against Debian's keyring.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from emu.runprogram import Output, find_program, run
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR = "EMU_DEBIAN_MIRROR"
 SECURITY_MIRROR = "EMU_DEBIAN_SECURITY_MIRROR"
-_HOST_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
+_KEPT_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
 _SECURITY = "-security"
 _NO_APT = "the guests are made of Debian's packages: install apt, dpkg and mmdebstrap"
 _NETWORK = f"is the network up? {MIRROR} names another mirror"
 STALLED = 300.0
 """Seconds (before scaling) that apt may download nothing; its own time-out is 10 s, twice."""
 SOURCE = "source"
-"""What stands for the architecture of a source package."""
+"""Used in place of the architecture of a source package."""
 PACKAGING = "packaging"
-"""The same, where Debian's part of it is meant."""
+"""The same for Debian's part of it."""
 _TARBALLS = {SOURCE: "orig", PACKAGING: "debian"}
 """What their files are called: `name_version.orig.tar.xz`."""
 
@@ -64,7 +64,7 @@ class Archive:
 
     @property
     def part(self) -> str:
-        """What stands for the architecture of its source packages."""
+        """Used in place of the architecture of its source packages."""
         return PACKAGING if self.packaging else SOURCE
 
 
@@ -93,25 +93,25 @@ class Record:
 
 
 def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
-    """Where Debian's archive is: the environment, the host's own sources, mmdebstrap's default.
+    """Where Debian's archive is: the environment, this machine's sources, mmdebstrap's default.
 
     `EMU_DEBIAN_MIRROR` is a base URL (what comes before /dists); security updates are
-    looked for beside it, under the same name plus "-security", or where
-    `EMU_DEBIAN_SECURITY_MIRROR` says. Raises InputError if nobody knows a mirror.
+    looked for next to it, under the same name plus "-security", or at
+    `EMU_DEBIAN_SECURITY_MIRROR`. Raises InputError if no mirror is known.
     """
     if main := environ.get(MIRROR, "").rstrip("/"):
         return Mirrors(main, environ.get(SECURITY_MIRROR, "").rstrip("/") or main + _SECURITY)
     main = security = ""
     release = _os_release()
     if release.get("ID") == "debian":
-        main, security = parse_indextargets(_host_targets(), release.get("VERSION_CODENAME", ""))
+        main, security = parse_indextargets(_local_targets(), release.get("VERSION_CODENAME", ""))
     if not (main and security):
         other_main, other_security = parse_sources(_mmdebstrap_sources())
         main, security = main or other_main, security or other_security
     if not (main and security):
         raise InputError(
-            "no mirror of Debian's archive is known: neither the host's sources nor mmdebstrap "
-            "name one",
+            "no mirror of Debian's archive is known: neither this machine's sources nor "
+            "mmdebstrap name one",
             hint=f"apt-get install mmdebstrap, or set {MIRROR} to the base URL of a mirror",
         )
     return Mirrors(main, security)
@@ -120,7 +120,7 @@ def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
 def parse_indextargets(text: str, codename: str) -> tuple[str, str]:
     """(main, security) of lines "URI release component [origin]" from apt-get indextargets.
 
-    Either is empty if no line names it; `codename` is that of the host's release.
+    Either is empty if no line names it; `codename` is that of this machine's release.
     """
     found = {"": "", _SECURITY: ""}
     names = {codename, "oldstable", "stable", "testing", "unstable", "sid"} - {""}
@@ -270,7 +270,7 @@ class Apt:
     def download(
         self, packages: Iterable[tuple[str, str]], into: Path, tick: Callable[[int], None]
     ) -> None:
-        """Download name=version into a directory; `tick` is told the bytes there.
+        """Download name=version into a directory; `tick` is called with the bytes so far.
 
         Files are called as apt calls them: .deb, or the tarball of a source package.
         """
@@ -335,7 +335,7 @@ class Apt:
 
 
 def _config(root: Path) -> str:
-    """apt.conf(5), read before the host's own, which `Dir::Etc` then keeps out."""
+    """apt.conf(5), read before the machine's own, which `Dir::Etc` then replaces."""
     lines = [
         f'Dir::State "{root}/state";',
         f'Dir::State::status "{root}/state/status";',
@@ -353,8 +353,8 @@ def _config(root: Path) -> str:
         'Acquire::http::Timeout "10";',
         'Acquire::https::Timeout "10";',
     ]
-    host = _run(["apt-config", "dump"]).text.splitlines()
-    return "\n".join([*lines, *filter(_HOST_SETTINGS.match, host), ""])
+    dump = _run(["apt-config", "dump"]).text.splitlines()
+    return "\n".join([*lines, *filter(_KEPT_SETTINGS.match, dump), ""])
 
 
 def _sources(archive: Archive, mirrors: Mirrors) -> str:
@@ -373,7 +373,7 @@ def _os_release() -> dict[str, str]:
         return {}
 
 
-def _host_targets() -> str:
+def _local_targets() -> str:
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
     done = _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
     return done.text
@@ -399,11 +399,11 @@ def _run(
 
 def _failed(what: str, output: str) -> RigError:
     lines = [line for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("E:", "Err:", "W:"))]
+    errors = [line for line in lines if line.startswith(("E:", "Err:", "W:"))]
     return RigError(
         f"{what}: apt failed",
         hint=_NETWORK,
-        lines=(told or lines)[-5:],
+        lines=(errors or lines)[-5:],
     )
 
 

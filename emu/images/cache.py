@@ -2,12 +2,12 @@
 
 An entry is a directory `<root>/<kind>/<key>/` that appears whole or not at all. Its
 `manifest.json` names the inputs and the SHA-256 of every file. Beside it, `<key>.stat`
-keeps what stat(2) said when the files were last hashed: as long as that is unchanged,
-they need not be read again. (The change time is part of it: it cannot be set back.)
+keeps what stat(2) reported when the files were last hashed: while that is unchanged,
+they are not read again. (The change time is part of it: it cannot be set back.)
 
     <root>/<kind>/<key>/…      an entry
     <root>/<kind>/<key>.stat   its fingerprint; its own time is the entry's last use
-    <root>/store/<name>/…      loose files whose user verifies them himself (packages)
+    <root>/store/<name>/…      loose files that their user verifies (packages)
     <root>/locks/, <root>/tmp/
 """
 
@@ -40,10 +40,10 @@ _RESERVED = {"locks", "runs", "store", "tmp"}
 _TICK_NS = 20_000_000
 """Two writes this close may carry the same change time (the kernel's clock tick, doubled)."""
 _LITTLE = 8 << 20
-"""A failed build that leaves less room than this (bytes) failed for want of room."""
+"""A failed build that leaves less room than this (bytes) failed because the disk is full."""
 
 _in_use: dict[Path, int] = {}
-"""Descriptors of the locks on what this process was given; the kernel frees them at its end."""
+"""Descriptors of the locks on entries in use by this process; released when it exits."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def key_of(kind: str, inputs: Mapping[str, JSON]) -> str:
 class Cache:
     """The cache under `root` (default: `paths.cache_root()`), made on first use.
 
-    Opening one sweeps what builders that were killed have left behind.
+    Opening one removes what killed builders left behind.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -127,7 +127,7 @@ class Cache:
                     manifest.sync(path.parent)
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                # A tool may say it in its own words, or have made room again before it ended.
+                # A tool may report it in other words, or have freed the space before it exited.
                 full = full or os.strerror(errno.ENOSPC) in str(error)
                 if full or left < _LITTLE:
                     what = f"building {kind} had written {_mib(written)} when it was full"
@@ -149,7 +149,7 @@ class Cache:
     def discard(
         self, kind: str, inputs: Mapping[str, JSON], progress: Progress | None = None
     ) -> bool:
-        """Throw the entry for `inputs` away (say, it verifies but does not load); was it there?"""
+        """Remove the entry for `inputs` (say, it does not load); True if it existed."""
         path = self._path(kind, inputs)
         with self.lock(f"{kind}-{path.name}", f"removes {kind}", progress or Progress()):
             there = os.path.lexists(path)
@@ -183,9 +183,9 @@ class Cache:
     def prune(
         self, *, unused_days: float = 0, kinds: set[str] | None = None, now: float | None = None
     ) -> list[EntryInfo]:
-        """Remove what was not used for that many days (0: everything); say what went.
+        """Remove what was not used for that many days (0: everything); returns what was removed.
 
-        What another process builds just now, or was given and may still use, is left alone.
+        What another process is building or may still use is kept.
         """
         limit = (time.time() if now is None else now) - unused_days * 86400
         gone = []
@@ -203,7 +203,7 @@ class Cache:
     def scratch(self, what: str) -> Iterator[Path]:
         """An empty directory on the cache's file system that does not outlive its owner.
 
-        However the owner ends: if it is killed, whoever opens the cache next sweeps it.
+        If the owner is killed, the next process that opens the cache removes it.
         """
         lock_path, lock = self._claim(what)
         path = lock_path.with_suffix("")
@@ -279,7 +279,7 @@ class Cache:
         return fault
 
     def _remember(self, path: Path) -> None:
-        """Note that the entry's files are now as their manifest says."""
+        """Record that the entry's files match their manifest now."""
         prints = manifest.fingerprint(path)
         newest = max((row[3] for row in prints.values()), default=0)
         if time.time_ns() - newest <= _TICK_NS:
@@ -302,7 +302,7 @@ class Cache:
                 path.rename(scratch / "entry")
 
     def _use(self, path: Path) -> bool:
-        """Keep other processes from pruning `path` while this one lives; False: one is at it."""
+        """Keep others from pruning `path` while this process lives; False if one is at it."""
         if path not in _in_use:
             handle = os.open(self._use_lock(path), os.O_RDWR | os.O_CREAT, 0o600)
             try:

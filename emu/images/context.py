@@ -1,4 +1,4 @@
-"""What every build needs: the cache, somebody who follows it, and the locked packages."""
+"""What every build needs: the cache, a progress, the locked packages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from emu.progress import Progress
 
 @dataclass(frozen=True)
 class BuildContext:
-    """Where builds are kept, who follows their progress, and which packages they may use.
+    """Where builds are kept, where progress is reported, and which packages they may use.
 
-    `pinned` stands in for the lock of guest-images/, which is read at its first use. A build
+    `pinned` replaces the lock of guest-images/, which is read at its first use. A build
     whose progress is reported shows those who wait for it that it is not stuck. `patched` is
     what drivers of that name are.
     """

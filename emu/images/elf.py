@@ -1,4 +1,4 @@
-"""What ELF files say about kernels and modules, and whether a module fits a kernel.
+"""Kernels and modules as ELF files, and whether a module fits a kernel.
 
 The rules are the module loader's own (Linux `kernel/module/main.c`, `version.c`), applied
 on the host, so that a module which cannot load is refused with its reason before any
@@ -33,7 +33,7 @@ _BROKEN = (ELFError, ELFParseError, ConstructError, struct.error, UnicodeError, 
 
 @dataclass(frozen=True)
 class Export:
-    """A symbol somebody exports. `crc` is None without CONFIG_MODVERSIONS; `by` is "vmlinux"
+    """An exported symbol. `crc` is None without CONFIG_MODVERSIONS; `by` is "vmlinux"
     or a module; `gpl`: only for modules with a GPL-compatible licence.
     """
 
@@ -48,7 +48,7 @@ class ModuleInfo:
     """A kernel module, as its ELF file has it.
 
     `build_id` and `srcversion` are hex; `parameters` maps name to type as modinfo shows it
-    ("" if untold); `versions` maps each symbol the module was built against to its CRC.
+    ("" if unknown); `versions` maps each symbol the module was built against to its CRC.
     """
 
     path: Path
@@ -127,7 +127,7 @@ def read_kernel(vmlinux: Path, release: str, symvers: Path) -> KernelInfo:
 
 
 def banner(vmlinux: Path) -> str:
-    """What the kernel says of itself: "Linux version 6.1.0-…"."""
+    """The kernel's banner: "Linux version 6.1.0-…"."""
     found = re.search(rb"Linux version \d[^\n\0]*", unpacked(vmlinux))
     if not found:
         raise InputError(f"{vmlinux} has no Linux banner: it is not a Linux kernel")
@@ -197,7 +197,7 @@ def check_module(
             raise InputError(f"{module.name} has no parameter {name}", hint=f"it has: {known}")
     if not module.build_id:
         raise InputError(
-            f"{module.path} has no build id, so the loaded one could not be told from another",
+            f"{module.path} has no build id, so the loaded one could not be identified",
             hint="link it with --build-id=sha1, as kbuild does",
         )
 
@@ -316,7 +316,7 @@ def _words(facts: Mapping[str, list[str]], key: str) -> list[str]:
 
 
 def _exports(elf: ELFFile, symbols: list[Any], path: Path) -> dict[str, Export]:
-    """Exported symbols: `__ksymtab_NAME`, its CRC in `__crc_NAME` (absolute, or where it lies)."""
+    """Exported symbols: `__ksymtab_NAME`, its CRC in `__crc_NAME` (absolute, or in a section)."""
     crcs: dict[str, int] = {}
     for symbol in symbols:
         if symbol.name.startswith("__crc_"):

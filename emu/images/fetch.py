@@ -113,7 +113,7 @@ def _missing(packages: Iterable[Package], store: Path, progress: Progress) -> li
             missing.append(package)
             continue
         if not right:
-            progress.note(f"cache: {package.file_name} is not what the lock says: fetching again")
+            progress.note(f"cache: {package.file_name} does not match the lock: fetching again")
             path.unlink(missing_ok=True)
             missing.append(package)
     return missing

@@ -21,7 +21,7 @@ from emu.runprogram import run
 _SET = "source-fio"
 _OPTIONS = (
     "--build-static",
-    "--disable-native",  # the guest's CPU is not the host's
+    "--disable-native",  # the guest's CPU is not this machine's
     *("--disable-numa", "--disable-rdma", "--disable-rados", "--disable-rbd", "--disable-http"),
     *("--disable-gfapi", "--disable-libnfs", "--disable-lex", "--disable-pmem", "--disable-xnvme"),
     *("--disable-libzbc", "--disable-tcmalloc", "--disable-dfs", "--disable-shm"),

@@ -1,7 +1,7 @@
 """What the guests boot from: dom0's root and initrd, the domU's initrd, Xen, a scratch disk.
 
 dom0's root is one read-only squashfs, mounted under a RAM overlay, so no run can write
-into another's state. The domU has nothing but its initrd, which lies in dom0's root.
+into another's state. The domU has only its initrd, which is in dom0's root.
 Nothing here needs root, and the same inputs give the same bytes.
 """
 
@@ -34,7 +34,7 @@ _RECIPE = 4
 SCRATCH_SIZE = 8 << 30
 """Bytes of dom0's scratch disk, which holds the files behind the LUNs; sparse."""
 
-# In the order of need: what mounts the root, then what dom0's init starts.
+# In the order they are needed: to mount the root, then by dom0's init.
 INITRD_MODULES = ("virtio_ring", "virtio", "virtio_pci", "virtio_blk", "squashfs", "overlay")
 DOM0_MODULES = (
     "virtio_console",
@@ -76,7 +76,7 @@ class GuestImages:
 
     @property
     def domu(self) -> Path:
-        """The domU's initrd (cpio), as it lies in dom0's root too."""
+        """The domU's initrd (cpio), the same as in dom0's root."""
         return self.root / "domu-initrd.cpio"
 
     @property
@@ -271,7 +271,7 @@ def _hypervisor(debs: list[Path], into: Path) -> None:
 
 
 def _scratch(path: Path, progress: Progress) -> None:
-    """An ext4 file system with fixed UUID, hash seed and times; no journal, nobody's to recover.
+    """An ext4 file system with fixed UUID, hash seed and times; no journal to recover.
 
     qcow2 keeps it at the few MiB it holds: the cache hashes what it keeps.
     """

@@ -56,7 +56,7 @@ def find_toolchain(config: str = "") -> Toolchain:
 
 
 def need_kernel_tools(toolchain: Toolchain) -> None:
-    """Raise InputError unless the host has what a whole kernel is built with."""
+    """Raise InputError unless this machine has the tools to build a whole kernel."""
     _need_tools({"flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl", "strip": "binutils"})
     probe = [toolchain.cc, "-x", "c", "-fsyntax-only", "-"]
     hint = "apt-get install libelf-dev"
@@ -66,8 +66,8 @@ def need_kernel_tools(toolchain: Toolchain) -> None:
 def series(directory: Path, version: str = "") -> tuple[Path, ...]:
     """The patches of a directory in the order they are applied: by name.
 
-    Where `directory/<version>/` has a patch of the same name it takes the other's place: a
-    change that reads differently in one version ("6.12").
+    Where `directory/<version>/` has a patch of the same name, that replaces it: a
+    change that differs in one version ("6.12").
     """
     if not directory.is_dir():
         raise InputError(f"there is no directory of patches {directory}")
@@ -76,7 +76,7 @@ def series(directory: Path, version: str = "") -> tuple[Path, ...]:
     if unknown := sorted(variants.keys() - patches.keys()):
         raise InputError(
             f"{directory / version} has {', '.join(unknown)}, which {directory} has not",
-            hint="a variant has the name of the patch that it stands for",
+            hint="a variant has the name of the patch that it replaces",
         )
     return tuple(path for _, path in sorted((patches | variants).items()))
 
@@ -122,7 +122,7 @@ def apply_patch(patch: Path, tree: Path) -> None:
 def workplace(cache: Cache, what: str) -> Iterator[Path]:
     """An empty directory whose path kbuild can take: one without spaces and colons.
 
-    It lies in the cache if that can be, else in /tmp, and goes away afterwards.
+    In the cache if its path allows that, else in /tmp; removed afterwards.
     """
     with cache.scratch(what) as scratch:
         if not re.search(r"[\s:]", str(scratch.resolve())):
@@ -149,10 +149,10 @@ def make(
     steps: int | None = None,
     hide: Path | None = None,
 ) -> list[str]:
-    """Run make in `tree`, and give what it printed; the progress is told each step of `steps`.
+    """Run make in `tree`, report each step of about `steps`; returns the lines it printed.
 
     `hide` is the directory whose name must not get into the result. Raises InputError
-    with the compiler's words when it fails. make does not outlive this process.
+    with the compiler's errors when it fails. make does not outlive this process.
     """
     hide = (hide or tree).resolve()
     command = [
@@ -168,11 +168,11 @@ def make(
             done += 1
             progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
 
-    status, said = follow(command, tree, each, progress)
-    said = [line.replace(f"{hide}/", "") for line in said]
+    status, lines = follow(command, tree, each, progress)
+    lines = [line.replace(f"{hide}/", "") for line in lines]
     if status:
-        raise InputError(f"{what} cannot be built", lines=blame(said))
-    return said
+        raise InputError(f"{what} cannot be built", lines=first_errors(lines))
+    return lines
 
 
 def follow(
@@ -193,8 +193,8 @@ def follow(
     return runprogram.follow(command, each, cwd=folder, env=env, progress=progress)
 
 
-def blame(lines: list[str]) -> list[str]:
-    """The lines that say why a build failed: from the first error on, a few."""
+def first_errors(lines: list[str]) -> list[str]:
+    """The lines that show why a build failed: a few from the first error on."""
     first = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR)\b", line)), None)
     return lines[-8:] if first is None else lines[first : first + 8]
 
@@ -209,7 +209,7 @@ def _need_tools(packages: Mapping[str, str]) -> None:
     missing = {tool: package for tool, package in packages.items() if not shutil.which(tool)}
     if missing:
         raise InputError(
-            f"{', '.join(missing)} is missing on this host",
+            f"{', '.join(missing)} is missing on this machine",
             hint=f"apt-get install {' '.join(dict.fromkeys(missing.values()))}",
         )
 

@@ -19,7 +19,7 @@ class Requirements:
 
 
 def read_config(text: str) -> dict[str, str]:
-    """Options of a .config or a fragment: CONFIG_X to its value, "n" if it says not set."""
+    """Options of a .config or a fragment: CONFIG_X to its value, "n" if it is not set."""
     options = dict.fromkeys(re.findall(r"^# (CONFIG_\w+) is not set$", text, re.MULTILINE), "n")
     return options | dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
 
@@ -27,7 +27,7 @@ def read_config(text: str) -> dict[str, str]:
 def check_fragment(fragment: str, config: str) -> None:
     """Raise InputError naming the options of `fragment` that are otherwise in `config`.
 
-    kconfig drops an option without a word when what it depends on is missing.
+    kconfig silently drops an option when a dependency is missing.
     """
     final = read_config(config)
     lost = [

@@ -65,9 +65,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel on the host; everything about it lies below `root`.
+    """A kernel on this machine, with all its files below `root`.
 
-    `name` is that of kernels.toml (or the path of one that somebody gave), `release` what
+    `name` is that of kernels.toml (or the path of a given one), `release` what
     `uname -r` prints in the guest, `version` its whole banner ("Linux version …").
     """
 
@@ -171,7 +171,7 @@ def get_kernel(name: str, context: BuildContext) -> Kernel:
 
 
 def kernel_at(root: Path) -> Kernel:
-    """A kernel that somebody built: a directory with what `Kernel` names.
+    """A kernel built elsewhere: a directory with the files that `Kernel` names.
 
     Raises InputError for what is missing: a file, an option, Xen support.
     """

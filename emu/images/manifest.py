@@ -1,7 +1,7 @@
 """What a cache entry holds, written down when it is made and compared when it is used.
 
 `manifest.json` names the inputs and a digest of every file; a fingerprint is what stat(2)
-says of them, which is quick to take and can't be set back (the change time is part of it).
+reports of them, which is quick to read and can't be set back (the change time is part of it).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def describe(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 def fingerprint(path: Path) -> dict[str, list[int]]:
-    """What stat(2) says of every file but directories: size, times in ns, inode."""
+    """What stat(2) reports of every file but directories: size, times in ns, inode."""
     prints = {}
     for name in walk(path):
         found = (path / name).lstat()

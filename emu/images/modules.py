@@ -1,4 +1,4 @@
-"""The two block drivers: stock, with our patches, or as somebody gave them; always checked.
+"""The two block drivers: stock, with our patches, or as given; always checked.
 
 `stock` is the module the kernel came with. `patched` is built out of tree from the same
 source with the series of kernels.toml, and whatever else `BuildContext.patched` asks for.
@@ -43,8 +43,8 @@ _STEPS = 8
 class Driver:
     """One end's driver, checked against its kernel.
 
-    `which` is "stock", "patched" or the path that was given; `path` is the .ko on the
-    host, uncompressed for what we build.
+    `which` is "stock", "patched" or the path that was given; `path` is the .ko on
+    this machine, uncompressed for what we build.
     """
 
     end: End
@@ -216,7 +216,7 @@ def compile_drivers(
     """Build both drivers from `place`/source against `place`/devel; what make printed.
 
     `more` are further arguments of make, `steps` about how many steps it prints. Raises
-    InputError with the compiler's words.
+    InputError with the compiler's errors.
     """
     source = place / "source" / _WHERE
     (source / "Kbuild").write_text(_KBUILD)
@@ -224,7 +224,7 @@ def compile_drivers(
         place / "devel/build", f"M={os.path.realpath(source)}", "modules",
         # The series may be built for a kernel that has one of the two switched off.
         "CONFIG_XEN_BLKDEV_FRONTEND=m", "CONFIG_XEN_BLKDEV_BACKEND=m",
-        # Type information for BPF, which nothing here loads: it would need pahole on the host.
+        # Type information for BPF, which nothing here loads: it would need pahole on this machine.
         "CONFIG_DEBUG_INFO_BTF_MODULES=", *more,
         toolchain=toolchain, progress=progress, what=f"the drivers for {kernel.release}",
         steps=steps, hide=place,

@@ -1,6 +1,6 @@
 """The Debian packages that go into the guests: wanted and locked (emu.images.fetch gets them).
 
-`guest-images/packages.toml` says what is wanted: named sets of packages, where from, and
+`guest-images/packages.toml` lists what is wanted: named sets of packages, where from, and
 what is dropped of all they depend on. `guest-images/packages.lock` has the outcome, a
 line a package with version and SHA-256. Only what matches the lock is ever used.
 """
@@ -76,7 +76,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Lock:
-    """What packages.toml came to; `wants` is the digest of what it said then."""
+    """What packages.toml resolved to; `wants` is the digest of its content then."""
 
     wants: str
     entries: tuple[Package, ...]
@@ -156,16 +156,16 @@ def load_wanted(path: Path | None = None) -> tuple[Wanted, ...]:
             for name, entry in document["sets"].items()
         )
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} does not say what is wanted: {error!r}") from error
+        raise InputError(f"{path} is not a list of packages: {error!r}") from error
 
 
 def digest_of_wanted(wanted: Iterable[Wanted]) -> str:
     """Changes with whatever could change the lock, not with comments or reasons."""
-    said: list[Any] = [
+    content: list[Any] = [
         [want.name, want.archive.suites, want.archive.target, want.packages, sorted(want.drop)]
         for want in wanted
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def lock_digest(lock: Lock, sets: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ def unpacked(path: Path) -> bytes:
 
 
 def decompress(data: bytes) -> bytes:
-    """`data` without its compression, told by its first bytes; none known: as it is.
+    """`data` decompressed by its magic number; as it is if that is unknown.
 
     What follows the compressed stream is ignored: in a bzImage that is the size.
     """
@@ -55,7 +55,7 @@ def decompress(data: bytes) -> bytes:
 def extract_vmlinux(image: bytes, *, what: str = "the kernel image") -> bytes:
     """The uncompressed kernel inside a bzImage; an ELF file is given back as it is.
 
-    The setup header says where its payload lies (Linux `Documentation/x86/boot.rst`:
+    The setup header has the payload's offset (Linux `Documentation/x86/boot.rst`:
     setup_sects at 0x1f1, "HdrS" at 0x202, payload_offset and _length at 0x248 from 2.08 on).
     """
     if image.startswith(b"\x7fELF"):

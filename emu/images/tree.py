@@ -132,7 +132,7 @@ class FileTree:
         self._put(path, Node(kinds[kind] | mode, device=(major, minor)))
 
     def add_host(self, source: Path, path: str) -> None:
-        """Copy a file, link or whole directory of the host; modes become 755 or 644."""
+        """Copy a file, link or whole directory of this machine; modes become 755 or 644."""
         if source.is_symlink():
             self.add_link(path, str(source.readlink()))
         elif source.is_dir():
@@ -242,7 +242,7 @@ class FileTree:
                 tar.addfile(member, io.BytesIO(node.data))
 
     def extract(self, into: Path) -> None:
-        """Write files, directories and links below a directory of the host (no device nodes)."""
+        """Write files, directories and links below a real directory (no device nodes)."""
         into.mkdir(parents=True, exist_ok=True)
         for path, node in self:
             there = into / path

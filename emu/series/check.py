@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Build:
-    """Both modules, built once: all that was said, and bytes of each in a guest's memory."""
+    """Both modules, built once: all messages, and bytes of each in a guest's memory."""
 
     messages: tuple[Message, ...]
     sizes: Mapping[End, int]
@@ -92,7 +92,7 @@ class Step:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """The series on one kernel, a step for each patch. `sparse` is what it says of the last
+    """The series on one kernel, a step for each patch. `sparse` has its messages about the last
     source that was built and not of the unpatched one, each with the index of its patch.
     """
 
@@ -110,8 +110,8 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch and what it says of itself; `styles` is checkpatch's word on each file of that
-    name: the patch, and what stands for it on a kernel that was asked for.
+    """A patch and its subject; `styles` is checkpatch's result for each file of that
+    name: the patch, and its variants for the kernels asked for.
     """
 
     path: Path
@@ -120,12 +120,12 @@ class Patch:
 
     @property
     def open(self) -> tuple[Remark, ...]:
-        """What checkpatch says and nothing excuses."""
+        """Remarks of checkpatch that are not allowed."""
         return tuple(remark for _, style in self.styles for remark in style.open)
 
     @property
     def excused(self) -> tuple[Remark, ...]:
-        """What checkpatch-allowed excuses."""
+        """Remarks that checkpatch-allowed allows."""
         return tuple(remark for _, style in self.styles for remark in style.excused)
 
 
@@ -147,13 +147,13 @@ class SeriesReport:
 
 
 def perform(wish: SeriesWish, context: BuildContext) -> SeriesReport:
-    """Check the series; the report says what held.
+    """Check the series; the report has the results.
 
     Raises InputError for what can't be checked: no patches, no such kernel, a missing tool.
     """
     missing = [tool for tool in _TOOLS if not shutil.which(tool)]
     if missing:
-        raise InputError(f"{', '.join(missing)} is missing on this host", hint="make setup")
+        raise InputError(f"{', '.join(missing)} is missing on this machine", hint="make setup")
     found = kbuild.series(wish.patches)
     if not found:
         raise InputError(f"{wish.patches} holds no patches (*.patch)")
@@ -230,8 +230,8 @@ def _step(patch: Path, tree: Path, repository: git_am.Repository, builder: _Buil
     try:
         repository.am(patch)
         if repository.tree_id() != wanted:
-            words = f"git am makes another source of {patch.name} than patch does"
-            faults.append(Failure("git am differs", words))
+            message = f"git am makes another source of {patch.name} than patch does"
+            faults.append(Failure("git am differs", message))
     except InputError as error:
         faults.append(_fault("git am fails", error))
         kbuild.apply_patch(patch, tree)
@@ -262,7 +262,7 @@ def _fault(what: str, error: InputError) -> Failure:
 
 
 class _Builder:
-    """Builds sources of one kernel, each once: what it said is kept under the source's name."""
+    """Builds sources of one kernel, each once: its output is cached under the source's name."""
 
     def __init__(
         self,
@@ -276,9 +276,9 @@ class _Builder:
         self._place, self._cache, self._progress = place, context.cache, context.progress
 
     def build(self, tree: Path, tree_id: str, what: str) -> Build:
-        """The drivers in `tree`, built from nothing: what a source says does not depend on
-        what was built before it. `what` is shown meanwhile. Raises InputError with the
-        compiler's words.
+        """The drivers in `tree`, built from scratch, so that messages do not depend on
+        what was built before. `what` is shown meanwhile. Raises InputError with the
+        compiler's errors.
         """
         inputs: dict[str, JSON] = {
             "kernel": self._kernel.root.name,
@@ -302,13 +302,13 @@ class _Builder:
             modules.unpack_devel(self._kernel, place, self._progress)
         shutil.rmtree(place / "source", ignore_errors=True)
         shutil.copytree(tree / "drivers", place / "source/drivers")
-        said = modules.compile_drivers(
+        printed = modules.compile_drivers(
             self._kernel, place, self._toolchain, self._progress,
             "W=1", "C=2", "CHECK=sparse", "--output-sync=target", steps=_STEPS,
         )  # fmt: skip
         built = modules.compiled(place, self._kernel)
         kept = {
-            "messages": messages_as_json(read_messages(said)),
+            "messages": messages_as_json(read_messages(printed)),
             "sizes": {end: _loaded_size(path) for end, path in built.items()},
         }
         (made / "build.json").write_text(json.dumps(kept))

@@ -5,7 +5,7 @@ A file `checkpatch-allowed` beside the patches excuses remarks, one a line:
     TYPE  FILE  WORDS  # why
 
 where TYPE is checkpatch's name of the message (CAMELCASE), FILE the file it is about ("-" for
-the patch's own text), and WORDS a part of what it says.
+the patch's own text), and WORDS a part of its text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Style:
-    """What checkpatch said of one patch: its total line, and the remarks by whether excused."""
+    """checkpatch's result for one patch: its total line, open remarks and allowed ones."""
 
     total: str
     open: tuple[Remark, ...]
@@ -101,28 +101,28 @@ def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> S
     return judge(done.text.splitlines() or done.errors.splitlines(), allowed, patch.name)
 
 
-def judge(said: Sequence[str], allowed: Sequence[Allowed], what: str) -> Style:
+def judge(output: Sequence[str], allowed: Sequence[Allowed], what: str) -> Style:
     """Read checkpatch's output. Raises RigError where it does not add up."""
-    total = next((found for line in said if (found := _TOTAL.match(line))), None)
-    remarks = list(_remarks(said))
+    total = next((found for line in output if (found := _TOTAL.match(line))), None)
+    remarks = list(_remarks(output))
     if total is None or len(remarks) != sum(
         int(total[n]) for n in ("errors", "warnings", "checks")
     ):
-        raise RigError(f"what checkpatch says of {what} can't be read", lines=said[-8:])
+        raise RigError(f"the output of checkpatch on {what} can't be read", lines=output[-8:])
     excused = [remark for remark in remarks if any(one.excuses(remark) for one in allowed)]
     return Style(total[0], tuple(one for one in remarks if one not in excused), tuple(excused))
 
 
-def _remarks(said: Iterable[str]) -> Iterator[Remark]:
+def _remarks(output: Iterable[str]) -> Iterator[Remark]:
     """Each remark is a block that an empty line ends."""
     block: list[str] = []
-    for line in [*said, ""]:
+    for line in [*output, ""]:
         if line:
             block.append(line)
             continue
-        if block and (told := _REMARK.match(block[0])):
+        if block and (head := _REMARK.match(block[0])):
             places = [found for row in block if (found := _PLACE.match(row))]
-            yield Remark(told[1], told[2], told[3], places[0][1] if places else "-", tuple(block))
+            yield Remark(head[1], head[2], head[3], places[0][1] if places else "-", tuple(block))
         block = []
 
 
@@ -142,7 +142,7 @@ def read_allowed(directory: Path) -> tuple[Allowed, ...]:
         words = columns.split(maxsplit=2)
         if len(words) != 3 or not reason.strip():
             raise InputError(
-                f"{path}:{number} is not read as an excuse: {line.strip()!r}",
+                f"{path}:{number} is no allowed remark: {line.strip()!r}",
                 hint="each line: TYPE  FILE  WORDS  # why",
             )
         found.append(Allowed(words[0], words[1], words[2].strip(), reason.strip()))

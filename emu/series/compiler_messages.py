@@ -1,4 +1,4 @@
-"""What a compiler and sparse say while make runs, and what of it is new.
+"""Messages of the compiler and sparse in make's output, and which are new.
 
 Two outputs are compared without line numbers, which every patch moves.
 """
@@ -55,29 +55,29 @@ class Message:
         return (self.tool, self.file, _PLACE.sub("", self.text), *types)
 
 
-def read_messages(said: Iterable[str], top: str = "source/") -> list[Message]:
-    """The messages in make's output; `top` is where the kernel's source lies in its paths.
+def read_messages(output: Iterable[str], top: str = "source/") -> list[Message]:
+    """The messages in make's output; `top` is the directory of the kernel's source in its paths.
 
-    With several jobs, make has to be run with --output-sync: a step's words must follow it.
+    With several jobs, make has to be run with --output-sync: the output of a step must follow it.
     """
     found: list[Message] = []
     step, before = "", list[str]()
     attached = False
-    for line in said:
+    for line in output:
         line = line.removeprefix(top).replace(f" {top}", " ")
         if started := _STEP.match(line):
             step, before, attached = started[1], [], False
         elif _NO_MESSAGE.match(line):
             attached = False
-        elif told := _MESSAGE.match(line):
-            where, number = told["where"] or "", told["line"]
+        elif parts := _MESSAGE.match(line):
+            where, number = parts["where"] or "", parts["line"]
             tool: Tool = "sparse" if step == "CHECK" else "build"
             found.append(
                 Message(
                     tool,
                     where,
                     int(number) if number else None,
-                    told["text"],
+                    parts["text"],
                     (*before, line),
                 )
             )

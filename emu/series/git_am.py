@@ -53,7 +53,7 @@ class Repository:
     def am(self, patch: Path) -> None:
         """Apply one mail to what was committed last, and throw away what changed since.
 
-        Raises InputError with git's words, or if a header is missing; then the work tree is
+        Raises InputError with git's output, or if a header is missing; then the work tree is
         as it was committed last.
         """
         self._must("reset", "--quiet", "--hard")
@@ -68,8 +68,8 @@ class Repository:
         if done.status:
             self._git("am", "--abort")
             self._must("reset", "--quiet", "--hard")
-            said = [line for line in done.errors.splitlines() if not line.startswith("hint:")]
-            raise InputError(f"git am refuses {patch.name}", lines=said[:5])
+            output = [line for line in done.errors.splitlines() if not line.startswith("hint:")]
+            raise InputError(f"git am refuses {patch.name}", lines=output[:5])
 
     def _must(self, *arguments: str) -> str:
         return self._git(*arguments, failed=f"git {arguments[0]} failed").text

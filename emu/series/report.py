@@ -1,4 +1,4 @@
-"""How the report of a series reads: cells of a table, what did not hold, JSON."""
+"""The report of a series: cells of a table, faults, JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 12
 
 
 def style_cell(patch: Patch) -> str:
-    """checkpatch's word on a patch, in a column."""
+    """checkpatch's result for a patch, in a column."""
     if patch.open:
         return f"{len(patch.open)} REMARKS"
     return f"clean, {len(patch.excused)} allowed" if patch.excused else "clean"
@@ -26,12 +26,12 @@ def step_cell(step: Step) -> str:
     """One patch on one kernel, in a column."""
     if not step.tried:
         return "not tried"
-    said = [fault.what.upper() for fault in step.faults]
+    parts = [fault.what.upper() for fault in step.faults]
     if step.warnings:
-        said.append(f"{len(step.warnings)} WARNINGS")
+        parts.append(f"{len(step.warnings)} WARNINGS")
     if step.build is not None:
-        said.append(_sizes(step.build))
-    return ", ".join(said)
+        parts.append(_sizes(step.build))
+    return ", ".join(parts)
 
 
 def base_cell(build: Build) -> str:
@@ -41,7 +41,7 @@ def base_cell(build: Build) -> str:
 
 
 def sparse_cell(report: KernelReport) -> str:
-    """What sparse says at the end, in a column."""
+    """sparse's result after the last patch, in a column."""
     old = len(report.base.of("sparse"))
     new = f"{len(report.sparse)} NEW" if report.sparse else "nothing new"
     built = [number for number, step in enumerate(report.steps, 1) if step.build is not None]
@@ -51,7 +51,7 @@ def sparse_cell(report: KernelReport) -> str:
 
 
 def faults(report: SeriesReport) -> Iterator[str]:
-    """All that did not hold, for people: a line that says what, then its words."""
+    """All faults, for people: a line that names each, then its output."""
     for number, patch in enumerate(report.patches, 1):
         what = f"{number}. {patch.subject} ({patch.path.name})"
         for path, style in patch.styles:
@@ -75,7 +75,7 @@ def faults(report: SeriesReport) -> Iterator[str]:
 
 
 def base_messages(report: SeriesReport) -> Iterator[str]:
-    """What the compiler says of the unpatched source already, for people."""
+    """The compiler's messages about the unpatched source, for people."""
     for kernel in report.kernels:
         for message in kernel.base.messages:
             yield f"the unpatched source, on {kernel.kernel.name}: {message.tool}"

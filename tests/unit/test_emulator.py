@@ -307,7 +307,9 @@ def test_compile_error_is_reported(cache: Cache, tools: Path) -> None:
 def test_missing_build_tools_are_named(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = (HostPackage("libnothing-dev", "qemu", ("/nowhere/nothing.h",), "x"),)
     monkeypatch.setattr(qemubuild, "load_packages", lambda: packages)
-    with pytest.raises(InputError, match="to build QEMU this host lacks libnothing-dev") as lacks:
+    with pytest.raises(
+        InputError, match="to build QEMU this machine lacks libnothing-dev"
+    ) as lacks:
         qemubuild.build(OURS, BuildContext(cache))
     assert lacks.value.hint is not None
     assert lacks.value.hint.startswith("make qemu, or ")

@@ -479,7 +479,7 @@ def test_altered_package_is_fetched_again(mirror: Mirror, cache: Cache) -> None:
     seen = Seen()
     fetched(mirror, BuildContext(cache, seen, lock))
     assert path.read_bytes() == right
-    assert seen.notes == [f"cache: {path.name} is not what the lock says: fetching again"]
+    assert seen.notes == [f"cache: {path.name} does not match the lock: fetching again"]
     assert [asked for asked in mirror.asked if "/pool/" in asked] == ["/pool/lib_1_amd64.deb"]
 
 

@@ -154,7 +154,9 @@ def test_allowed_remarks_are_excused_and_no_others(styled: list[str]) -> None:
 
 def test_inconsistent_output_is_an_error(styled: list[str]) -> None:
     for part in (styled[:-20], styled[8:], []):
-        with pytest.raises(RigError, match=r"what checkpatch says of 0001\.patch can't be read"):
+        with pytest.raises(
+            RigError, match=r"the output of checkpatch on 0001\.patch can't be read"
+        ):
             checkpatch.judge(part, (), "0001.patch")
 
 
@@ -166,7 +168,7 @@ def test_allowed_remark_needs_a_reason(tmp_path: Path) -> None:
     )
     for line in ("SPACING a.c words", "SPACING a.c  # why"):
         (tmp_path / checkpatch.ALLOWED).write_text(f"# all\n{line}\n")
-        with pytest.raises(InputError, match=f"{checkpatch.ALLOWED}:2 is not read"):
+        with pytest.raises(InputError, match=f"{checkpatch.ALLOWED}:2 is no allowed remark"):
             checkpatch.read_allowed(tmp_path)
 
 
@@ -279,7 +281,7 @@ def test_missing_tools_are_named_with_the_command_that_installs_them(
         (tmp_path / "bin" / tool).symlink_to(found)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     said = refused()
-    assert "perl, sparse is missing on this host" in said
+    assert "perl, sparse is missing on this machine" in said
     assert "make setup" in said
 
 

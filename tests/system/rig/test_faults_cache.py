@@ -102,6 +102,6 @@ def test_damaged_package_is_not_used(warm: Warm, everything: Cache) -> None:
     nobody = {"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}
     command = warm.run(home, environ=nobody)
     said = command.fail(125)
-    assert f"cache: {victim.name} is not what the lock says: fetching again" in command.stderr
+    assert f"cache: {victim.name} does not match the lock: fetching again" in command.stderr
     assert "is the network up?" in said
     assert not victim.exists()
