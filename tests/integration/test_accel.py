@@ -1,4 +1,4 @@
-"""Which accelerator: KVM is proved, remembered, and its failure told in one line."""
+"""Which accelerator: KVM is proved, cached, and its failure reported in one line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_hypervisor_without_a_banner_proves_nothing(
     assert trouble.startswith("opens, but Xen does not start under it (xen: waited ")
 
 
-SAID = {
+PRINTED = {
     "KVM internal error. Suberror: 1": (
         "KVM internal error. Suberror: 1",
         "extra data[0]: 0x0000000000000001",
@@ -88,18 +88,18 @@ SAID = {
     ),
     "xen: waited 8 s for Xen's banner": (),
 }
-"""What QEMU printed, by what is to be said of it."""
+"""QEMU's output, by the line to be reported."""
 
 
-@pytest.mark.parametrize("told", SAID)
+@pytest.mark.parametrize("line", PRINTED)
 def test_most_telling_line_of_qemu_is_reported_whole(
-    told: str, monkeypatch: pytest.MonkeyPatch
+    line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = RigError("xen: waited 8 s for Xen's banner; last lines: …", lines=SAID[told])
+    error = RigError("xen: waited 8 s for Xen's banner; last lines: …", lines=PRINTED[line])
 
     def start(*_: object) -> object:
         raise error
 
     monkeypatch.setattr(Machine, "start", start)
     trouble = accel.probe("qemu-system-x86_64", Path("xen"), root=None)
-    assert trouble == f"opens, but Xen does not start under it ({told})"
+    assert trouble == f"opens, but Xen does not start under it ({line})"

@@ -24,7 +24,7 @@ INPUTS: dict[str, JSON] = {"source": "abc", "flags": ["-O2"], "level": 3}
 
 
 class Notes(Progress):
-    """Keeps what it is told."""
+    """Keeps the notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -126,7 +126,7 @@ def lose_a_mode(path: Path) -> None:
 
 @pytest.mark.parametrize("settle", [0.0, 0.05], ids=["at-once", "later"])
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "fault"),
     [
         (alter, "was altered (sub/data)"),
         (cut, "was altered (sub/data)"),
@@ -139,7 +139,7 @@ def lose_a_mode(path: Path) -> None:
     ],
 )
 def test_damaged_entry_is_built_again(
-    cache: Cache, builder: Builder, harm: Callable[[Path], None], said: str, settle: float
+    cache: Cache, builder: Builder, harm: Callable[[Path], None], fault: str, settle: float
 ) -> None:
     path = cache.entry("kernel", INPUTS, builder, Progress())
     time.sleep(settle)
@@ -149,7 +149,7 @@ def test_damaged_entry_is_built_again(
     notes = Notes()
     assert cache.entry("kernel", INPUTS, builder, notes) == path
     assert builder.built == 2
-    assert notes.lines == [f"cache: kernel {path.name[:8]} {said}: thrown away, building again"]
+    assert notes.lines == [f"cache: kernel {path.name[:8]} {fault}: thrown away, building again"]
     assert (path / "sub/data").read_bytes() == b"x" * 100_000
     assert leftovers(cache) == []
 
@@ -229,7 +229,7 @@ from emu.errors import RigError
 from emu.images.cache import Cache
 from emu.progress import Progress
 cache = Cache(Path(sys.argv[1]) / "cache")
-def quietly(into):  # a tool that says it in its own way
+def quietly(into):  # a tool that reports it in its own way
     if subprocess.run(["dd", "if=/dev/zero", f"of={into}/data", "bs=1M"], stderr=-3).returncode:
         raise RigError("dd failed")
 def plainly(into):
@@ -255,9 +255,7 @@ def test_disk_that_fills_up_during_a_build(tmp_path: Path) -> None:
     child = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
     done = subprocess.run([*command, *child], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip(
-            "this host lets no user mount a small disk; test_full_disk_is_reported ran instead"
-        )
+        pytest.skip("no user may mount a small disk here; test_full_disk_is_reported ran instead")
     assert (done.returncode, done.stdout) == (0, "held\n"), done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What the host finds out about modules and kernels before a guest is asked."""
+"""What is checked of modules and kernels before a guest starts."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_module_is_read_whole(tmp_path: Path) -> None:
     assert module.exports == {"mine": elf.Export(0x1234, "xen-blkback.ko", gpl=True)}
     assert module.namespaces == {"DMA_BUF"}
     assert (module.srcversion, module.has_dwarf) == ("ABC", False)
-    told = subprocess.run(["readelf", "-n", path], capture_output=True, text=True, check=True)
+    notes = subprocess.run(["readelf", "-n", path], capture_output=True, text=True, check=True)
     assert len(module.build_id) == 40
-    assert f"Build ID: {module.build_id}" in told.stdout
+    assert f"Build ID: {module.build_id}" in notes.stdout
     assert elf.build_id(path) == module.build_id
 
 

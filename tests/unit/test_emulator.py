@@ -1,4 +1,4 @@
-"""Which QEMU runs, what it is tried for, and how one of ours is built: with small stand-ins."""
+"""Which QEMU runs, what it is tried for, and how a patched one is built: with small stand-ins."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cache(tmp_path: Path) -> Cache:
 
 
 class Recorder(Progress):
-    """Keeps what it was told."""
+    """Keeps what was reported."""
 
     def __init__(self) -> None:
         self.ticks: list[tuple[str, float | None, float | None]] = []

@@ -1,4 +1,4 @@
-"""Kernels: what kernels.toml says, what a configuration must have, what loads before what."""
+"""Kernels: kernels.toml, what a configuration must have, the order of modules."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_missing_options_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def given(tmp_path: Path) -> Path:
-    """A kernel somebody built, complete."""
+    """A complete kernel built elsewhere."""
     root = tmp_path / "kernel"
     build_kernel(root / "vmlinux", notes=NOTES)
     (root / "release").write_text(f"{RELEASE}\n")

@@ -1,4 +1,4 @@
-"""Packages: what apt says (recorded), and lock, fetch and renew against a small real archive."""
+"""Packages: apt's output (recorded), and lock, fetch and renew against a small real archive."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class Mirror:
             (files / "DEBIAN").mkdir()
             control = {"Package": name, "Version": version, "Architecture": "amd64", **fields}
             control |= {"Maintainer": "nobody", "Description": "test"}
-            text = "".join(f"{key.replace('_', '-')}: {said}\n" for key, said in control.items())
+            text = "".join(f"{key.replace('_', '-')}: {value}\n" for key, value in control.items())
             (files / "DEBIAN/control").write_text(text)
             (files / name).write_text(content or name)
             deb = self.root / f"pool/{name}_{version.rpartition(':')[2]}_amd64.deb"
@@ -274,7 +274,7 @@ class Mirror:
         (suite / "InRelease").unlink(missing_ok=True)
         gpg = ("gpg", "--homedir", str(self.keys), "--batch", "--clearsign", "--output")
         _quietly(*gpg, str(suite / "InRelease"), str(suite / "Release"))
-        self.published += 10  # seconds: HTTP tells newer from older by those
+        self.published += 10  # seconds: HTTP compares those
         os.utime(suite / "InRelease", (self.published, self.published))
         self.asked.clear()
 
@@ -308,7 +308,7 @@ def _quietly(*command: str) -> str:
 def keys() -> Iterator[Path]:
     if not shutil.which("gpg"):
         pytest.skip("gpg is missing, nothing can sign the test's archive: apt-get install gnupg")
-    home = Path(tempfile.mkdtemp())  # short: gpg-agent's socket lies in it
+    home = Path(tempfile.mkdtemp())  # short: gpg-agent's socket is in it
     gpg = ("gpg", "--homedir", str(home), "--batch")
     try:
         _quietly(*gpg, "--passphrase", "", "--quick-generate-key", "test", "ed25519")

@@ -1,4 +1,4 @@
-"""What a series is told by: the compiler's and sparse's words, checkpatch's, git's."""
+"""Checking a series: messages of the compiler, sparse, checkpatch and git."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ BACK = "drivers/block/xen-blkback"
 
 
 @pytest.fixture
-def said() -> list[str]:
+def output() -> list[str]:
     """make W=1 C=2 --output-sync=target of a spoilt xenbus.c and common.h (6.1)."""
     return (TRANSCRIPTS / "drivers-w1-sparse.txt").read_text().splitlines()
 
 
 @pytest.fixture
-def messages(said: list[str]) -> list[Message]:
-    return read_messages(said)
+def messages(output: list[str]) -> list[Message]:
+    return read_messages(output)
 
 
 # -- the compiler and sparse
@@ -280,9 +280,9 @@ def test_missing_tools_are_named_with_the_command_that_installs_them(
         assert found is not None
         (tmp_path / "bin" / tool).symlink_to(found)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    said = refused()
-    assert "perl, sparse is missing on this machine" in said
-    assert "make setup" in said
+    output = refused()
+    assert "perl, sparse is missing on this machine" in output
+    assert "make setup" in output
 
 
 def test_our_series_is_where_kernels_toml_says() -> None:

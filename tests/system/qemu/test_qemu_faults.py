@@ -61,7 +61,7 @@ def fault(name: str) -> Fault:
 
 
 def all_interrupts_come(qemu: str, context: BuildContext) -> bool:
-    """What the guest for the race at VMRUN says; ten seconds if none is lost."""
+    """What the guest for the race at VMRUN prints; ten seconds if none is lost."""
     guest = faults.build(context) / faults.LOST_INTERRUPT
     spec = MachineSpec(xen=guest, qemu=qemu, cpu=faults.CPU, memory_mib=64)
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
@@ -70,7 +70,7 @@ def all_interrupts_come(qemu: str, context: BuildContext) -> bool:
 
 @pytest.fixture(scope="session")
 def stock(context: BuildContext) -> tuple[Fault, ...]:
-    """What the host's own QEMU gets wrong."""
+    """The faults of this machine's own QEMU."""
     return faults.find(emulator.program("system", context), context)
 
 
@@ -83,7 +83,7 @@ def exposed(
     """Xen, booting on stock QEMU with a CPU on which one fault can show: the test's parameter."""
     one = fault(request.param)
     if one not in stock:
-        pytest.skip(f"the host's QEMU gets this right: {one.name}")
+        pytest.skip(f"this machine's QEMU gets this right: {one.name}")
     # What hides another fault, and this one as well, hides neither here.
     cpu = faults.cpu_model(each for each in FAULTS if not set(each.without) & set(one.without))
     spec = prepared(Wish(qemu="system", accel="tcg", cpu=cpu, domu=PVH)).spec
@@ -113,7 +113,7 @@ def test_stock_dom0_dies_at_a_far_return(exposed: Host) -> None:
 @pytest.mark.qemu
 @pytest.mark.parametrize("exposed", ["rdtscp"], indirect=True)
 def test_stock_pvh_domu_dies_at_rdtscp(exposed: Host) -> None:
-    """Mended by patch 2. Xen says it time and again, and the domU gets no further."""
+    """Fixed by patch 2. Xen reports it time and again, and the domU gets no further."""
     exposed.wait_ready(BOOT)
     machine = exposed.machine
     with ThreadPoolExecutor(1) as other:
@@ -141,7 +141,7 @@ def test_stock_loses_an_interrupt_at_vmrun(context: BuildContext) -> None:
     version = re.search(r"version (\d+)\.(\d+)", qemu_version(qemu))
     assert version
     if tuple(map(int, version.groups())) >= (10, 2):
-        pytest.skip("the host's QEMU gets this right")
+        pytest.skip("this machine's QEMU gets this right")
     assert all_interrupts_come(qemu, context) is False
 
 

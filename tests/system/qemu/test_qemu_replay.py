@@ -1,7 +1,7 @@
 """What QEMU records of a machine, replayed: the guests do the same again, word by word.
 
 Stock QEMU records nothing of what comes in so (qemu-patches/REPLAY.md). With our patches a
-whole host is recorded, Xen, dom0 with its LUN, and a domU, and `emu replay` needs nobody to type.
+whole host is recorded, Xen, dom0 with its LUN, and a domU, and `emu replay` needs no input.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ LINE = (string.ascii_letters + string.digits)[:50] * 2
 
 @pytest.fixture
 def spec(context: BuildContext) -> MachineSpec:
-    """The bare guest that says again what came to its serial port."""
+    """The bare guest that echoes its serial port."""
     guest = faults.build(context) / faults.SERIAL_RECORDED
     return MachineSpec(xen=guest, cpu=faults.CPU, clock="icount", memory_mib=64)
 
 
-def said(spec: MachineSpec, recording: Recording, line: str = "") -> str:
-    """All that the guest says, while it is recorded or replayed."""
+def output(spec: MachineSpec, recording: Recording, line: str = "") -> str:
+    """The guest's output while it is recorded or replayed."""
     spec = replace(spec, recording=recording)
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
         machine.xen.expect("ready", 10, "the guest")
@@ -55,9 +55,9 @@ def said(spec: MachineSpec, recording: Recording, line: str = "") -> str:
 def test_stock_qemu_does_not_replay_input(spec: MachineSpec, tmp_path: Path) -> None:
     """Mended by patch 6. Through `-serial`, which it records, patches 7 and 9 have to help, too."""
     log = tmp_path / "log"
-    assert LINE in said(spec, Recording(log, "record"), LINE)
+    assert LINE in output(spec, Recording(log, "record"), LINE)
     with pytest.raises((WaitTimeout, MachineEnded)):
-        said(spec, Recording(log, "replay"))
+        output(spec, Recording(log, "replay"))
 
 
 @pytest.mark.qemu
@@ -67,8 +67,8 @@ def test_patched_qemu_replays_input(
 ) -> None:
     spec = replace(spec, qemu=emulator.program("patched", context))
     log = tmp_path / "a, log"
-    assert LINE in said(spec, Recording(log, "record"), LINE)
-    assert LINE in said(spec, Recording(log, "replay"))
+    assert LINE in output(spec, Recording(log, "record"), LINE)
+    assert LINE in output(spec, Recording(log, "replay"))
 
 
 # By the commands.
@@ -79,10 +79,10 @@ def emu(*words: str) -> subprocess.CompletedProcess[str]:
     return run_emu(*words, timeout=1800)
 
 
-def recorded_in(said: str) -> str:
-    """The run that a message tells how to replay."""
-    found = re.search(r"recorded: emu replay (\S+)", said)
-    assert found is not None, said
+def recorded_in(output: str) -> str:
+    """The run that a message names for a replay."""
+    found = re.search(r"recorded: emu replay (\S+)", output)
+    assert found is not None, output
     return found[1]
 
 
@@ -119,11 +119,11 @@ def test_replay_with_other_files_is_refused() -> None:
     run = Path(recorded_in(done.stderr))
     note = json.loads((run / NOTE).read_text())
     changed = {"key": {**note["key"], "qemu": "another"}, "began": "of another checkpoint"}
-    for name, said in (("key", "with another qemu"), ("began", "made anew since")):
+    for name, output in (("key", "with another qemu"), ("began", "made anew since")):
         (run / NOTE).write_text(json.dumps({**note, name: changed[name]}))
         refused = emu("replay", str(run))
         assert refused.returncode == EXIT_INPUT
-        assert said in refused.stderr
+        assert output in refused.stderr
 
 
 @pytest.mark.qemu
@@ -162,15 +162,15 @@ def test_debugger_stops_and_continues_a_replay() -> None:
             assert asked(gdb, "s").startswith("T05")  # one instruction, and SIGTRAP
             assert asked(gdb, "g") != before
             assert asked(gdb, "D") == "OK"
-        said, _ = replaying.communicate(timeout=600)
+        output, _ = replaying.communicate(timeout=600)
     assert replaying.returncode == EXIT_HELD
-    assert re.search(r"^dom0: \d+ lines, as recorded$", said, re.MULTILINE)
+    assert re.search(r"^dom0: \d+ lines, as recorded$", output, re.MULTILINE)
 
 
 def asked(gdb: socket.socket, command: str) -> str:
     """What QEMU answers to a packet of gdb's remote protocol."""
     gdb.sendall(f"+${command}#{sum(command.encode()) % 256:02x}".encode())
-    said = b""
-    while not re.search(rb"\$[^#]*#..", said):
-        said += gdb.recv(65536)
-    return said.decode().partition("$")[2].partition("#")[0]
+    output = b""
+    while not re.search(rb"\$[^#]*#..", output):
+        output += gdb.recv(65536)
+    return output.decode().partition("$")[2].partition("#")[0]

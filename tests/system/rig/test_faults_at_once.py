@@ -25,9 +25,9 @@ def test_with_nothing_but_packages(warm: Warm) -> None:
     built = ("guest-programs", "guests", "driver-source", "drivers", "checkpoint", "accel")
     home = warm.home(without=built)
     both = [warm.run(home), warm.run(home)]
-    said = [command.succeed(250).stderr for command in both]
+    output = [command.succeed(250).stderr for command in both]
     for stage in (*BUILDS, "booting once, for a checkpoint"):
-        assert sum(one.count(stage) for one in said) <= 2, stage
-        assert sum(f"{stage}" in one for one in said) == 1, f"{stage} in {said}"
-    assert any("waiting for pid " in one for one in said)
+        assert sum(one.count(stage) for one in output) <= 2, stage
+        assert sum(f"{stage}" in one for one in output) == 1, f"{stage} in {output}"
+    assert any("waiting for pid " in one for one in output)
     assert_clean(home)

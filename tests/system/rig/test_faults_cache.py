@@ -34,7 +34,7 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.long
 def test_damaged_entries_are_rebuilt(warm: Warm, entries: dict[str, Path]) -> None:
-    """Each is told in one line, once; what was made instead is whole."""
+    """Each is reported once, in one line; what was made instead is whole."""
     home = warm.home()
     damages: list[tuple[str, str, Callable[[Path], None], str]] = [
         ("guest-programs", "manifest.json", truncate, "has an unreadable manifest"),
@@ -50,8 +50,8 @@ def test_damaged_entries_are_rebuilt(warm: Warm, entries: dict[str, Path]) -> No
         key = entry.name[:8]
         expected.append(f"cache: {kind} {key} {fault}: thrown away, building again")
     command = warm.run(home).succeed()
-    told = [line for line in command.stderr.splitlines() if line.startswith("cache: ")]
-    assert sorted(told) == sorted(expected)
+    notes = [line for line in command.stderr.splitlines() if line.startswith("cache: ")]
+    assert sorted(notes) == sorted(expected)
     assert_clean(home)
 
 
@@ -66,16 +66,16 @@ def test_truncated_ram_is_not_loaded(warm: Warm, entries: dict[str, Path]) -> No
 
 @pytest.mark.long
 def test_checkpoint_that_does_not_load_is_made_again(warm: Warm, entries: dict[str, Path]) -> None:
-    """Its files are what the manifest says, and still QEMU refuses them."""
+    """Its files match the manifest, and still QEMU refuses them."""
     home = warm.home()
     entry = own_copy(home / "emu-xen-block/checkpoint" / entries["checkpoint"].name)
     state = entry / "machine/state"
     state.write_bytes(state.read_bytes()[:5000])
     reseal(entry, "machine/state")
     command = warm.run(home).succeed()
-    told = [line for line in command.stderr.splitlines() if "does not load" in line]
-    assert len(told) == 1
-    assert told[0].endswith("making it again")
+    notes = [line for line in command.stderr.splitlines() if "does not load" in line]
+    assert len(notes) == 1
+    assert notes[0].endswith("making it again")
 
 
 def reseal(entry: Path, name: str) -> None:
@@ -99,9 +99,9 @@ def test_damaged_package_is_not_used(warm: Warm, everything: Cache) -> None:
     victim.unlink()
     victim.write_bytes(good)
     flip(victim)
-    nobody = {"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}
-    command = warm.run(home, environ=nobody)
-    said = command.fail(125)
+    environ = {"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}
+    command = warm.run(home, environ=environ)
+    output = command.fail(125)
     assert f"cache: {victim.name} does not match the lock: fetching again" in command.stderr
-    assert "is the network up?" in said
+    assert "is the network up?" in output
     assert not victim.exists()

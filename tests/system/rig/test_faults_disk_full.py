@@ -91,26 +91,26 @@ def remains(left: set[Path]) -> set[Path]:
 
 
 def test_while_the_guests_are_built(small: SmallDisk) -> None:
-    said, left = small.run(40, "--data", "1", without=("guests",), again=True)
-    assert "no room on the disk: building guests had written" in said
-    assert f"{small.disk}/emu-xen-block has" in said
-    assert "MiB left" in said
-    assert "emu cache prune" in said
+    output, left = small.run(40, "--data", "1", without=("guests",), again=True)
+    assert "no room on the disk: building guests had written" in output
+    assert f"{small.disk}/emu-xen-block has" in output
+    assert "MiB left" in output
+    assert "emu cache prune" in output
     assert not remains(left)
 
 
 @pytest.mark.long
 def test_while_the_checkpoint_is_saved(small: SmallDisk) -> None:
-    said, left = small.run(100, "--data", "1", without=("checkpoint",))
-    assert "no room" in said
-    assert str(small.disk) in said
-    assert "MiB left" in said
+    output, left = small.run(100, "--data", "1", without=("checkpoint",))
+    assert "no room" in output
+    assert str(small.disk) in output
+    assert "MiB left" in output
     assert not remains(left)
 
 
 def test_while_the_guests_write(small: SmallDisk) -> None:
-    said, left = small.run(16, "--data", "64")
-    assert "no room for what the guest writes in" in said
-    assert str(small.disk) in said
-    assert "MiB left" in said
+    output, left = small.run(16, "--data", "64")
+    assert "no room for what the guest writes in" in output
+    assert str(small.disk) in output
+    assert "MiB left" in output
     assert not remains(left)

@@ -42,7 +42,7 @@ def interrupted(command: EmuCommand, number: signal.Signals) -> None:
         assert status == EXIT_INTERRUPTED, command.stderr
         assert "interrupted" in command.stderr
         assert "Traceback" not in command.stderr, command.stderr
-        # An orderly end needs nobody to clear up behind it.
+        # After an orderly end nothing is left to clean up.
         assert not list((command.home / "emu-xen-block/tmp").iterdir())
     assert_clean(command.home)
 

@@ -1,4 +1,4 @@
-"""Modules and kernels that do not fit are refused on the host, before any QEMU starts."""
+"""Modules and kernels that do not fit are refused on this machine, before any QEMU starts."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def refusal(warm: Warm, *arguments: str) -> str:
     # Without a checkpoint the first thing to do would be to boot one.
     home = warm.home(without=("checkpoint",))
     command = warm.run(home, *arguments)
-    said = command.fail(EXIT_INPUT, timeout=20)
+    output = command.fail(EXIT_INPUT, timeout=20)
     assert "booting" not in command.stderr
     assert not (home / "emu-xen-block/runs").exists(), "a machine was started"
-    return said
+    return output
 
 
 def test_module_with_another_vermagic_is_refused(
@@ -55,10 +55,10 @@ def test_module_with_another_vermagic_is_refused(
     end = content.index(b"\0", at)
     edited = b"vermagic=6.0.0-9-other preempt mod_unload "
     module.write_bytes(content[:at] + edited.ljust(end - at, b"\0") + content[end:])
-    said = refusal(warm, "--front", str(module))
-    assert "6.0.0-9-other preempt mod_unload" in said
-    assert artifacts.kernel.release in said
-    assert str(module) in said
+    output = refusal(warm, "--front", str(module))
+    assert "6.0.0-9-other preempt mod_unload" in output
+    assert artifacts.kernel.release in output
+    assert str(module) in output
 
 
 def test_module_with_another_crc_is_refused(warm: Warm, module: Path) -> None:
@@ -88,9 +88,9 @@ def test_module_of_the_lab_kernel_is_refused(
     warm: Warm, everything: Cache, artifacts: Artifacts, progress: PrintedProgress
 ) -> None:
     built = get_kernel("lab-6.1", BuildContext(everything, progress)).module("xen-blkfront")
-    said = refusal(warm, "--front", str(built))
-    assert read_module(built).vermagic.split()[0] in said
-    assert artifacts.kernel.release in said
+    output = refusal(warm, "--front", str(built))
+    assert read_module(built).vermagic.split()[0] in output
+    assert artifacts.kernel.release in output
 
 
 def test_module_of_the_other_end_is_refused(warm: Warm, module: Path) -> None:

@@ -1,4 +1,4 @@
-"""Without a network: a full cache needs none, an empty one says within seconds what is wrong."""
+"""Without a network: a full cache needs none, with an empty one the error comes within seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNSHARE = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user
 
 @pytest.fixture(params=["no network", "a mirror that refuses"])
 def cut_off(request: pytest.FixtureRequest) -> dict[str, object]:
-    """How to start `emu` so that it reaches nobody."""
+    """How to start `emu` without a network."""
     if request.param == "a mirror that refuses":
         return {"environ": {"EMU_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"}}
     if shutil.which("unshare") is None or subprocess.run([*UNSHARE, "true"]).returncode:
@@ -41,9 +41,9 @@ def test_full_package_store_needs_no_network_to_build(warm: Warm) -> None:
 def test_empty_cache_without_network_is_reported(warm: Warm, cut_off: dict[str, object]) -> None:
     home = warm.folder / "empty"
     began = time.monotonic()
-    said = warm.run(home, **cut_off).fail(EXIT_RIG)
+    output = warm.run(home, **cut_off).fail(EXIT_RIG)
     assert time.monotonic() - began < 15
-    assert "getting the package lists of " in said
-    assert "apt failed" in said
-    assert "is the network up? EMU_DEBIAN_MIRROR names another mirror" in said
+    assert "getting the package lists of " in output
+    assert "apt failed" in output
+    assert "is the network up? EMU_DEBIAN_MIRROR names another mirror" in output
     assert not list(home.rglob("*.deb"))

@@ -1,4 +1,4 @@
-"""`emu series`: ours holds, and each way in which a series can be broken is told.
+"""`emu series`: ours holds, and each way in which a series can be broken is reported.
 
 Boots nothing: it needs the packaged kernel, its headers and its source.
 """
@@ -27,7 +27,7 @@ from emu.series.checkpatch import ALLOWED
 KERNEL = "debian-6.1"
 FRONT, BACK = "drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/xenbus.c"
 BEFORE = {FRONT: "\nMODULE_DESCRIPTION", BACK: "\nvoid xen_blkif_xenbus_fini"}
-"""Lines that stand near the end of both files."""
+"""Lines near the end of both files."""
 
 pytestmark = pytest.mark.timeout(900)  # a build takes 4 s alone, 10 s on a busy machine
 
@@ -95,21 +95,21 @@ def shown(author: Author, capsys: pytest.CaptureFixture[str]) -> str:
     assert cli.main(["series", "--patches", str(author.patches), "--kernel", KERNEL]) == (
         EXIT_NOT_HELD
     )
-    said = capsys.readouterr()
-    assert "emu: the series does not hold" in said.err
-    return said.out
+    output = capsys.readouterr()
+    assert "emu: the series does not hold" in output.err
+    return output.out
 
 
 def test_our_series_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     patches = kbuild.series(series.own_series())
     assert cli.main(["series", "--kernel", KERNEL, "--json"]) == EXIT_HELD
-    said = json.loads(capsys.readouterr().out)
-    (kernel,) = said["kernels"]
-    assert [patch["file"] for patch in said["patches"]] == [path.name for path in patches]
+    output = json.loads(capsys.readouterr().out)
+    (kernel,) = output["kernels"]
+    assert [patch["file"] for patch in output["patches"]] == [path.name for path in patches]
     assert all(step["held"] and step["build"]["bytes"] for step in kernel["patches"])
     assert len(kernel["patches"]) == len(patches)
     assert kernel["patches"][-1]["build"]["bytes"] != kernel["unpatched"]["bytes"]
-    assert said["allowed_unused"] == []
+    assert output["allowed_unused"] == []
     # The second time nothing is built.
     cli.main(["series", "--kernel", KERNEL])
     lines = capsys.readouterr()
@@ -127,10 +127,10 @@ def test_w_1_warning_is_reported_under_its_patch(
         "no previous prototype for 'blkfront_spare'",
         "unused variable 'spare'",
     ]
-    assert (first.held, second.held) == (False, True)  # told once, where it came from
-    said = shown(author, capsys)
-    assert "2 WARNINGS" in said
-    assert f"    {FRONT}: In function 'blkfront_spare':" in said
+    assert (first.held, second.held) == (False, True)  # reported once, where it came from
+    output = shown(author, capsys)
+    assert "2 WARNINGS" in output
+    assert f"    {FRONT}: In function 'blkfront_spare':" in output
 
 
 def test_checkpatch_remark_is_reported_unless_allowed(
@@ -139,9 +139,9 @@ def test_checkpatch_remark_is_reported_unless_allowed(
     author.add(FRONT, "static int blkfront_spare __maybe_unused=1;")
     (patch,) = check().patches
     assert {one.type for one in patch.open} == {"SPACING"}
-    said = shown(author, capsys)
-    assert "checkpatch: ERROR" in said
-    assert "+static int blkfront_spare __maybe_unused=1;" in said
+    output = shown(author, capsys)
+    assert "checkpatch: ERROR" in output
+    assert "+static int blkfront_spare __maybe_unused=1;" in output
     (author.patches / ALLOWED).write_text(f"SPACING {FRONT} required around that '='  # a test\n")
     report = check()
     assert report.held
@@ -161,9 +161,9 @@ def test_wrong_address_space_is_reported_by_sparse_alone(
     assert all(step.held for step in kernel.steps)
     ((since, message),) = kernel.sparse
     assert (since, message.text) == (1, "cast removes address space '__user' of expression")
-    said = shown(author, capsys)
-    assert "1 NEW, 0 unpatched" in said
-    assert f"2. xen/blk: change a line ({sorted(author.patches.iterdir())[1].name}), on" in said
+    output = shown(author, capsys)
+    assert "1 NEW, 0 unpatched" in output
+    assert f"2. xen/blk: change a line ({sorted(author.patches.iterdir())[1].name}), on" in output
 
 
 def test_patch_may_have_a_variant_on_one_kernel(
@@ -199,10 +199,10 @@ def test_patch_that_does_not_apply_ends_the_series(
     (fault,) = second.faults
     assert "does not apply: hunk 1 of" in fault.message
     assert any('MODULE_LICENSE("GPL");' in line for line in fault.lines)
-    said = shown(author, capsys)
-    assert "DOES NOT APPLY" in said
-    assert "not tried" in said
-    assert "nothing new up to patch 1" in said
+    output = shown(author, capsys)
+    assert "DOES NOT APPLY" in output
+    assert "not tried" in output
+    assert "nothing new up to patch 1" in output
 
 
 def test_patch_that_needs_the_next_one_to_build_fails(
