@@ -12,15 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from io import StringIO
 from typing import Any
 
 import pexpect
-from pexpect.spawnbase import SpawnBase
 
 from emu.deadline import Deadline
 from emu.errors import RigError
 from emu.machine.consolelog import CappedLog
+from emu.machine.expecting import Expecter, Pattern
 from emu.machine.terminal import Cleaner
 from emu.machine.verdict import LINUX, scan
 from emu.machine.watch import Finding, Watch
@@ -33,8 +32,6 @@ LINE_LIMIT = 4096
 """Characters after which a line without an end is cut into two."""
 _SETTLED_TAIL = 1.0
 """Seconds after which an unfinished line is looked at as if it were whole."""
-
-Pattern = str | re.Pattern[str] | type[pexpect.EOF] | type[pexpect.TIMEOUT]
 
 
 class Console:
@@ -74,7 +71,8 @@ class Console:
         self._tail_timer = False
         self._last_byte = time.monotonic()
         self._taps: list[Callable[[bytes], None]] = []
-        self._spawn = _Spawn(self)
+        self._awaiting: Deadline | None = None
+        self._expecter = Expecter(self, lambda: UNREAD_LIMIT)
         self.closed = False
         watch.add(self)
 
@@ -120,10 +118,16 @@ class Console:
         if text:
             self._unread.append(text)
             self._unread_size += len(text)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         while self._unread_size > UNREAD_LIMIT:
             oldest = self._unread.popleft()
-            self._unread_size -= len(oldest)
-            self.dropped += len(oldest)
+            size = min(len(oldest), self._unread_size - UNREAD_LIMIT)
+            if size < len(oldest):
+                self._unread.appendleft(oldest[size:])
+            self._unread_size -= size
+            self.dropped += size
 
     def _take_lines(self, text: str) -> None:
         *whole, rest = text.split("\n")
@@ -230,22 +234,22 @@ class Console:
         GuestTrouble, WaitTimeout, or RigError when the console (or QEMU) ended.
         `pexpect.TIMEOUT` and `pexpect.EOF` among the patterns are returned, not raised.
         """
-        return self._expect(self._spawn.expect, patterns, timeout, what)
+        return self._expect(patterns, timeout, what)
 
     def expect_exact(
         self, strings: str | Sequence[str], timeout: float, what: str | None = None
     ) -> int:
         """`expect` for plain strings."""
-        return self._expect(self._spawn.expect_exact, strings, timeout, what)
+        return self._expect(strings, timeout, what, exact=True)
 
     def _expect(
-        self, expect: Callable[..., int], patterns: object, timeout: float, what: str | None
+        self, patterns: object, timeout: float, what: str | None, exact: bool = False
     ) -> int:
         deadline = Deadline(what or _described(patterns), timeout)
         self.watch.check(deadline)
-        self._spawn.deadline = deadline
+        self._awaiting = deadline
         try:
-            return expect(patterns, timeout=deadline.seconds)
+            return self._expecter.expect(patterns, deadline.seconds, exact=exact)
         except pexpect.TIMEOUT:
             raise self.watch.timed_out(deadline, self.name) from None
         except pexpect.EOF:
@@ -257,24 +261,23 @@ class Console:
     @property
     def before(self) -> str:
         """What came before the last match."""
-        return self._spawn.before or ""
+        return self._expecter.before
 
     @property
     def after(self) -> str:
         """The last match's text."""
-        return self._spawn.after if isinstance(self._spawn.after, str) else ""
+        return self._expecter.after
 
     @property
     def match(self) -> Any:
         """The last match: a `re.Match`, or the string of `expect_exact`."""
-        return self._spawn.match
+        return self._expecter.match
 
     def forget(self) -> None:
         """Drop all that came so far and was not expected yet."""
         with self._lock:
             self._unread.clear()
             self._unread_size = 0
-        self._spawn.trim(0)
 
     def take(self, size: int) -> str:
         """Up to `size` characters that came and were not read yet ("" when there are none)."""
@@ -288,59 +291,24 @@ class Console:
             self._unread_size -= len(text)
             return text
 
-    @property
-    def has_unread(self) -> bool:
-        return bool(self._unread)
-
-
-class _Spawn(SpawnBase):  # type: ignore[misc]
-    """pexpect over a Console's buffer."""
-
-    # The window must hold more than one read, or pexpect does not search all of it.
-    _READ, _WINDOW = 4096, 16384
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(
-            timeout=None,
-            maxread=self._READ,
-            searchwindowsize=self._WINDOW,
-            encoding="utf-8",
-            codec_errors="replace",
-        )
-        self.name = console.name
-        self.console = console
-        self.deadline: Deadline | None = None
-        self.delayafterread = None
-        self._before: StringIO = self.buffer_type()
-
-    def trim(self, limit: int) -> None:
-        """Bound what pexpect keeps for `before`."""
-        if self._before.tell() > limit:
-            kept = self._before.getvalue()[-(limit // 2) :] if limit else ""
-            self._before = self.buffer_type()
-            self._before.write(kept)
-            if not limit:
-                self._buffer = self.buffer_type()
-
-    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> str:
-        self.trim(UNREAD_LIMIT)
-        end = time.monotonic() + (timeout if timeout is not None else 0.0)
-        while True:
-            text = self.console.take(size)
+    def put_back(self, text: str) -> None:
+        """Let `text` be taken again, before what came since."""
+        with self._lock:
             if text:
-                return text
-            self.console.watch.check(self.deadline)
-            if self.console.closed and not self.console.has_unread:
-                raise pexpect.EOF("console closed")
-            left = end - time.monotonic()
-            if left <= 0:
-                raise pexpect.TIMEOUT("time is up")
-            self.console.watch.sleep_until_change(
-                lambda: self.console.has_unread or self.console.closed, min(left, 1.0)
-            )
+                self._unread.appendleft(text)
+                self._unread_size += len(text)
+            self._drop_oldest()
 
-    def isalive(self) -> bool:
-        return not self.console.closed
+    def await_text(self, seconds: float) -> bool:
+        """Wait `seconds` at most until there is text to take; False when the console was closed.
+
+        Raises what is wrong with the machine.
+        """
+        self.watch.check(self._awaiting)
+        if self.closed and not self._unread:
+            return False
+        self.watch.sleep_until_change(lambda: bool(self._unread) or self.closed, seconds)
+        return True
 
 
 def _described(patterns: object) -> str:

@@ -105,6 +105,47 @@ def test_expect_matches_across_chunks(make: Make) -> None:
     assert console.expect_exact("next", 5) == 0
 
 
+def test_expect_keeps_what_follows_a_match(make: Make) -> None:
+    console = make()
+    console.feed(b"one two three")
+    assert console.expect_exact("one", 5) == 0
+    assert console.match == "one"
+    assert console.expect("two", 5) == 0
+    assert console.before == " "
+    console.forget()
+    assert console.expect(["three", pexpect.TIMEOUT], 0.1) == 1
+
+
+def test_expect_keeps_what_did_not_match(make: Make) -> None:
+    console = make()
+    console.feed(b"log")
+    with pytest.raises(WaitTimeout):
+        console.expect("login", 0.1)
+    assert console.expect([pexpect.TIMEOUT, "login"], 0.1) == 0
+    console.feed(b"in: ")
+    assert console.expect("login", 5) == 0
+
+
+def test_expect_finds_the_first_of_much_text(make: Make) -> None:
+    console = make()
+    console.feed(b"login: " + b"x" * 100_000 + b"login: ")
+    assert console.expect("login", 5) == 0
+    assert console.before == ""
+    assert console.expect("login", 5) == 0
+    assert len(console.before) == 100_002
+
+
+def test_expect_finds_a_match_across_what_is_dropped(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = make()
+    console.feed(b"x" * (2**17 - 3) + b"login: ")
+    flush()
+    monkeypatch.setattr(console_module, "UNREAD_LIMIT", 2**17)
+    assert console.expect("login", 5) == 0
+    assert len(console.before) < 2**17
+
+
 def test_typing(make: Make, typed: list[bytes]) -> None:
     console = make()
     console.sendline("ls")
