@@ -1,8 +1,7 @@
-"""Time-outs: named, in seconds of the machine they were measured on, scaled once.
+"""Time-outs: named, in seconds, scaled once.
 
-Whoever waits gives plain seconds; `Deadline` multiplies them by one factor: what the
-environment asks for (`EMU_TIMEOUT_SCALE`, default 1) times what was measured for this
-machine (`set_measured_factor`).
+Callers give plain seconds; `Deadline` multiplies them by one factor: `EMU_TIMEOUT_SCALE` of the
+environment (default 1) times what was measured for this machine (`set_measured_factor`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _measured = 1.0
 
 
 def set_measured_factor(factor: float) -> None:
-    """How much slower this machine (or this clock) is than the one time-outs were set on."""
+    """Set how much slower this machine (or clock) is than the one that time-outs are meant for."""
     global _measured
     _measured = max(1.0, factor)
 

@@ -1,6 +1,7 @@
 """The one event loop of the process, in a thread of its own.
 
-QMP, the consoles and the life of every QEMU run here; everybody else calls in and waits.
+QMP, the command channels, the consoles and the end of every QEMU are handled here; other
+threads call in and wait.
 The thread lives as long as the process: Linux sends the death signal that a child asked
 for when the *thread* that forked it ends, so QEMU must be forked from this one.
 """
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class Reactor:
-    """An asyncio event loop in a daemon thread, with a face for threads that block."""
+    """An asyncio event loop in a daemon thread, with calls for threads that block."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -70,7 +71,7 @@ class Reactor:
         return self.run(caller(), timeout, what)
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Have `function` called in the reactor's thread; don't wait for it."""
+        """Have `function` called in the reactor's thread, without waiting for it."""
         self.loop.call_soon_threadsafe(function)
 
 

@@ -57,7 +57,7 @@ _AGENT = "emu-agent"
 
 
 class Channel:
-    """Commands and files of one guest; `name` stands in every error. It owns the stream.
+    """Commands and files of one guest, which errors call `name`. It owns the stream.
 
     Any thread may use it but the reactor's, which runs it. `guard` is asked, on the caller's
     thread, at the beginning of every wait and when it reports trouble; what it raises ends the
@@ -96,8 +96,8 @@ class Channel:
     ) -> CommandResult:
         """Run a command to its end; a plain string goes to /bin/sh.
 
-        It ends with the exit of its process: what that leaves in the background goes on,
-        unheard. `timeout` in seconds before scaling; after that the whole tree is killed.
+        It ends with its process: what that leaves in the background keeps running, without
+        output. `timeout` in seconds before scaling; after that the whole tree is killed.
         Raises CommandFailed (with `check`), CommandTimeout, ChannelLost, or what the guard
         raises.
         """
@@ -192,7 +192,7 @@ class Channel:
     ) -> None:
         """Copy a file into the guest; it appears whole, checked, with `mode`, or not at all.
 
-        `timeout` in seconds before scaling, without one by its size (`files.patience`).
+        `timeout` in seconds before scaling; the default follows the size (`files.patience`).
         Raises CommandFailed, CommandTimeout, ChannelLost.
         """
         seconds = files.patience(source) if timeout is None else timeout

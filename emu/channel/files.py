@@ -20,9 +20,9 @@ _CHUNK = 1 << 18
 
 
 def patience(source: Path | bytes) -> float:
-    """Seconds that a file may take on its way: a minute, and two for each MiB of it.
+    """The time-out of a file: a minute, and two seconds for each MiB.
 
-    20 to 40 MiB go in a second. A test has 600 s: what hangs is to be told before they end.
+    20 to 40 MiB go in a second. A test has 600 s: a file that hangs is reported before.
     Raises OSError when there is no file.
     """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -30,9 +30,9 @@ def patience(source: Path | bytes) -> float:
 
 
 def send(process: Process, source: Path | bytes, deadline: Deadline) -> None:
-    """Hand a file to the `put` that waits for it."""
+    """Send a file to a running `put`."""
     crc = length = 0
-    with contextlib.suppress(BrokenPipeError):  # what it has to say comes with its end
+    with contextlib.suppress(BrokenPipeError):  # its exit status and stderr say why
         for chunk in _chunks(source):
             crc, length = zlib.crc32(chunk, crc), length + len(chunk)
             process.write(chunk, deadline)
@@ -43,7 +43,7 @@ def send(process: Process, source: Path | bytes, deadline: Deadline) -> None:
 def receive(
     process: Process, deadline: Deadline, expect_success: Callable[[], None]
 ) -> Iterator[bytes]:
-    """The bytes that a `get` sends; at their end raises what `expect_success` raises.
+    """The bytes that a `get` sends; `expect_success` is called at their end, and may raise.
 
     Raises RigError when they came damaged.
     """

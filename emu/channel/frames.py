@@ -1,4 +1,4 @@
-"""The frames between the host and the guest agent, as pure values.
+"""The frames between this machine and the guest agent, as pure values.
 
 The guest's end and the layout are in guest-images/agent/wire.h: a header of 24 bytes
 (magic, type, stream, command, sequence number, length, CRC-32 of header and payload), then
@@ -32,7 +32,7 @@ _END = struct.Struct("<QII")
 HEADER_SIZE = _HEAD.size + _CRC.size
 TRAILER_SIZE = _END.size
 PADDING = bytes(HEADER_SIZE + PAYLOAD_MAX)
-"""Longer than any frame: ends whatever half frame an earlier host left in the pipe."""
+"""Longer than any frame: completes a frame that an earlier peer has left unfinished."""
 
 
 class ToGuest(enum.IntEnum):
@@ -65,7 +65,7 @@ class ExecFlag(enum.IntFlag):
 
     PTY = 1
     GENTLE = 2
-    """It is ended by SIGTERM, because it has something to tidy up."""
+    """It is ended by SIGTERM, because it has to clean up."""
     NO_STDIN = 4
     SELF = 8
     """The program is the agent itself."""
@@ -121,7 +121,7 @@ def encode(
 
 
 def hello(nonce: bytes, chunk: int, window: int) -> bytes:
-    """A whole HELLO frame: forget the host before, and answer with this nonce."""
+    """A whole HELLO frame: drop the peer before, and answer with this nonce."""
     return encode(ToGuest.HELLO, 0, 0, _HELLO.pack(nonce, VERSION, chunk, window, 0))
 
 
@@ -185,7 +185,7 @@ class Decoder:
         return frames
 
     def _seek(self) -> bool:
-        """Throw away what comes before the welcome; True once it was found."""
+        """Drop what comes before the welcome; True once it was found."""
         size = HEADER_SIZE + _HELLO.size
         magic = _CRC.pack(TO_HOST)
         while (at := self._buffer.find(magic)) >= 0:

@@ -130,7 +130,7 @@ class Process:
             with self._changes:
                 if self._over or self._input_ended:
                     raise BrokenPipeError(f"{shown(self.argv)} takes no more input")
-                # Another writer may have been quicker: then there is nothing, and one more wait.
+                # 0 if another writer was quicker; then wait once more.
                 size = min(self._chunk, self._input_credit, len(data) - at)
                 self._input_credit -= size
                 if size:
@@ -138,7 +138,7 @@ class Process:
             at += size
 
     def close_stdin(self) -> None:
-        """The end of its standard input (for a terminal, write b"\\x04" instead)."""
+        """Close its standard input (for a terminal, write b"\\x04" instead)."""
         with self._changes:
             if self._over or self._input_ended:
                 return
@@ -164,7 +164,7 @@ class Process:
         self._channel.send(ToGuest.SIGNAL, self.id, struct.pack("<iI", number, 0))
 
     def resize(self, rows: int, columns: int) -> None:
-        """The terminal it runs on has another size now."""
+        """Set the size of the terminal it runs on."""
         self._channel.send(ToGuest.RESIZE, self.id, struct.pack("<HH", rows, columns))
 
     # A byte stream.

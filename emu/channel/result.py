@@ -1,4 +1,4 @@
-"""What came of a command in a guest: its result, its end, and the errors."""
+"""The result of a command in a guest, how it ended, and the errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAUSE = "read -t 0.02 x <> /run/pause || true"
 class Ended:
     """How a command ended: its exit status, or the signal that ended it.
 
-    A command that could not be started has status 127, as in a shell, and says why in `reason`.
+    A command that could not be started has status 127, as in a shell, and a `reason`.
     """
 
     status: int | None
@@ -41,7 +41,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """A command that ended; `seconds` on the host's clock, output exactly as it was written."""
+    """A command that ended; `seconds` on this machine's clock, output as it was written."""
 
     argv: tuple[Arg, ...]
     status: int | None

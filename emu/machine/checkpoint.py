@@ -1,4 +1,4 @@
-"""Checkpoints: a machine frozen on disk, from which any number of machines start.
+"""Checkpoints: a machine saved on disk, from which any number of machines start.
 
     ram         the guest's RAM, sparse; every machine maps it privately
     state       the devices' state, in QEMU's migration format (no RAM: x-ignore-shared)
@@ -6,8 +6,8 @@
     meta.json   what the checkpoint fits
 
 QEMU leaves RAM out of the migration stream when it is a shared file and the capability
-`x-ignore-shared` is set; a machine that opens the same file privately and loads the stream
-goes on from there in a fraction of a second, and only pages it writes become its own.
+`x-ignore-shared` is set. A machine that maps the same file privately and loads the stream
+resumes in a fraction of a second, and copies only the pages it writes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from emu.deadline import Deadline, poll
 from emu.errors import InputError, RigError
 from emu.machine import ram
 from emu.machine.identity import hash_of_program, host_cpu, qemu_version
@@ -40,7 +40,7 @@ _MIGRATE_TIMEOUT = 60.0
 
 
 class CheckpointBroken(RigError):
-    """The checkpoint does not load: throw it away and make it again."""
+    """The checkpoint does not load: it is to be removed and made again."""
 
 
 def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
 
 
 def symbolic_argv(spec: MachineSpec) -> list[str]:
-    """QEMU's arguments with names in place of descriptors and without host paths."""
+    """QEMU's arguments with names in place of descriptors and without paths of this machine."""
     names = ["xen", "dom0", "initrd", "ram"]
     links = ["qmp", "com1", "com2", *(f"port.{port}" for port in spec.ports), "wire"]
     names += [f"disk{index}.0" for index in range(len(spec.disks))]
@@ -75,12 +75,11 @@ def symbolic_argv(spec: MachineSpec) -> list[str]:
 
 
 def save(machine: Machine, directory: Path, *, settle: bool = True) -> None:
-    """Freeze a machine (started with `savable=True`) into `directory`; it does not go on.
+    """Save a machine (started with `savable=True`) into `directory`; it ends.
 
-    `settle`: wait first for what its consoles still print, but not for a guest's that never
-    stops.
-    Raises RigError (QEMU refused, disk full); GuestTrouble when the machine is in trouble,
-    for a checkpoint of a broken machine would spread.
+    `settle`: wait first until its consoles are quiet (3 s at most).
+    Raises RigError (QEMU refused, disk full); GuestTrouble when the machine is in trouble:
+    every machine from its checkpoint would be.
     """
     if machine.ram is None:
         raise ValueError("only a machine started with savable=True can be saved")
@@ -114,7 +113,7 @@ def load(
     paused: bool = False,
     wire: socket.socket | None = None,
 ) -> Machine:
-    """A machine that goes on from the checkpoint in `directory`; `wire` as for `Machine.start`.
+    """A machine resumed from the checkpoint in `directory`; `wire` as for `Machine.start`.
 
     Raises CheckpointBroken when the checkpoint is incomplete, was made for another spec,
     or is refused by QEMU; other errors as `Machine.start`.
@@ -179,17 +178,17 @@ def _open(path: Path, opened: contextlib.ExitStack) -> int:
 
 @contextlib.contextmanager
 def _peer(talk: Callable[[socket.socket], T]) -> Iterator[tuple[socket.socket, Future[T]]]:
-    """A socket for QEMU, and what `talk` comes to, which runs meanwhile with its other end.
+    """A socket for QEMU, and the result of `talk`, which runs meanwhile with its other end.
 
-    (A file would do for 7.2, but newer ones refuse it: `migration to a file is not supported`,
-    seen with 11.1. The way they have for files is not in 7.2.)
+    (QEMU 7.2 takes a file, but newer ones refuse it: `migration to a file is not supported`,
+    seen with 11.1. Their way for files is not in 7.2.)
     """
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1, "checkpoint") as pool:
         try:
             yield theirs, pool.submit(talk, ours)
         finally:
-            ours.shutdown(socket.SHUT_RDWR)  # or an error of ours would leave it waiting
+            ours.shutdown(socket.SHUT_RDWR)  # or `talk` would wait for ever after an error
 
 
 def _all_from(ours: socket.socket) -> bytes:
@@ -200,22 +199,21 @@ def _all_from(ours: socket.socket) -> bytes:
 
 
 def _all_to(ours: socket.socket, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # QEMU says itself what it did not like
+    with contextlib.suppress(OSError):  # QEMU reports why it stopped reading
         ours.sendall(data)
         ours.shutdown(socket.SHUT_WR)
 
 
 def _await_migration(machine: Machine) -> None:
-    end = time.monotonic() + _MIGRATE_TIMEOUT
-    pause = 0.002
-    while time.monotonic() < end:
+    deadline = Deadline("QEMU's migration", _MIGRATE_TIMEOUT)
+
+    def completed() -> bool:
         answer = machine.qmp("query-migrate")
         status = answer.get("status")
-        if status == "completed":
-            return
         if status in ("failed", "cancelled"):
             raise RigError(f"QEMU's migration {status}: {answer.get('error-desc', 'no reason')}")
         machine.watch.check()
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
-    raise RigError(f"QEMU's migration took more than {_MIGRATE_TIMEOUT:.0f} s")
+        return bool(status == "completed")
+
+    if not poll(completed, deadline, pause=0.01):
+        raise RigError(f"QEMU's migration took more than {deadline.seconds:.0f} s")

@@ -1,8 +1,8 @@
 """A console of Xen or of a guest: logged, watched, and driven with pexpect.
 
 Bytes come in through `feed` in the reactor's thread, from a socket to QEMU or from a
-domU's console behind the command channel. They never wait for a reader: what nobody reads
-is dropped, oldest first, beyond one MiB, and the logs are bounded too.
+domU's console behind the command channel. They never wait for a reader: unread text beyond
+one MiB is dropped, oldest first, and the logs are bounded as well.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from emu.machine.watch import Finding, Watch
 from emu.reactor import reactor
 
 UNREAD_LIMIT = 2**20
-"""Characters kept for a reader that has not come yet, and for pexpect's `before`."""
+"""Characters kept for a reader, and for pexpect's `before`."""
 HISTORY_LINES = 2000
 LINE_LIMIT = 4096
 """Characters after which a line without an end is cut into two."""
 _SETTLED_TAIL = 1.0
-"""Seconds after which an unfinished line is looked at as if it were whole."""
+"""Seconds after which an unfinished line is scanned as if it were whole."""
 
 
 class Console:
     """One console; `name` is what logs and errors call it.
 
-    `write` sends bytes to the guest and must not block for long. `speakers` says whose words
-    it carries, by kind (verdict.XEN, verdict.LINUX); by default those of a Linux of its name.
+    `write` sends bytes to the guest and must not block for long. `speakers` names who prints to
+    it, by kind (verdict.XEN, verdict.LINUX); the default is a Linux of its name.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Console:
         self.name = name
         self.watch = watch
         self.dropped = 0
-        """Characters nobody read in time."""
+        """Characters that were dropped unread."""
         self._write = write
         self._speakers = speakers or {LINUX: name}
         self._log = log
@@ -76,7 +76,7 @@ class Console:
         self.closed = False
         watch.add(self)
 
-    # What comes in.
+    # Input.
 
     def feed(self, data: bytes) -> None:
         """Bytes from the guest, from any thread; returns at once."""
@@ -86,7 +86,7 @@ class Console:
             reactor().soon(lambda: self._feed(data))
 
     def close(self) -> None:
-        """The guest's end is gone: the unfinished line is logged, readers see EOF."""
+        """The guest's end was closed: the unfinished line is logged, readers get EOF."""
         if reactor().here():
             self._close()
         else:
@@ -183,7 +183,7 @@ class Console:
             self.watch.report(Finding(match.name, guest, self.name, line, self._tail_began, number))
         return match is not None
 
-    # What is asked.
+    # History.
 
     def idle(self) -> float:
         """Seconds since the last byte came."""
@@ -197,7 +197,7 @@ class Console:
         return [line for line in lines if line.strip()][-count:]
 
     def around(self, number: int, before: int, after: int) -> list[str]:
-        """The lines around line `number`, as far as they are still known."""
+        """The lines around line `number` that are still in the history."""
         with self._lock:
             known = list(self._history)
         if self._tail:

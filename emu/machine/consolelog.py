@@ -18,8 +18,8 @@ HALF_LIMIT = 8 * 2**20
 class CappedLog:
     """A text log of at most 2 × `half_limit` bytes; written from one thread, line by line.
 
-    A full disk does not end a run because of its logs: `broken` (once) is told, and no
-    more is written.
+    A full disk does not end a run because of its logs: `broken` is called once, and no more
+    is written.
     """
 
     def __init__(

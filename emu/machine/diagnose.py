@@ -1,8 +1,8 @@
-"""How QEMU itself stands: what its threads wait for, and its virtual CPU and timer.
+"""The state of QEMU itself: what its threads wait for, its virtual CPU and timer.
 
-A machine that hangs may be a guest's matter or QEMU's. Threads that use no CPU while a guest
-has timers to wait for are QEMU's (or this machine's); the local APIC then tells whether its
-timer ran out, and the registers whether an interrupt could be taken.
+A machine that hangs may be the guest's fault or QEMU's. If no thread uses the CPU while a guest
+has timers to wait for, it is QEMU's (or this machine's); the local APIC then shows whether its
+timer has expired, and the registers whether the CPU could take an interrupt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emu.errors import EmuError
 from emu.machine.qemu import Machine
 
 ASKED = ("info registers", "info pic", "info lapic")
-"""Of QEMU's monitor for people. They wake its main loop, so the threads are looked at first."""
+"""Commands of QEMU's human monitor. They wake its main loop: the threads are sampled before."""
 _SAMPLE = 0.5
 """Seconds for which the CPU time of each thread is measured."""
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -32,7 +32,7 @@ def describe(machine: Machine, timeout: float) -> str:
     """Threads before and after the monitor was asked, and its answers, each with a heading.
 
     `timeout` in seconds (before scaling) for each question. Never raises for what QEMU does:
-    what can't be had is said in its place.
+    the error stands in place of the answer.
     """
     if not machine.running:
         return "QEMU has ended\n"
@@ -69,7 +69,7 @@ def _seconds(pid: int) -> Iterator[tuple[Path, float]]:
 
 
 def _wait(task: Path) -> str:
-    """The time-out of a ppoll: what the main loop takes to be the next timer's time."""
+    """The time-out of a ppoll: when the main loop expects its next timer."""
     call = _read(task / "syscall").split()
     if len(call) < 4 or call[0] != str(_PPOLL.get(platform.machine())):
         return ""
@@ -80,7 +80,7 @@ def _wait(task: Path) -> str:
         with (task / "mem").open("rb", buffering=0) as memory:
             memory.seek(address)
             seconds, nanoseconds = struct.unpack("qq", memory.read(16))
-    except (OSError, struct.error):  # it has gone on meanwhile, or isn't ours to look at
+    except (OSError, struct.error):  # it has returned meanwhile, or we may not read it
         return ""
     return f" for {seconds + nanoseconds / 1e9:.6f} s"
 

@@ -16,8 +16,8 @@ from emu.machine.spec import Disk
 def open_layers(disk: Disk, frozen: Sequence[Path], scratch: Path) -> list[int]:
     """Open a disk's files, base first: the image, `frozen` overlays, a throwaway overlay.
 
-    The throwaway overlay is made in directory `scratch` and has no name any more: it ends
-    with the last descriptor, whatever happens to the processes. The caller closes them.
+    The throwaway overlay is made in directory `scratch` and unlinked: it ends with its last
+    descriptor, even if processes are killed. The caller closes the descriptors.
     """
     paths = [disk.path, *frozen]
     fds: list[int] = []

@@ -1,6 +1,6 @@
-"""Which QEMU, and which processor: what checkpoints and answers are kept for.
+"""Which QEMU, and which processor: part of the keys of the cache.
 
-What a program said once is known for as long as this process lives and the file is the same.
+A program is asked once in the life of this process, unless its file changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stream socket to QEMU, read and written by the reactor, never waited for."""
+"""A stream socket to QEMU, which the reactor reads and writes without blocking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OUTGOING_LIMIT = 2**20
 
 
 class Link:
-    """Pumps a connected socket: `received` gets every chunk, in the reactor's thread.
+    """A connected socket: `received` is called with every chunk, in the reactor's thread.
 
     `send` may be called from any thread.
     """

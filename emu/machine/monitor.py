@@ -17,12 +17,12 @@ from emu.reactor import reactor
 
 Event = dict[str, Any]
 
-# It logs every lost connection as an error; here that is how a machine ends.
+# It logs every lost connection as an error; here a machine ends that way.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class Refused(RigError):
-    """QEMU answered a command with an error; `error_class` is QMP's."""
+    """QEMU answered a command with an error of QMP's class `error_class`."""
 
     def __init__(self, command: str, error: ExecuteError) -> None:
         super().__init__(f"QEMU refused {command}: {error}")
@@ -30,7 +30,7 @@ class Refused(RigError):
 
 
 class Monitor:
-    """Commands to QEMU, and its events, which `on_event` gets in the reactor's thread."""
+    """Commands to QEMU, and its events: `on_event` is called in the reactor's thread."""
 
     def __init__(self, sock: socket.socket, on_event: Callable[[Event], None]) -> None:
         self._sock = sock
@@ -73,7 +73,7 @@ class Monitor:
         return await self._client.execute(command, arguments or None)
 
     async def drained(self) -> None:
-        """Wait (a second at most) until a QEMU that ended has told its last event."""
+        """Wait, a second at most, for the last event of a QEMU that has ended."""
         end = asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < end:
             if self._client.runstate is not Runstate.RUNNING and not self._waiting_events():

@@ -1,4 +1,4 @@
-"""A child process that can't outlive this one, and what it said on stderr.
+"""A child process that can't outlive this one, and its stderr.
 
 `setpriv --pdeathsig KILL` asks the kernel to kill the child when the thread that forked it
 ends: the reactor's, which lives as long as the process. Had the parent died before that
@@ -59,7 +59,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 pass_fds=tuple(fds),
-                # Ctrl-C at the terminal is for us; QEMU ends when we say so.
+                # Ctrl-C at the terminal is for us; we end QEMU.
                 start_new_session=True,
             )
         child = cls(popen, log)
@@ -73,18 +73,18 @@ class Child:
         os.close(self._pidfd)
         self._pidfd = -1
         self.status = self._popen.wait()
-        for told in self._on_end:
-            told()
+        for callback in self._on_end:
+            callback()
         self._ended.set()
 
-    def on_end(self, told: Callable[[], None]) -> None:
-        """Have `told` called in the reactor when the child has ended (or at once)."""
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the reactor when the child has ended (or at once)."""
 
         def add() -> None:
             if self.status is None:
-                self._on_end.append(told)
+                self._on_end.append(callback)
             else:
-                told()
+                callback()
 
         reactor().call(add)
 
@@ -109,7 +109,7 @@ class Child:
             raise RigError(f"process {self.pid} did not end 10 s after SIGKILL")
 
     def last_words(self) -> list[str]:
-        """The first and the last lines of its stderr (a register dump may stand between)."""
+        """The first and the last lines of its stderr (there may be a register dump between)."""
         try:
             text = self.log.read_bytes()[-65536:].decode("utf-8", "replace")
         except OSError:

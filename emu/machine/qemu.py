@@ -1,7 +1,7 @@
 """One emulated PC: QEMU's process, its monitor, its consoles, its ports.
 
-All links to QEMU are socket pairs whose other ends it inherits, so a machine has no file
-that another process could open, and nothing to clear up when it is killed.
+All links to QEMU are socket pairs whose other ends it inherits: a machine has no file that
+another process could open, and leaves nothing behind when it is killed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ QMP_TIMEOUT = 30.0
 
 
 class MachineEnded(RigError):
-    """QEMU exited, or stopped its machine for good, while somebody still needed it."""
+    """QEMU exited, or stopped its machine for good, while it was still needed."""
 
 
 class Machine:
-    """A running QEMU. Made by `Machine.start` (cold) or `checkpoint.load`.
+    """A running QEMU, from `Machine.start` (cold) or `checkpoint.load`.
 
-    `xen` and `dom0` are the consoles, `watch` is what every wait goes through. Leaving
-    the context ends QEMU.
+    `xen` and `dom0` are the consoles; every wait goes through `watch`. Leaving the context
+    ends QEMU.
     """
 
     def __init__(self, spec: MachineSpec, rundir: RunDir) -> None:
@@ -54,7 +54,7 @@ class Machine:
         self.ram: int | None = None
         """Descriptor of the RAM's file, on a machine that can be saved."""
         self.overlays: dict[int, int] = {}
-        """QemuFds of the overlays, by disk index, on a machine that can be saved."""
+        """Descriptors of the overlays, by disk index, on a machine that can be saved."""
         self.frozen: tuple[tuple[Path, ...], ...] = tuple(() for _ in spec.disks)
         self._links: list[Link] = []
         self._sockets: dict[str, socket.socket] = {}
@@ -119,7 +119,7 @@ class Machine:
             if ram is not None:
                 files["ram"] = os.dup(ram)
             for name, fd in files.items():
-                # Guests see these names: let them be equally long however busy we are.
+                # Guests see these names: keep them equally long, however many files are open.
                 files[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
                 os.close(fd)
             self._make_links(theirs, wire)
@@ -176,7 +176,7 @@ class Machine:
             self._sockets[name], theirs[name] = socket.socketpair()
 
     def _connect(self) -> None:
-        # A PV dom0's kernel writes to Xen's console as well, and there only at first.
+        # A PV dom0's kernel prints to Xen's console as well, and at first only there.
         self.xen = self._serial("xen", self._sockets.pop("com1"), {XEN: "xen", LINUX: "dom0"})
         self.dom0 = self._serial("dom0", self._sockets.pop("com2"), {LINUX: "dom0"})
         self._monitor = Monitor(self._sockets.pop("qmp"), self._event)
@@ -206,27 +206,27 @@ class Machine:
             path = self.rundir.log(f"{name}-{count}")
         return CappedLog(path, broken=lambda _: self.watch.fail(disk_full(path, "a console's log")))
 
-    # What QEMU tells (in the reactor's thread).
+    # Events, in the reactor's thread.
 
     def _ended(self) -> None:
         for link in self._links:
             link.close()
-        self._ending_task = reactor().loop.create_task(self._tell_end())
+        self._ending_task = reactor().loop.create_task(self._report_end())
 
-    async def _tell_end(self) -> None:
+    async def _report_end(self) -> None:
         if self._monitor:
-            await self._monitor.drained()  # its last event may tell why
+            await self._monitor.drained()  # its last event may say why
         child = self._child
         assert child is not None
         why = f", {self._shutdown_reason}" if self._shutdown_reason else ""
         self.watch.fail(
             MachineEnded(f"QEMU ended ({child.epitaph()}{why})", lines=child.last_words())
         )
-        # After the failure is known: who reads a console hears of that, not of its end.
+        # After `fail`: a reader of a console gets that error, not EOF.
         for console in self._consoles:
             console.close()
 
-    async def _told_end(self) -> None:
+    async def _end_reported(self) -> None:
         if self._ending_task:
             await self._ending_task
 
@@ -252,7 +252,7 @@ class Machine:
                     )
                 )
 
-    # What is done with it.
+    # For its user.
 
     @property
     def pid(self) -> int:
@@ -262,7 +262,7 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        """Whether QEMU's process lives."""
+        """Whether QEMU's process runs."""
         return self._child is not None and self._child.running
 
     @property
@@ -307,7 +307,7 @@ class Machine:
         *,
         speakers: Mapping[str, str] | None = None,
     ) -> Console:
-        """A console of a guest inside (a domU's): `Console.feed` takes what it prints."""
+        """A console of a nested guest (a domU): `Console.feed` takes what it prints."""
 
         def merged(stamp: float, who: str, line: str) -> None:
             if self._merged:
@@ -320,7 +320,7 @@ class Machine:
         return console
 
     def remark(self, line: str) -> None:
-        """Write a line of ours among what the consoles say (not of a machine that ends)."""
+        """Write a line of ours to the merged log of the consoles (not once QEMU is being ended)."""
 
         def write() -> None:
             if self._merged and not self._ending:
@@ -333,7 +333,7 @@ class Machine:
         self.qmp("stop")
 
     def resume(self) -> None:
-        """Let the virtual CPUs run."""
+        """Start the virtual CPUs."""
         self.qmp("cont")
 
     def wait(self, timeout: float, what: str = "QEMU to end") -> int:
@@ -350,7 +350,7 @@ class Machine:
         return child.status
 
     def stop(self) -> None:
-        """End QEMU in an orderly way (disks flushed), by force when that takes long."""
+        """Quit QEMU (disks are flushed), by force when that takes more than 5 s."""
         self._ending = True
         if self.running:
             with contextlib.suppress(RigError):
@@ -360,11 +360,11 @@ class Machine:
         self.kill()
 
     def kill(self) -> None:
-        """End QEMU at once and give everything back. Twice is fine."""
+        """End QEMU at once and release everything. Twice is fine."""
         self._ending = True
         if self._child:
             self._child.kill()
-            reactor().run(self._told_end(), 5, "the consoles to close")
+            reactor().run(self._end_reported(), 5, "the consoles to close")
         if self._monitor:
             self._monitor.close()
             self._monitor = None

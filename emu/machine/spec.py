@@ -1,8 +1,8 @@
-"""What a machine is made of, and the QEMU command line that makes it.
+"""The configuration of a machine, and the QEMU command line for it.
 
-Every file is handed to QEMU as an inherited descriptor and named `/proc/self/fd/N`: paths
-may hold spaces and commas (`-initrd` splits at both), and one that was replaced or removed
-after it was opened does no harm. The same spec gives the same command line, up to N.
+Every file is passed to QEMU as an inherited descriptor and named `/proc/self/fd/N`: paths
+may hold spaces and commas (`-initrd` splits at both), and may be replaced or removed once they
+are open. The same spec gives the same command line, up to N.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ Accel = Literal["tcg", "kvm"]
 Clock = Literal["wall", "icount"]
 
 TCG_CPU = "max,-smap,-smep,-rdtscp,-xsave"
-"""Without whatever a QEMU is known to get wrong: for whoever has not asked `faults`."""
+"""Without all that any QEMU is known to get wrong: where `emu.emulator.faults` was not asked."""
 KVM_CPU = "host"
 
 XEN_CMDLINE = (
     "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M loglvl=all guest_loglvl=all"
     " noreboot bootscrub=0 conring_size=1M spec-ctrl=no cpuid=no-erms,no-fsrm"
 )
-"""Without guards against speculation, which cost an emulator dear (each entry from a PV guest
-makes 32 calls to fill a return stack that is not there), and without "fast" string
-instructions: TCG does one byte of a `rep movsb` at a time, eight of a `rep movsq`."""
+"""Without mitigations, which are expensive under emulation (each entry from a PV guest makes 32
+calls to fill a return stack that is not there), and without "fast" string instructions: TCG
+copies one byte of a `rep movsb` at a time, eight of a `rep movsq`."""
 
 LINUX_OPTIONS = "mitigations=off norandmaps init_on_alloc=0 audit=0 apparmor=0"
-"""What both guests' kernels leave out. The same program at the same addresses is translated once,
-not each time it is started. Pages come as they are: a driver that reads what it did not write is
-seen to. Speculation as above."""
+"""For both guests' kernels. A program at the same addresses is translated once, not each time it
+is started. Pages are not cleared: a driver that reads what it did not write is noticed.
+Mitigations as above."""
 
 BASE_CMDLINE = f"console=ttyS1,115200 earlyprintk=xen {LINUX_OPTIONS}"
 
@@ -57,9 +57,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class Recording:
-    """QEMU's log of all that reaches a machine from outside: written to `path`, or read from it.
+    """QEMU's log of all input to a machine: written to `path`, or read from it.
 
-    The log is whole when QEMU was told to quit; one that was killed left none.
+    The log is complete when QEMU has quit; one that was killed leaves none.
     """
 
     path: Path
@@ -161,7 +161,7 @@ def build_argv(
         *("-object", _json(_ram(spec, fds, ram_shared))),
     ]
     if spec.clock == "icount":
-        # The clock on the wall goes by instructions, too: a guest that polls it does the same work.
+        # The real-time clock follows instructions as well: a guest that polls it runs alike.
         argv += ["-icount", _icount(spec.recording), "-rtc", "clock=vm"]
     argv += _link("qmp", fds.links["qmp"])
     argv += ["-mon", "chardev=qmp,mode=control"]
@@ -256,12 +256,12 @@ def _disk(
         }
         if layer:
             node["backing"] = backing
-            # The overlay ends with QEMU: nobody reads it after a crash of the host.
+            # The overlay ends with QEMU: nobody reads it after a crash of this machine.
             node["cache"] = {"no-flush": True}
         backing = str(node["node-name"])
         argv += ["-blockdev", _json(node)]
     if recorded:
-        # It holds the ends of requests back until they are in the log, or until the log has them.
+        # It delays the completion of requests until it is in the log, or as the log has it.
         filter_ = {"driver": "blkreplay", "node-name": f"replay{index}", "image": backing}
         argv += ["-blockdev", _json({**filter_, "read-only": disk.readonly})]
         backing = f"replay{index}"

@@ -1,8 +1,8 @@
-"""What a console line means: the list of bad patterns, and nothing else.
+"""The patterns of console lines that mean trouble.
 
-A kernel or hypervisor that is in trouble says so in a few well-known words. `scan` names
-them. The list is ordered: the first pattern that matches gives the finding its name, so
-the special ones ("KASAN") stand before the general ones ("kernel BUG").
+A kernel or hypervisor reports trouble in a few well-known words, which `scan` finds and names.
+The list is ordered: the first pattern that matches gives the finding its name, so the special
+ones ("KASAN") come before the general ones ("kernel BUG").
 
 Sources: the printk formats in xen/arch/x86/traps.c, xen/arch/x86/pv/traps.c,
 xen/common/{domain,shutdown}.c and xen/drivers/char/console.c of Xen 4.17, and in
@@ -19,14 +19,14 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 XEN = "xen"
-"""A console that carries the hypervisor's own words."""
+"""A console to which the hypervisor prints."""
 LINUX = "linux"
-"""A console that carries a Linux kernel's."""
+"""A console to which a Linux kernel prints."""
 
 
 @dataclass(frozen=True)
 class BadPattern:
-    """Words that mean trouble: `name` is what people read, `kind` who speaks like this."""
+    """A pattern that means trouble: `name` is shown to people, `kind` (XEN, LINUX) prints it."""
 
     name: str
     regex: str
@@ -93,8 +93,8 @@ BAD_PATTERNS: tuple[BadPattern, ...] = (
 
 _compiled = [(pattern, re.compile(pattern.regex)) for pattern in BAD_PATTERNS]
 
-# Most lines hold none of these words, and one search tells so. A test checks that no
-# pattern matches a line that this one passes over.
+# Most lines hold none of these words: one search sorts them out. A test checks that no
+# pattern matches a line that this one rejects.
 _HINTS = re.compile(
     r"\(XEN\)|BUG|WARNING|INFO: |Oops|anic|fault|rcu|oom-killer|Out of memory|UBSAN|KASAN"
     r"|kmemleak|pagealloc|LOCKUP|Sanitizer|traps: |allocation failure"

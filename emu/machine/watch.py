@@ -2,7 +2,7 @@
 
 One `Watch` belongs to a machine. Consoles report what `verdict` finds in their lines,
 whether somebody waits or not; every wait, on whatever floor, goes through the watch and
-ends at once, by name, when the machine is in trouble.
+ends at once, with the trouble's name, when the machine is in trouble.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ LAST_LINES = 15
 _VERSION_WITHIN = 2.0
 """Seconds for the lines after a finding that may be known: the next ones name the kernel."""
 _QUIET = 0.3
-"""Seconds without a byte after which a console is taken to have said what it had to say."""
+"""Seconds without a byte after which a console counts as quiet."""
 _SETTLE = 3.0
-"""Seconds after which one that goes on talking is no longer waited for."""
+"""Seconds to wait at most for a console to become quiet."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """Trouble on a console: its `name` (of verdict.BAD_PATTERNS), the line, when and where.
 
-    `guest` is who said it ("xen", "dom0", a domU's name), `console` where it was read: on
-    Xen's console stands what dom0's kernel says, too. `time` is in seconds since the
-    machine's start, `number` counts the console's lines.
+    `guest` printed it ("xen", "dom0", a domU's name), `console` is where it was read: dom0's
+    kernel prints to Xen's console as well. `time` is in seconds since the machine's start,
+    `number` counts the console's lines.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Finding:
 
 
 class GuestTrouble(RigError):
-    """A guest (or Xen) said that it is in trouble; `finding` tells what."""
+    """A guest (or Xen) reported trouble, which is `finding`."""
 
     def __init__(self, message: str, finding: Finding, lines: tuple[str, ...]) -> None:
         super().__init__(message, lines=lines)
@@ -61,7 +61,7 @@ class GuestTrouble(RigError):
 
 
 class WaitTimeout(RigError):
-    """What was awaited did not come in time."""
+    """What was awaited did not come before its deadline."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class _Undecided:
 
     finding: Finding
     known: KnownReport
-    console: Listened
+    console: Watched
     until: float
     """Seconds since the machine's start; without a version by then it is trouble."""
 
 
-class Listened(Protocol):
-    """What the watch asks of a console."""
+class Watched(Protocol):
+    """What the watch needs of a console."""
 
     name: str
 
@@ -102,7 +102,7 @@ class Watch:
         self.started = time.monotonic()
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
-        self._consoles: list[Listened] = []
+        self._consoles: list[Watched] = []
         self._findings: list[Finding] = []
         self._seen: deque[Finding] = deque(maxlen=64)
         self._failure: RigError | None = None
@@ -111,14 +111,14 @@ class Watch:
         self._undecided: list[_Undecided] = []
         self._known: list[tuple[KnownReport, Finding]] = []
 
-    # What the reactor tells.
+    # For the reactor.
 
     def now(self) -> float:
         """Seconds since the machine's start."""
         return time.monotonic() - self.started
 
-    def add(self, console: Listened) -> None:
-        """Listen to one more console."""
+    def add(self, console: Watched) -> None:
+        """Watch one more console."""
         with self._changed:
             self._consoles.append(console)
 
@@ -176,7 +176,7 @@ class Watch:
         )
 
     def fail(self, error: RigError) -> None:
-        """The machine itself is gone or stuck: all waits end with `error`. The first counts."""
+        """The machine itself has ended or is stuck: all waits raise `error`, the first of them."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
@@ -189,15 +189,15 @@ class Watch:
                 wake()
 
     def notify(self) -> None:
-        """Something changed that a waiting predicate may want to see."""
+        """Something changed that a wait may be for."""
         with self._changed:
             self._changed.notify_all()
 
-    # What everybody asks.
+    # For everybody else.
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings nobody declared, in the order they came, without known reports."""
+        """The findings that were not allowed, in order, without the known kernel reports."""
         with self._changed:
             self._decide()
             return tuple(self._findings)
@@ -225,7 +225,7 @@ class Watch:
                 raise self._failure
             return
         if not self._findings:
-            self.settle()  # what ended QEMU may still stand in its consoles
+            self.settle()  # its consoles may still show why QEMU ended
         if self._findings:
             raise self._trouble(self._findings[0], deadline)
         assert self._failure is not None
@@ -273,7 +273,7 @@ class Watch:
             if deadline.passed:
                 raise self.timed_out(deadline, console)
             with self._changed:
-                # Looked at again under the lock: no change between look and sleep is lost.
+                # Again, with the lock: or a change before the sleep would be missed.
                 if not self.in_trouble and not _look(awaited)[0]:
                     self._changed.wait(min(poll, deadline.left))
 
@@ -311,7 +311,7 @@ class Watch:
 
     @contextmanager
     def after_the_fact(self) -> Iterator[None]:
-        """Inside the block, findings end no wait: for a look at a machine that is in trouble."""
+        """Inside the block, findings end no wait: for examining a machine that is in trouble."""
         self._after_the_fact += 1
         try:
             yield
@@ -323,13 +323,13 @@ class Watch:
     def expect_finding(
         self, *names: str, guest: str | None = None, timeout: float = 10.0
     ) -> Iterator[list[Finding]]:
-        """Like `allow`, but one of the findings must come, `timeout` after the block at last.
+        """Like `allow`, but one of the findings must come, within `timeout` after the block.
 
         Raises WaitTimeout when none came.
         """
         with self.allow(*names, guest=guest) as seen:
             yield seen
-            what = " or ".join(names) + " (which was to be provoked)"
+            what = " or ".join(names) + " (expected)"
             self.wait(lambda: seen or None, what, timeout, guest)
 
     def settle(self) -> None:
@@ -343,7 +343,7 @@ class Watch:
             time.sleep(max(_QUIET - idle, 0.0) + 0.01)
 
     def _trouble(self, finding: Finding, deadline: Deadline | None) -> GuestTrouble:
-        # What a dying kernel says next (registers, call trace) belongs to the message.
+        # What a dying kernel prints next (registers, call trace) belongs to the message.
         self.settle()
         lines: list[str] = []
         for console in self._consoles:

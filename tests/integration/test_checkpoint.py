@@ -45,7 +45,7 @@ def rundir(tmp_path: Path) -> Iterator[RunDir]:
 
 
 def count(machine: Machine) -> int:
-    """Have the guest add one, and say what it has."""
+    """Let the guest add one; its number then."""
     machine.dom0.send("k")
     machine.dom0.expect(r"count (\d+)\n", 20)
     return int(machine.dom0.match.group(1))
@@ -65,7 +65,7 @@ def frozen(spec: MachineSpec, rundir: RunDir, directory: Path, counted: int = 3)
 
 @needs_qemu
 @pytest.mark.parametrize("clock", ["wall", "icount"])
-def test_every_run_starts_from_the_same_instant(
+def test_runs_start_from_the_same_state(
     spec: MachineSpec, rundir: RunDir, tmp_path: Path, clock: Clock
 ) -> None:
     spec = replace(spec, clock=clock)
@@ -82,7 +82,9 @@ def test_every_run_starts_from_the_same_instant(
 
 
 @needs_qemu
-def test_runs_go_side_by_side(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
+def test_runs_from_one_checkpoint_at_once(
+    spec: MachineSpec, rundir: RunDir, tmp_path: Path
+) -> None:
     directory = frozen(spec, rundir, tmp_path / "frozen")
     with (
         RunDir.create(tmp_path / "runs") as other,
@@ -93,7 +95,7 @@ def test_runs_go_side_by_side(spec: MachineSpec, rundir: RunDir, tmp_path: Path)
 
 
 @needs_qemu
-def test_a_checkpoint_is_small(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
+def test_checkpoint_is_small(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
     directory = frozen(spec, rundir, tmp_path / "frozen")
     assert (directory / "ram").stat().st_size == 64 * 2**20
     used = sum(path.stat().st_blocks * 512 for path in directory.iterdir())
@@ -102,7 +104,7 @@ def test_a_checkpoint_is_small(spec: MachineSpec, rundir: RunDir, tmp_path: Path
 
 
 @needs_qemu
-def test_a_paused_start_waits(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
+def test_paused_start_does_not_run(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
     directory = frozen(spec, rundir, tmp_path / "frozen")
     with checkpoint.load(spec, directory, rundir, paused=True) as machine:
         assert machine.qmp("query-status")["running"] is False
@@ -112,7 +114,7 @@ def test_a_paused_start_waits(spec: MachineSpec, rundir: RunDir, tmp_path: Path)
 
 @needs_qemu
 @pytest.mark.parametrize("damage", ["no ram", "short ram", "short state", "no state", "meta"])
-def test_a_damaged_checkpoint_is_broken(
+def test_damaged_checkpoint_is_broken(
     spec: MachineSpec, rundir: RunDir, tmp_path: Path, damage: str
 ) -> None:
     directory = frozen(spec, rundir, tmp_path / "frozen", counted=0)
@@ -130,7 +132,7 @@ def test_a_damaged_checkpoint_is_broken(
 
 
 @needs_qemu
-def test_a_checkpoint_fits_one_machine_only(
+def test_checkpoint_fits_one_machine_only(
     spec: MachineSpec, rundir: RunDir, tmp_path: Path
 ) -> None:
     directory = frozen(spec, rundir, tmp_path / "frozen", counted=0)
@@ -145,9 +147,7 @@ def test_a_checkpoint_fits_one_machine_only(
 
 
 @needs_qemu
-def test_a_machine_in_trouble_is_not_saved(
-    spec: MachineSpec, rundir: RunDir, tmp_path: Path
-) -> None:
+def test_machine_in_trouble_is_not_saved(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
     with Machine.start(spec, rundir, savable=True) as machine:
         machine.xen.expect("ready\n", 20)
         machine.dom0.send("X")
@@ -157,7 +157,9 @@ def test_a_machine_in_trouble_is_not_saved(
 
 
 @needs_qemu
-def test_only_a_savable_machine_is_saved(spec: MachineSpec, rundir: RunDir, tmp_path: Path) -> None:
+def test_machine_that_is_not_savable_is_not_saved(
+    spec: MachineSpec, rundir: RunDir, tmp_path: Path
+) -> None:
     with (
         Machine.start(spec, rundir) as machine,
         pytest.raises(ValueError, match="savable=True"),
@@ -166,7 +168,7 @@ def test_only_a_savable_machine_is_saved(spec: MachineSpec, rundir: RunDir, tmp_
 
 
 @needs_qemu
-def test_a_full_disk_while_saving_is_named(
+def test_full_disk_while_saving_is_named(
     spec: MachineSpec, rundir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -178,7 +180,7 @@ def test_a_full_disk_while_saving_is_named(
 
 
 @needs_qemu
-def test_inputs_name_what_matters_and_no_path(spec: MachineSpec) -> None:
+def test_inputs_hold_versions_and_no_path(spec: MachineSpec) -> None:
     inputs = checkpoint.checkpoint_inputs(spec)
     assert inputs["qemu"].startswith("QEMU emulator version ")
     assert len(inputs["qemu_sha256"]) == 64
@@ -188,7 +190,7 @@ def test_inputs_name_what_matters_and_no_path(spec: MachineSpec) -> None:
     assert inputs != checkpoint.checkpoint_inputs(replace(spec, smp=2))
 
 
-def test_zero_pages_take_no_room(tmp_path: Path) -> None:
+def test_zero_pages_are_not_stored(tmp_path: Path) -> None:
     source = tmp_path / "source"
     content = bytes(ram.PAGE) + b"\x00x" + bytes(3 * 2**21) + b"end"
     source.write_bytes(content)

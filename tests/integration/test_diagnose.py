@@ -1,4 +1,4 @@
-"""What is told of a QEMU that runs, that is stopped, and that is gone."""
+"""The diagnosis of a QEMU that runs, that is stopped, and that has ended."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def spent(text: str) -> dict[str, float]:
-    """Seconds of the CPU in the last half second, by thread, as first seen."""
+    """Seconds of the CPU in the last half second, by thread, in the first sample."""
     first = text.split("== info registers")[0]
     return {name: float(lately) for name, _, lately in THREAD.findall(first)}
 
 
 def states(pid: int) -> set[str]:
-    """In which states its threads are: proc(5)."""
+    """The states of its threads: proc(5)."""
     stats = Path(f"/proc/{pid}/task").glob("*/stat")
     return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
 
 
-def test_a_guest_that_runs(machine: Machine) -> None:
+def test_diagnosis_of_a_running_guest(machine: Machine) -> None:
     text = diagnose.describe(machine, 5)
     assert re.search(r"^EIP=", text, re.M)
     assert "LVTT" in text
@@ -47,7 +47,7 @@ def test_a_guest_that_runs(machine: Machine) -> None:
     assert re.search(r"^main loop: .* in \S+ for \d+\.\d{6} s$", text, re.M), text
 
 
-def test_a_qemu_that_is_stopped(machine: Machine) -> None:
+def test_diagnosis_of_a_stopped_qemu(machine: Machine) -> None:
     os.kill(machine.pid, signal.SIGSTOP)
     try:
         # A thread at work stops at the next tick of its CPU, or later on a busy one.
@@ -60,7 +60,7 @@ def test_a_qemu_that_is_stopped(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
-def test_a_qemu_that_is_gone(machine: Machine, how: str) -> None:
+def test_diagnosis_of_an_ended_qemu(machine: Machine, how: str) -> None:
     if how == "killed":
         os.kill(machine.pid, signal.SIGKILL)
         with pytest.raises(MachineEnded):

@@ -60,7 +60,7 @@ def after(option: str, words: list[str]) -> list[str]:
 # The command line.
 
 
-def test_modules_are_named_by_descriptor_and_their_commas_doubled() -> None:
+def test_modules_are_named_by_descriptor_with_commas_doubled() -> None:
     spec = MachineSpec(
         xen=Path("/a b/xen"),
         dom0_kernel=Path("/a,b/vmlinux"),
@@ -72,7 +72,7 @@ def test_modules_are_named_by_descriptor_and_their_commas_doubled() -> None:
     assert after("-initrd", words) == ["/proc/self/fd/4 console=ttyS1,,115200 ro,/proc/self/fd/5"]
 
 
-def test_the_clock_of_instructions_runs_in_one_thread() -> None:
+def test_instruction_time_runs_in_one_thread() -> None:
     words = argv(replace(EMPTY, clock="icount"))
     assert after("-icount", words) == ["shift=0,sleep=off"]
     assert after("-rtc", words) == ["clock=vm"]
@@ -81,7 +81,7 @@ def test_the_clock_of_instructions_runs_in_one_thread() -> None:
         replace(EMPTY, clock="icount", accel="kvm")
 
 
-def test_what_is_recorded_goes_through_the_log() -> None:
+def test_recorded_input_goes_through_the_log() -> None:
     log = Recording(Path("/a, b/log"), "replay")
     spec = replace(EMPTY, clock="icount", disks=(Disk(Path("/x"), readonly=True),), recording=log)
     words = argv(spec)
@@ -95,13 +95,13 @@ def test_what_is_recorded_goes_through_the_log() -> None:
         replace(EMPTY, recording=log)
 
 
-def test_the_cpu_follows_the_accelerator() -> None:
+def test_cpu_follows_the_accelerator() -> None:
     assert after("-cpu", argv(EMPTY)) == [TCG_CPU]
     assert "-smap" in TCG_CPU
     assert after("-cpu", argv(replace(EMPTY, accel="kvm"))) == ["host"]
 
 
-def test_a_disk_gets_an_overlay_that_names_no_file() -> None:
+def test_disk_gets_an_overlay_without_a_path() -> None:
     spec = replace(EMPTY, disks=(Disk(Path("/x y/lun.raw"), serial="lun0"),))
     base, overlay = after("-blockdev", argv(spec))
     assert '"filename":"/proc/self/fd/7"' in base
@@ -111,7 +111,7 @@ def test_a_disk_gets_an_overlay_that_names_no_file() -> None:
     assert "/x y" not in " ".join(argv(spec))
 
 
-def test_no_link_is_a_file() -> None:
+def test_links_are_descriptors() -> None:
     words = argv(replace(EMPTY, ports=("emu.agent",)))
     assert after("-chardev", words) == [
         *("socket,id=qmp,fd=20", "socket,id=com1,fd=21", "socket,id=com2,fd=22"),
@@ -119,7 +119,7 @@ def test_no_link_is_a_file() -> None:
     ]
 
 
-def test_a_network_card_hangs_on_an_inherited_socket_and_comes_last() -> None:
+def test_network_card_uses_an_inherited_socket_and_comes_last() -> None:
     mac = "52:54:00:0e:00:01"
     links = {"qmp": 20, "com1": 21, "com2": 22, "wire": 23}
     words = build_argv(replace(EMPTY, mac=mac), QemuFds({}, links))
@@ -129,13 +129,13 @@ def test_a_network_card_hangs_on_an_inherited_socket_and_comes_last() -> None:
     assert words[: words.index("-netdev")] == build_argv(EMPTY, QemuFds({}, links))
 
 
-def test_a_card_without_a_wire_is_refused(rundir: RunDir) -> None:
+def test_network_card_without_a_wire_is_refused(rundir: RunDir) -> None:
     with pytest.raises(ValueError, match="needs a wire"):
         Machine.start(replace(EMPTY, mac="52:54:00:0e:00:01"), rundir)
 
 
 @needs_qemu
-def test_two_machines_hang_on_one_wire(rundir: RunDir, tmp_path: Path) -> None:
+def test_machines_share_a_wire(rundir: RunDir, tmp_path: Path) -> None:
     one, other = socket.socketpair()
     cards = [replace(EMPTY, mac=f"52:54:00:0e:00:0{number}") for number in (1, 2)]
     with contextlib.ExitStack() as opened:
@@ -144,16 +144,16 @@ def test_two_machines_hang_on_one_wire(rundir: RunDir, tmp_path: Path) -> None:
             first = opened.enter_context(Machine.start(cards[0], rundir, wire=one))
             neighbour = opened.enter_context(Machine.start(cards[1], second, wire=other))
         for machine in (first, neighbour):
-            told = machine.qmp("human-monitor-command", command_line="info network")
-            assert "wire: index=0,type=socket" in told
+            answer = machine.qmp("human-monitor-command", command_line="info network")
+            assert "wire: index=0,type=socket" in answer
         neighbour.kill()
-        assert first.qmp("query-status")["running"], "its neighbour's end is trouble of its own"
+        assert first.qmp("query-status")["running"], "it ended with its neighbour"
 
 
 # A run's directory.
 
 
-def test_a_run_has_a_private_directory_that_a_sweep_leaves_alone(tmp_path: Path) -> None:
+def test_run_has_a_private_directory_that_a_sweep_leaves_alone(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "runs") as one, RunDir.create(tmp_path / "runs") as two:
         assert one.path != two.path
         assert one.path.stat().st_mode & 0o777 == 0o700
@@ -191,7 +191,7 @@ def test_failed_runs_outlive_the_others(tmp_path: Path) -> None:
     assert not (root / "20150522-140000-0000").exists()
 
 
-def test_a_killed_runs_state_is_swept(tmp_path: Path) -> None:
+def test_state_of_a_killed_run_is_swept(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     code = (
         "import os, signal, sys; from pathlib import Path;"
@@ -205,13 +205,13 @@ def test_a_killed_runs_state_is_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in left.iterdir()) == ["lock", "xen.log"]
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_full_disk_is_named(tmp_path: Path) -> None:
     error = disk_full(tmp_path / "not" / "there", "a checkpoint")
     assert error.message.startswith(f"no room for a checkpoint in {tmp_path}/not/there (")
     assert "MiB left" in error.message
 
 
-def test_the_size_of_a_disk(tmp_path: Path) -> None:
+def test_virtual_size_of_a_disk(tmp_path: Path) -> None:
     raw, bad = tmp_path / "raw", tmp_path / "bad.qcow2"
     raw.write_bytes(b"x" * 513)
     bad.write_bytes(b"not an image")
@@ -220,7 +220,7 @@ def test_the_size_of_a_disk(tmp_path: Path) -> None:
         disks.virtual_size(Disk(bad, format="qcow2"))
 
 
-# The real thing.
+# A real QEMU.
 
 
 @needs_qemu
@@ -247,7 +247,7 @@ def test_files_with_spaces_and_commas_reach_the_guest(
 
 
 @needs_qemu
-def test_what_qemu_refuses_is_shown(rundir: RunDir) -> None:
+def test_errors_of_qemu_at_its_start_are_shown(rundir: RunDir) -> None:
     with pytest.raises(RigError, match=r"QEMU did not start \(status 1\)") as caught:
         Machine.start(replace(EMPTY, cpu="no-such-cpu"), rundir)
     assert any("no-such-cpu" in line for line in caught.value.lines)
@@ -258,7 +258,7 @@ def test_what_qemu_refuses_is_shown(rundir: RunDir) -> None:
 
 
 @needs_qemu
-def test_a_refused_command_is_an_error_of_its_own(rundir: RunDir) -> None:
+def test_refused_command_is_an_error_of_its_own(rundir: RunDir) -> None:
     with Machine.start(EMPTY, rundir) as machine:
         with pytest.raises(Refused, match="QEMU refused no-such-command"):
             machine.qmp("no-such-command")
@@ -266,7 +266,7 @@ def test_a_refused_command_is_an_error_of_its_own(rundir: RunDir) -> None:
 
 
 @needs_qemu
-def test_qemus_death_ends_every_wait(guest: Path, rundir: RunDir) -> None:
+def test_death_of_qemu_ends_every_wait(guest: Path, rundir: RunDir) -> None:
     with Machine.start(tiny(guest), rundir) as machine:
         machine.xen.expect("ready\n", 20)
         os.kill(machine.pid, signal.SIGKILL)
@@ -281,7 +281,7 @@ def test_qemus_death_ends_every_wait(guest: Path, rundir: RunDir) -> None:
 
 
 @needs_qemu
-def test_a_guest_that_reboots_ends_the_machine(guest: Path, rundir: RunDir) -> None:
+def test_reboot_of_the_guest_ends_the_machine(guest: Path, rundir: RunDir) -> None:
     with Machine.start(tiny(guest), rundir) as machine:
         machine.xen.expect("ready\n", 20)
         machine.dom0.send("R")
@@ -291,7 +291,7 @@ def test_a_guest_that_reboots_ends_the_machine(guest: Path, rundir: RunDir) -> N
 
 
 @needs_qemu
-def test_xen_in_trouble_ends_a_wait_for_dom0(guest: Path, rundir: RunDir) -> None:
+def test_trouble_of_xen_ends_a_wait_for_dom0(guest: Path, rundir: RunDir) -> None:
     with Machine.start(tiny(guest), rundir) as machine:
         machine.xen.expect("ready\n", 20)
         with machine.watch.expect_finding("Xen panic", guest="xen"):
@@ -305,7 +305,7 @@ def test_xen_in_trouble_ends_a_wait_for_dom0(guest: Path, rundir: RunDir) -> Non
 
 
 @needs_qemu
-def test_a_guest_that_prints_without_end_is_no_burden(guest: Path, rundir: RunDir) -> None:
+def test_console_flood_does_not_delay_qmp(guest: Path, rundir: RunDir) -> None:
     with Machine.start(tiny(guest), rundir) as machine:
         machine.xen.expect("ready\n", 20)
         machine.dom0.send("F")
@@ -327,7 +327,7 @@ def test_ports_are_sockets(rundir: RunDir) -> None:
 
 
 @needs_qemu
-def test_what_a_guest_writes_to_a_disk_is_gone_with_qemu(rundir: RunDir, tmp_path: Path) -> None:
+def test_writes_to_a_disk_end_with_qemu(rundir: RunDir, tmp_path: Path) -> None:
     image = tmp_path / "a disk, with a comma"
     image.write_bytes(b"\x11" * 2**20)
     spec = replace(EMPTY, disks=(Disk(image),))
@@ -376,7 +376,7 @@ def test_qemu_does_not_outlive_a_killed_runner(tmp_path: Path) -> None:
 
 
 @needs_qemu
-def test_a_runner_that_died_first_leaves_no_qemu() -> None:
+def test_qemu_does_not_start_after_its_runner_has_died() -> None:
     from emu.machine.process import _ONLY_UNDER_PARENT
 
     not_my_parent = str(os.getpid() + 100_000)

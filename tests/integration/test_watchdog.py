@@ -1,4 +1,4 @@
-"""When a machine is taken for asleep, and when not."""
+"""The watchdog: which machine it wakes, and which not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
 )
 LONG = 2 * ASLEEP_AFTER
-"""Seconds in which one that sleeps would be woken."""
+"""Seconds after which the watchdog would have fired."""
 PATIENCE = 20.0
 REMARK = "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken"
 
@@ -41,27 +41,27 @@ def halt(machine: Machine, key: str = "H") -> None:
     machine.watch.wait(lambda: sleepers(machine.pid) or None, "the guest to halt", 10)
 
 
-def test_a_guest_that_sleeps_for_good_is_nudged(machine: Machine) -> None:
-    nudged = threading.Event()
-    watchdog = Watchdog(machine, nudged.set)
+def test_watchdog_wakes_a_guest_without_timers(machine: Machine) -> None:
+    woken = threading.Event()
+    watchdog = Watchdog(machine, woken.set)
     try:
         halt(machine)
-        assert nudged.wait(PATIENCE)
-        assert watchdog.nudges
+        assert woken.wait(PATIENCE)
+        assert watchdog.fired
         machine.watch.wait(lambda: REMARK in merged(machine), "the remark", PATIENCE)
     finally:
         watchdog.close()
 
 
-def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
+def test_watchdog_goes_on_after_an_interrupt_that_failed(machine: Machine) -> None:
     twice = threading.Event()
 
-    def nudge() -> None:
-        if watchdog.nudges == 2:
+    def interrupt() -> None:
+        if watchdog.fired == 2:
             twice.set()
         raise RigError("no answer from the guest agent")
 
-    watchdog = Watchdog(machine, nudge)
+    watchdog = Watchdog(machine, interrupt)
     try:
         halt(machine)
         assert twice.wait(PATIENCE)
@@ -72,7 +72,7 @@ def test_a_nudge_that_fails_ends_nothing(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("how", ["busy", "idle", "paused", "stopped", "closed"])
-def test_one_that_need_not_be_woken_is_left_alone(machine: Machine, how: str) -> None:
+def test_watchdog_leaves_other_machines_alone(machine: Machine, how: str) -> None:
     if how != "busy":
         halt(machine, "I" if how == "idle" else "H")
     if how == "paused":
@@ -84,7 +84,7 @@ def test_one_that_need_not_be_woken_is_left_alone(machine: Machine, how: str) ->
         if how == "closed":
             watchdog.close()
         time.sleep(LONG)
-        assert watchdog.nudges == 0
+        assert watchdog.fired == 0
         if how == "stopped":
             assert sleepers(machine.pid) == {}
     finally:
@@ -92,7 +92,7 @@ def test_one_that_need_not_be_woken_is_left_alone(machine: Machine, how: str) ->
         watchdog.close()
 
 
-def test_a_process_that_has_ended_does_not_sleep(machine: Machine) -> None:
+def test_sleepers_of_an_ended_process_are_none(machine: Machine) -> None:
     pid = machine.pid
     machine.kill()
     assert sleepers(pid) == {}

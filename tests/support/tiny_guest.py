@@ -1,9 +1,9 @@
-"""A guest of 3 KiB that boots in a blink: it shows its modules and counts keys.
+"""A guest of 3 KiB that boots at once, shows its modules and counts keys.
 
-A multiboot kernel, as Xen is one. On com1 it prints its command line and those of its
+It is a multiboot kernel, like Xen. On com1 it prints its command line and those of its
 modules with the modules' first bytes, then "ready". For every byte that comes on com2 it
-adds one to a number in RAM and prints it on com2. `H` halts it for good, `I` as well,
-but a timer goes on.
+adds one to a number in RAM and prints it on com2. `H` halts it with no timer running, `I` with
+one, `R` resets it, `F` floods com2, `X` prints a panic of Xen.
 """
 
 from __future__ import annotations

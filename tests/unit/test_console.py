@@ -47,7 +47,7 @@ def make(tmp_path: Path, typed: list[bytes]) -> Iterator[Make]:
 
 
 def flush() -> None:
-    """Wait until everything fed so far was taken in."""
+    """Wait until all that was fed so far has been handled."""
     reactor().call(lambda: None)
 
 
@@ -76,13 +76,13 @@ def test_bytes_become_text(raw: bytes, clean: str) -> None:
         )
     )
 )
-def test_it_does_not_matter_where_chunks_are_cut(parts: list[bytes]) -> None:
+def test_chunks_may_be_cut_anywhere(parts: list[bytes]) -> None:
     cleaner = Cleaner()
     pieces = "".join(cleaner.feed(part) for part in parts) + cleaner.feed(b"", final=True)
     assert pieces == Cleaner().feed(b"".join(parts), final=True)
 
 
-def test_lines_are_logged_with_a_stamp(make: Make, tmp_path: Path) -> None:
+def test_lines_are_logged_with_a_time_stamp(make: Make, tmp_path: Path) -> None:
     console = make()
     console.feed(b"first\r\nsec")
     console.feed(b"ond\r\n\r\nno end")
@@ -153,7 +153,7 @@ def test_typing(make: Make, typed: list[bytes]) -> None:
     assert typed == [b"ls\r", b"a", b"b"]
 
 
-def test_a_timeout_says_what_was_awaited_and_shows_the_last_lines(make: Make) -> None:
+def test_timeout_names_what_was_awaited_and_shows_the_last_lines(make: Make) -> None:
     console = make()
     console.feed(b"Starting\r\nstill here")
     with pytest.raises(WaitTimeout) as caught:
@@ -177,14 +177,14 @@ def test_trouble_ends_expect_at_once(make: Make) -> None:
     )
 
 
-def test_trouble_is_seen_while_nobody_waits(make: Make) -> None:
+def test_trouble_is_found_without_a_wait(make: Make) -> None:
     console = make()
     console.feed(b"[ 1.0] Kernel panic - not syncing: x\r\n")
     flush()
     assert [finding.name for finding in console.watch.findings] == ["kernel panic"]
 
 
-def test_an_unfinished_line_is_looked_at_too_and_reported_once(make: Make) -> None:
+def test_unfinished_line_is_scanned_and_reported_once(make: Make) -> None:
     console = make()
     console.feed(b"[ 1.0] Kernel panic - not syncing: x")
     console.watch.sleep_until_change(lambda: False, 5)
@@ -194,7 +194,7 @@ def test_an_unfinished_line_is_looked_at_too_and_reported_once(make: Make) -> No
     assert len(console.watch.findings) == 1
 
 
-def test_a_closed_console_ends_expect(make: Make) -> None:
+def test_closed_console_ends_expect(make: Make) -> None:
     console = make()
     console.feed(b"bye")
     threading.Timer(0.1, console.close).start()
@@ -202,7 +202,7 @@ def test_a_closed_console_ends_expect(make: Make) -> None:
         console.expect("# ", 10, "the prompt")
 
 
-def test_a_guest_that_prints_without_end_stays_bounded(
+def test_console_flood_stays_bounded(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console_module, "UNREAD_LIMIT", 2**16)
@@ -247,14 +247,14 @@ def test_expect_stays_bounded_while_nothing_matches(
         printer.join()
 
 
-def test_a_line_without_end_is_cut(make: Make) -> None:
+def test_long_line_is_cut(make: Make) -> None:
     console = make()
     console.feed(b"x" * 10_000)
     flush()
     assert [len(line) for line in console.last_lines(9)] == [4096, 4096, 1808]
 
 
-def test_a_links_last_bytes_are_read_before_it_closes() -> None:
+def test_link_reads_the_last_bytes_before_it_closes() -> None:
     ours, theirs = socket.socketpair()
     heard: list[bytes] = []
 
@@ -268,7 +268,7 @@ def test_a_links_last_bytes_are_read_before_it_closes() -> None:
     assert heard == [b"last words"]
 
 
-def test_a_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
+def test_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
     ours, theirs = socket.socketpair()
     link = Link(ours, lambda data: None)
     sent = bytes(range(256)) * 2400
@@ -293,7 +293,7 @@ def test_a_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
     reactor().call(link.close)
 
 
-def test_a_tap_hears_raw_bytes(make: Make) -> None:
+def test_tap_gets_raw_bytes(make: Make) -> None:
     console = make()
     heard: list[bytes] = []
     stop = console.tap(heard.append)

@@ -1,4 +1,4 @@
-"""The framing of the command channel, against anything a bad line could do to it."""
+"""The framing of the command channel, against any damage on a bad line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sent(frames: list[Frame]) -> bytes:
 
 
 def received(data: bytes, cuts: list[int]) -> tuple[list[Frame], bool]:
-    """The frames that come out of `data` in pieces, and whether it was found damaged."""
+    """The frames decoded from `data` in pieces, and whether damage was found."""
     decoder, got = Decoder(NONCE), list[Frame]()
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     for start, end in itertools.pairwise(edges):
@@ -61,7 +61,7 @@ cuts = st.lists(st.integers(0, 2**16), max_size=6)
 
 
 @given(outputs, cuts, st.binary(max_size=300))
-def test_frames_come_out_as_they_went_in(
+def test_frames_are_decoded_as_they_were_encoded(
     frames: list[Frame], cuts: list[int], noise: bytes
 ) -> None:
     stale = sent([Frame(int(ToHost.OUTPUT), 1, 9, noise)])[: len(noise)]
@@ -71,7 +71,7 @@ def test_frames_come_out_as_they_went_in(
 
 @settings(max_examples=300)
 @given(outputs.filter(bool), cuts, st.data())
-def test_no_damage_goes_unseen(frames: list[Frame], cuts: list[int], data: st.DataObject) -> None:
+def test_damage_is_found(frames: list[Frame], cuts: list[int], data: st.DataObject) -> None:
     good = sent(frames)
     at = data.draw(st.integers(0, len(good) - 1))
     kind = data.draw(st.sampled_from(["change", "lose", "add", "repeat", "swap"]))
@@ -95,13 +95,13 @@ def test_no_damage_goes_unseen(frames: list[Frame], cuts: list[int], data: st.Da
 
 
 @given(st.binary(max_size=2000), cuts)
-def test_nothing_is_believed_before_the_welcome(noise: bytes, cuts: list[int]) -> None:
+def test_frames_before_the_welcome_are_ignored(noise: bytes, cuts: list[int]) -> None:
     assert received(noise, cuts) == ([], False)
     other = WELCOME.replace(NONCE, bytes(16))
     assert received(noise + other, cuts) == ([], False)
 
 
-def test_a_frame_left_out_is_missed() -> None:
+def test_missing_frame_is_found() -> None:
     output = Frame(int(ToHost.OUTPUT), 1, 1, b"x")
     first, second = sent([output]), sent([output, output])[len(sent([output])) :]
     with pytest.raises(Damaged, match="frame 2 came where 1 should"):
@@ -109,7 +109,7 @@ def test_a_frame_left_out_is_missed() -> None:
     assert len(Decoder(NONCE).feed(WELCOME + first + second)) == 2
 
 
-def test_what_no_frame_holds_is_refused() -> None:
+def test_commands_that_fit_no_frame_are_refused() -> None:
     with pytest.raises(InputError, match="takes 32768"):
         exec_payload([b"sh", b"-c", b"x" * PAYLOAD_MAX], 0)
     for argv in ([], [b"a\0b"]):

@@ -1,4 +1,4 @@
-"""The command channels on the real stack: exact bytes, many at once, files both ways."""
+"""The command channels on the real stack: exact bytes, many commands at once, files both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The consoles, through pexpect: logged apart and together, and watched while nobody waits."""
+"""The consoles: driven with pexpect, logged one by one and merged, watched without a wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emu.lab.stack import Stack
 from emu.machine.watch import GuestTrouble
 
 
-def test_a_shell_on_each_guests_console(stack: Stack) -> None:
+def test_console_of_each_guest_has_a_shell(stack: Stack) -> None:
     for name, console in (("dom0", stack.machine.dom0), ("domu", stack.domain.console)):
         console.sendline("")
         console.expect(r"# ", timeout=20, what="the shell's prompt")
@@ -19,7 +19,7 @@ def test_a_shell_on_each_guests_console(stack: Stack) -> None:
         console.expect(rf"6 times 7 is 42 on {name}\n", timeout=20, what="its answer")
 
 
-def test_logs_are_apart_and_together(stack: Stack) -> None:
+def test_logs_are_separate_and_merged(stack: Stack) -> None:
     stack.domain.channel.run("echo heard in u1 > /dev/kmsg", timeout=20)
     stack.host.dom0.run("echo heard in dom0 > /dev/kmsg; xl debug-keys h", timeout=20)
     stack.domain.console.expect("heard in u1", timeout=20)
@@ -41,7 +41,7 @@ def test_logs_are_apart_and_together(stack: Stack) -> None:
 
 
 @pytest.mark.trouble("kernel panic")
-def test_trouble_ends_a_wait_by_name(stack: Stack) -> None:
+def test_trouble_ends_a_wait_with_its_name(stack: Stack) -> None:
     stack.domain.channel.spawn("sleep 1; echo c > /proc/sysrq-trigger")
     began = time.monotonic()
     with pytest.raises(GuestTrouble) as caught:
@@ -52,7 +52,7 @@ def test_trouble_ends_a_wait_by_name(stack: Stack) -> None:
 
 
 @pytest.mark.trouble("kernel WARNING")
-def test_trouble_while_nothing_waits_is_found(stack: Stack) -> None:
+def test_trouble_is_found_without_a_wait(stack: Stack) -> None:
     line = "WARNING: CPU: 0 PID: 1 at made/up.c:1 f+0x1/0x2"
     stack.host.dom0.spawn(f"echo '{line}' > /dev/kmsg")
     time.sleep(2)

@@ -1,4 +1,4 @@
-"""Guests that print without end: the runner stays small, the channel stays exact."""
+"""Console floods: the runner stays small, the channel stays exact."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def half_limit(monkeypatch: pytest.MonkeyPatch) -> int:
     return limit
 
 
-def test_guests_that_print_without_end(half_limit: int, stack: Stack) -> None:
-    """`yes` on both consoles: the logs are cut, with a line that says so, the RAM is bounded."""
+def test_logs_and_memory_stay_bounded_in_a_flood(half_limit: int, stack: Stack) -> None:
+    """`yes` on both consoles: the logs are cut, with a note, and RAM is bounded."""
     dom0, domu = stack.host.dom0, stack.domain.channel
     log = stack.machine.rundir.log
     before = resident()
@@ -45,7 +45,7 @@ def test_guests_that_print_without_end(half_limit: int, stack: Stack) -> None:
     ]
     end = time.monotonic() + 60
     while "(cut here: " not in first_line(log("u1")):
-        assert time.monotonic() < end, "the domU's console is slower than thought"
+        assert time.monotonic() < end, "the domU's console is slower than expected"
         for channel in (dom0, domu):
             assert channel.run(["echo", "still here"], timeout=20).text == "still here\n"
         assert resident() - before < 32 * MIB
@@ -66,9 +66,9 @@ def first_line(path: Path) -> str:
 
 @contextmanager
 def flooded(channel: Channel) -> Iterator[None]:
-    """The guest's kernel prints bursts on all its consoles, half of what they can take.
+    """The guest's kernel prints bursts on all its consoles, at half their speed.
 
-    Under TCG dom0's consoles take some 25 lines a second, and then the guest does nothing else.
+    Under TCG dom0's consoles take about 25 lines a second, with the guest doing nothing else.
     """
     script = (
         "echo on > /proc/sys/kernel/printk_devkmsg; n=0; while :; do for i in 1 2 3 4 5; do "
@@ -83,7 +83,7 @@ def flooded(channel: Channel) -> Iterator[None]:
 
 @pytest.mark.parametrize("commands", [150, pytest.param(1000, marks=pytest.mark.long)])
 def test_commands_while_the_kernels_flood_their_consoles(stack: Stack, commands: int) -> None:
-    """So many in dom0 and in the domU, side by side; every byte of every output is known."""
+    """That many in dom0 and in the domU, at once; every byte of every output is checked."""
     logs = [stack.machine.rundir.log(name) for name in ("dom0", "u1")]
     with flooded(stack.host.dom0), flooded(stack.domain.channel):
         before = [path.stat().st_size for path in logs]
@@ -99,7 +99,7 @@ def test_commands_while_the_kernels_flood_their_consoles(stack: Stack, commands:
 
 
 def exact(channel: Channel, number: int) -> str:
-    """Run a command whose output is known; what was wrong with it, or nothing."""
+    """Run a command whose output is known; what was wrong with it, or ""."""
     chance = random.Random(number)
     out = chance.randbytes(chance.choice((0, 1, 100, 5000)))
     err, status, argv = "", 0, ["cat"]

@@ -1,4 +1,4 @@
-"""A timer that QEMU loses: without a nudge, Xen and its guests would wait for it for good."""
+"""A timer that QEMU loses: without the watchdog Xen and its guests would wait for it for ever."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOSES = r"""
 #include <stdlib.h>
 #include <unistd.h>
 
-/* When the file $LOSE_A_TIMER is there: one timer runs out unheard, and the file goes. */
+/* If the file $LOSE_A_TIMER exists: drop one expired timer, and remove the file. */
 int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *time, const sigset_t *mask)
 {
     int (*real)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *) =
@@ -45,14 +45,14 @@ def lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return flag
 
 
-def test_a_machine_that_lost_a_timer_is_woken(lose: Path, host: RigHost) -> None:
+def test_watchdog_wakes_a_machine_that_lost_a_timer(lose: Path, host: RigHost) -> None:
     with host.dom0.spawn(["sleep", "2"]) as process:
-        time.sleep(1)  # in which the stack has become idle: a CPU at work would set a new timer
+        time.sleep(1)  # until the stack is idle: a running CPU would set a new timer
         lose.touch()
         process.wait(timeout=20)
     assert not lose.exists()
     assert host.xen.watchdog
-    assert host.xen.watchdog.nudges
+    assert host.xen.watchdog.fired
     machine = host.stack.machine
     log = machine.rundir.log("console")
     machine.watch.wait(lambda: REMARK in log.read_text(), "the remark", 10)
