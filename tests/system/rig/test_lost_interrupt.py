@@ -11,35 +11,14 @@ import pytest
 from emu.rig import RigHost
 
 REMARK = "rig | QEMU slept for 1 s: an interrupt was lost, its guests are woken"
-_LOSES = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <unistd.h>
-
-/* If the file $LOSE_A_TIMER exists: drop one expired timer, and remove the file. */
-int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *time, const sigset_t *mask)
-{
-    int (*real)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *) =
-        dlsym(RTLD_NEXT, "ppoll");
-    const char *lose = getenv("LOSE_A_TIMER");
-    int ready = real(fds, count, time, mask);
-
-    if (!ready && time && (time->tv_sec || time->tv_nsec) && lose && !unlink(lose))
-        ready = real(fds, count, NULL, mask);
-    return ready;
-}
-"""
+SOURCE = Path(__file__).parents[2] / "support" / "lost_timer.c"
 
 
 @pytest.fixture
 def lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every QEMU started from now on loses its next timer once this file is made."""
-    source, library, flag = tmp_path / "lose.c", tmp_path / "lose.so", tmp_path / "lose"
-    source.write_text(_LOSES)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    library, flag = tmp_path / "lose.so", tmp_path / "lose"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(library))
     monkeypatch.setenv("LOSE_A_TIMER", str(flag))
     return flag
