@@ -22,7 +22,7 @@ class Guard(Protocol):
 
 
 class Changes:
-    """The lock of some state, and a wait until that state is as somebody wants it.
+    """The lock of some state, and a wait until a condition on that state holds.
 
     Whoever changes the state does so with the lock (`with changes:`) and calls `notify`.
     """

@@ -21,7 +21,7 @@ from emu.channel.changes import Changes, Guard
 from emu.channel.frames import Decoder, Frame, ToGuest, ToHost
 from emu.channel.result import ChannelLost
 from emu.channel.stream import Stream, attach
-from emu.deadline import Deadline
+from emu.deadline import Deadline, scale
 from emu.errors import RigError
 from emu.reactor import reactor
 
@@ -29,6 +29,8 @@ WINDOW = 512 * 1024
 """Bytes of one output stream that may wait here for a reader."""
 _HELLO_PAUSES = (0.5, 1.0, 2.0)
 _CLOSE_GRACE = 1.0
+_LOOP = 10.0
+"""Seconds in which the event loop opens or closes a stream."""
 _BATCH = 4 * frames.PAYLOAD_MAX
 _AGAIN = "hello() takes the channel up again"
 
@@ -80,7 +82,7 @@ class Mux(asyncio.Protocol):
         self._paused = False
         self._idle = asyncio.Event()
         self._gone = asyncio.Event()
-        reactor().run(self._attach(stream), 10, f"the channel to {name} to open")
+        reactor().run(self._attach(stream), _LOOP * scale(), f"the channel to {name} to open")
         self._unwatch = guard.on_trouble(self.wake) if guard else lambda: None
 
     def hello(self, timeout: float) -> None:
@@ -159,7 +161,7 @@ class Mux(asyncio.Protocol):
         self.send(ToGuest.BYE, 0)
         self._closed = True
         self._lose(ChannelLost(f"{self.name}: the channel was closed"), quiet=True)
-        reactor().run(self._shut(), 10, f"the channel to {self.name} to close")
+        reactor().run(self._shut(), _LOOP * scale(), f"the channel to {self.name} to close")
 
     def _await_welcome(self, seconds: float, deadline: Deadline) -> None:
         again = time.monotonic() + min(seconds, deadline.left)

@@ -79,7 +79,7 @@ class Process:
         self._ended: Ended | None = None
         self._last_error = b""
 
-    # For whoever runs it.
+    # For the caller.
 
     @property
     def ended(self) -> Ended | None:

@@ -81,7 +81,7 @@ class Pipe(asyncio.Transport):
         self._push()
 
     def close(self) -> None:
-        """As `abort`: whoever has written waits for `resume_writing` first."""
+        """As `abort`: a writer waits for `resume_writing` first."""
         self.abort()
 
     def abort(self) -> None:

@@ -17,11 +17,13 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from emu.deadline import scale
 from emu.errors import InputError, RigError
 from emu.reactor import reactor
 
 _ONLY_UNDER_PARENT = '[ "$PPID" = "$0" ] && exec "$@"'
 _STDERR_LINES = 6
+_KILLED_WITHIN = 10.0
 
 
 class Child:
@@ -105,8 +107,8 @@ class Child:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
         reactor().call(send)
-        if not self.wait(10):
-            raise RigError(f"process {self.pid} did not end 10 s after SIGKILL")
+        if not self.wait(_KILLED_WITHIN * scale()):
+            raise RigError(f"process {self.pid} did not end {_KILLED_WITHIN:g} s after SIGKILL")
 
     def last_words(self) -> list[str]:
         """The first and the last lines of its stderr (there may be a register dump between)."""

@@ -256,16 +256,16 @@ def test_long_line_is_cut(make: Make) -> None:
 
 def test_link_reads_the_last_bytes_before_it_closes() -> None:
     ours, theirs = socket.socketpair()
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def at_once() -> None:
         theirs.sendall(b"last words")
         theirs.close()
         link.close()
 
-    link = Link(ours, heard.append)
+    link = Link(ours, received.append)
     reactor().call(at_once)
-    assert heard == [b"last words"]
+    assert received == [b"last words"]
 
 
 def test_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
@@ -295,10 +295,10 @@ def test_link_does_not_wait_for_a_guest_that_reads_nothing() -> None:
 
 def test_tap_gets_raw_bytes(make: Make) -> None:
     console = make()
-    heard: list[bytes] = []
-    stop = console.tap(heard.append)
+    received: list[bytes] = []
+    stop = console.tap(received.append)
     console.feed(b"\x1b[1mraw\r\n")
     stop()
-    console.feed(b"unheard")
+    console.feed(b"unread")
     flush()
-    assert heard == [b"\x1b[1mraw\r\n"]
+    assert received == [b"\x1b[1mraw\r\n"]

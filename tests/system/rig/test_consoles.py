@@ -20,10 +20,10 @@ def test_console_of_each_guest_has_a_shell(stack: Stack) -> None:
 
 
 def test_logs_are_separate_and_merged(stack: Stack) -> None:
-    stack.domain.channel.run("echo heard in u1 > /dev/kmsg", timeout=20)
-    stack.host.dom0.run("echo heard in dom0 > /dev/kmsg; xl debug-keys h", timeout=20)
-    stack.domain.console.expect("heard in u1", timeout=20)
-    stack.machine.dom0.expect("heard in dom0", timeout=20)
+    stack.domain.channel.run("echo printed in u1 > /dev/kmsg", timeout=20)
+    stack.host.dom0.run("echo printed in dom0 > /dev/kmsg; xl debug-keys h", timeout=20)
+    stack.domain.console.expect("printed in u1", timeout=20)
+    stack.machine.dom0.expect("printed in dom0", timeout=20)
     stack.machine.xen.expect("'h' pressed", timeout=20)
     time.sleep(0.5)
     logs = {
@@ -31,12 +31,12 @@ def test_logs_are_separate_and_merged(stack: Stack) -> None:
         for name in ("xen", "dom0", "u1", "console")
     }
     stamp = r"^\[ *\d+\.\d{3}\] "
-    assert re.search(stamp + r".*heard in u1", logs["u1"], re.M)
-    assert re.search(stamp + r".*heard in dom0", logs["dom0"], re.M)
+    assert re.search(stamp + r".*printed in u1", logs["u1"], re.M)
+    assert re.search(stamp + r".*printed in dom0", logs["dom0"], re.M)
     assert re.search(stamp + r".*'h' pressed", logs["xen"], re.M)
-    assert "heard in dom0" not in logs["u1"]
-    assert "heard in u1" not in logs["dom0"]
-    for who, what in (("u1", "heard in u1"), ("dom0", "heard in dom0"), ("xen", "'h' pressed")):
+    assert "printed in dom0" not in logs["u1"]
+    assert "printed in u1" not in logs["dom0"]
+    for who, what in (("u1", "printed in u1"), ("dom0", "printed in dom0"), ("xen", "'h' pressed")):
         assert re.search(stamp + rf"{who} \| .*{what}", logs["console"], re.M)
 
 
