@@ -1,7 +1,8 @@
-"""One test of ours under pytest, in a process of its own, and what became of it.
+"""Run one of our tests under pytest, in a process of its own, and keep its outcome.
 
-The outcome is read from pytest's JUnit report and kept in the cache under everything it
-depends on, but for errors of the rig, which tell nothing.
+The outcome is read from pytest's report log (pytest-reportlog: a JSON object a line, with the
+fields of pytest's TestReport) and kept in the cache under everything it depends on; errors of
+the rig are not kept.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from emu import paths
 from emu.errors import EmuError, RigError
@@ -32,24 +31,25 @@ _WORST: tuple[Kind, ...] = ("failed", "error", "skipped", "passed")
 _KIND = "test-outcome"
 _RECIPE = 2
 """Raised when the way a test is run changes its outcome; a part of cache keys."""
-_SAID = re.compile(r"E(\s|$)")
-"""The lines of a traceback in which the exception speaks."""
+_RAN = (0, 1)
+"""pytest's exit statuses when it ran the tests: all passed, some did not."""
 _ENDS_WITHIN = 60.0
-"""Seconds that an interrupted pytest has for ending its guests; then it is killed."""
+"""Seconds for an interrupted pytest to end its guests; then it is killed."""
 PYTEST = (
     *("setpriv", "--pdeathsig", "KILL", "--"),
-    # Who was started in the background ignores it, and so would pytest.
+    # A process that was started in the background ignores SIGINT, and its children inherit that.
     *("env", "--default-signal=INT"),
     *(sys.executable, "-m", "pytest"),
 )
-"""pytest as a child that ends with us, and on SIGINT."""
+"""pytest as a child that ends with this process, and on SIGINT."""
 _LAST_LINES = 12
-_ONLY_DRAW = ("mutants.py", "passes.py", "screen.py", "testruns.py")
+_NOT_RUN = ("mutants.py", "passes.py", "preparing.py", "screen.py", "testruns.py")
+"""Modules that no test of a mutant runs."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a test: pytest's word, the messages of what was not passed, seconds."""
+    """The outcome of a test: pytest's word, the messages unless it passed, seconds."""
 
     kind: Kind
     messages: tuple[str, ...]
@@ -58,19 +58,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trial:
-    """A test by its pytest id, on drivers that have `patch` more; None: on the series."""
+    """A test by its pytest id, on drivers with one more `patch`; None: on the series."""
 
     node: str
     patch: Path | None = None
 
     @property
     def file(self) -> Path:
-        """Where it is written."""
+        """The file that has it."""
         return paths.checkout() / self.node.partition("::")[0]
 
 
 class Runs:
-    """Runs tests, each once: what is known is in the cache. Any thread may ask."""
+    """Runs tests, each once: outcomes are kept in the cache. Thread-safe."""
 
     def __init__(self, cache: Cache, *, again: bool = False) -> None:
         self._cache = cache
@@ -81,14 +81,14 @@ class Runs:
         self._stopped = False
 
     def known(self, test: Trial) -> Outcome | None:
-        """The outcome that is kept; None if there is none, or it is not to be believed."""
+        """The outcome that is kept; None if there is none, or with `again`."""
         if self._again:
             return None
         found = self._cache.find(_KIND, self._inputs(test))
         return None if found is None else _read(found)
 
     def outcome(self, test: Trial, progress: Progress) -> Outcome:
-        """Run it, unless its outcome is known."""
+        """Run the test, unless its outcome is known."""
         if (kept := self.known(test)) is not None:
             return kept
         inputs = self._inputs(test)
@@ -107,7 +107,7 @@ class Runs:
             return one.outcome
 
     def stop(self) -> None:
-        """End what runs, and start no more."""
+        """End the tests that run, and start no more."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -124,23 +124,20 @@ class Runs:
 
     def _run(self, test: Trial) -> Outcome:
         with self._cache.scratch("test-run") as place:
-            report, log = place / "report.xml", place / "log"
-            command = [
-                *PYTEST, "--quiet", "-p", "no:cacheprovider",
-                "--junitxml", str(report), "-o", "junit_logging=no",
-            ]  # fmt: skip
+            report, log = place / "report.jsonl", place / "log"
+            command = [*PYTEST, "--quiet", "-p", "no:cacheprovider", f"--report-log={report}"]
             if test.patch is not None:
                 command += ["--emu-driver-patches", str(test.patch)]
             with log.open("wb") as output, self._started([*command, test.node], output) as process:
                 status = process.wait()
-            said = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
+            output_end = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
             if self._stopped:
                 raise RigError("interrupted")
-            if not report.is_file():
-                raise RigError(f"pytest ended with status {status}: {test.node}", lines=said)
-            outcome = read_report(report.read_text("utf-8"))
+            if status not in _RAN:
+                raise RigError(f"pytest ended with status {status}: {test.node}", lines=output_end)
+            outcome = read_report(report.read_text("utf-8").splitlines())
             if outcome is None:
-                raise RigError(f"pytest did not run {test.node}", lines=said)
+                raise RigError(f"pytest did not run {test.node}", lines=output_end)
             return outcome
 
     @contextlib.contextmanager
@@ -148,7 +145,7 @@ class Runs:
         with self._lock:
             if self._stopped:
                 raise RigError("interrupted")
-            # In a session of its own: Ctrl-C is for us, who tell it.
+            # In a session of its own: Ctrl-C reaches this process, which interrupts pytest.
             process = subprocess.Popen(
                 command, cwd=paths.checkout(), stdin=subprocess.DEVNULL, start_new_session=True,
                 stdout=output, stderr=subprocess.STDOUT,  # type: ignore[call-overload]
@@ -180,46 +177,60 @@ class _NotKept(EmuError):
         self.outcome = outcome
 
 
-def read_report(xml: str) -> Outcome | None:
-    """The outcome in a JUnit report of pytest, all its cases taken together; None: no case ran.
+def read_report(lines: Iterable[str]) -> Outcome | None:
+    """The outcome in a report log, all its tests taken together; None: no test ran.
 
-    What failed has failed, even where its end broke, too.
+    A test that failed has failed, even if its teardown broke, too.
     """
     kinds: set[Kind] = set()
     messages: dict[Kind, list[str]] = {kind: [] for kind in _WORST}
     seconds = 0.0
-    for case in ElementTree.fromstring(xml).iter("testcase"):
-        seconds += float(case.get("time", 0))
-        kind: Kind = "passed"
-        for tag, called in (("failure", "failed"), ("error", "error"), ("skipped", "skipped")):
-            for part in case.findall(tag):
-                found: Kind = called  # type: ignore[assignment]
-                messages[found].append(_message(part))
-                kind = found if kind == "passed" else kind
+    for line in lines:
+        report = json.loads(line)
+        if report["$report_type"] != "TestReport":
+            continue
+        seconds += report["duration"]
+        kind = _kind(report)
         kinds.add(kind)
+        if kind != "passed":
+            messages[kind].append(_message(report["longrepr"]))
     for worst in _WORST:
         if worst in kinds:
             return Outcome(worst, tuple(messages[worst]), round(seconds, 1))
     return None
 
 
-def _message(part: ElementTree.Element) -> str:
-    """What an exception said: pytest cuts the attribute after a few lines. The text beside it
-    has all, and the source of the test, which may well hold the words that it did not say.
+def _kind(report: Mapping[str, Any]) -> Kind:
+    if report["outcome"] == "failed":
+        return "failed" if report["when"] == "call" else "error"
+    return "skipped" if report["outcome"] == "skipped" else "passed"
+
+
+def _message(shown: Any) -> str:
+    """The messages of an exception and of those it was raised from, the first one first.
+
+    `shown` is a report's `longrepr`: a text, (path, line, reason) of a skipped test, or a
+    traceback. A traceback's frames are left out: they show the source of the test, which may
+    well hold the words that a mutant's `Says:` looks for.
     """
-    said = [line[1:].strip() for line in (part.text or "").splitlines() if _SAID.match(line)]
-    return "\n".join(said) or part.get("message", "")
+    if isinstance(shown, str):
+        return shown
+    if isinstance(shown, list):
+        return str(shown[-1]).removeprefix("Skipped: ")
+    crashes = [crash for _, crash, _ in shown.get("chain") or [(None, shown["reprcrash"], None)]]
+    text = "\n".join(crash["message"] for crash in crashes if crash)
+    return "\n".join(line.strip() for line in text.splitlines())
 
 
 def diff_digest(patch: Path) -> str:
-    """A patch's change, whatever is said above it."""
+    """SHA-256 of a patch's diff, without the text above it."""
     text = patch.read_text(errors="replace")
     starts = [at for mark in ("\ndiff ", "\n--- a/") if (at := text.find(mark)) >= 0]
     return hashlib.sha256(text[min(starts, default=0) :].encode()).hexdigest()
 
 
 def digest(files: Iterable[Path], top: Path | None = None) -> str:
-    """Names and contents of files of a checkout (None: this one)."""
+    """SHA-256 of the names and contents of a checkout's files (None: this one)."""
     top = top or paths.checkout()
     found = hashlib.sha256()
     for path in sorted(files):
@@ -229,17 +240,17 @@ def digest(files: Iterable[Path], top: Path | None = None) -> str:
 
 
 def _rig_files() -> Iterator[Path]:
-    """What an outcome depends on beside the test: all but what only counts and draws."""
+    """What an outcome depends on besides the test."""
     top = paths.checkout()
     yield top / "pyproject.toml"
     for path in (top / "emu").rglob("*.py"):
-        if "commands" not in path.parts and path.name not in _ONLY_DRAW:
+        if "commands" not in path.parts and path.name not in _NOT_RUN:
             yield path
     yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
 
 
 def _shared_files() -> Iterator[Path]:
-    """What tests share: all below tests/ but the tests themselves and the mutants."""
+    """What tests share: all of tests/ except the tests themselves and the mutants."""
     top = paths.checkout() / "tests"
     for path in top.rglob("*"):
         elsewhere = path.relative_to(top).parts[0] in ("unit", "mutants")

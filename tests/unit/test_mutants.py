@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from emu.images.cache import Cache
 from emu.progress import Progress
 from emu.suite import mutants
 from emu.suite.mutants import Judged, Mutant, MutantsWish, Verdict, decide
-from emu.suite.testruns import Outcome, Runs, Trial, diff_digest, read_report
+from emu.suite.testruns import PYTEST, Outcome, Runs, Trial, diff_digest, read_report
 
 HEAD = """The front end drops what does not fit.
 
@@ -198,47 +199,96 @@ def test_json() -> None:
     }
 
 
-# -- the report of pytest, written by the real one (junit_family xunit2)
+# -- the report log of a real pytest
 
-REPORT = """<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests"><testsuite
-name="pytest" errors="0" failures="1" skipped="0" tests="1" time="14.1">{cases}</testsuite>
-</testsuites>"""
-PASSED = '<testcase classname="tests.system.test_x" name="test_a[no grant]" time="12.3" />'
-FAILED = (
-    '<testcase classname="tests.system.test_x" name="test_a[64]" time="2.0">'
-    '<failure message="AssertionError: 3 requests were lost [+1 more lines]">def test_a():\n'
-    '&gt;       assert lost == 0, f"{lost} requests were lost"\n'
-    "E       AssertionError: 3 requests were lost\nE       assert 3 == 0\n\ntests/x.py:9: Error\n"
-    "------- consoles ------\n[ 1.1] dom0 | Error</failure>"
-    "</testcase>"
-)
-ERRED = (
-    '<testcase classname="tests.system.test_x" name="test_a" time="0.5">'
-    '<error message="failed on setup with &quot;emu.errors.RigError: no room&quot;">there</error>'
-    "</testcase>"
-)
-SKIPPED = (
-    '<testcase classname="tests.system.test_x" name="test_a" time="0.0">'
-    '<skipped type="pytest.skip" message="no KVM">there</skipped></testcase>'
-)
+REPORTED = """
+import pytest
+from emu.errors import RigError
+
+@pytest.fixture
+def rig():
+    raise RigError("no room")
+
+@pytest.fixture
+def breaks():
+    yield
+    raise RigError("no end")
+
+def test_passes(): pass
+
+def test_fails():
+    lost = 3
+    assert lost == 0, f"{lost} requests were lost\\n  since then"
+
+def test_fails_as_a_consequence():
+    try:
+        raise OSError("12 requests were lost")
+    except OSError as error:
+        raise ValueError("no sum") from error
+
+def test_needs_a_rig(rig): pass
+
+def test_meets_a_broken_rig():
+    raise RigError("QEMU ended")
+
+def test_fails_and_breaks(breaks):
+    assert not 'requests were lost', "another word"
+
+def test_is_skipped():
+    pytest.skip("no KVM")
+
+def test_ends_at_once():
+    pytest.fail("in short", pytrace=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def report_log(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("reported")
+    (folder / "test_reported.py").write_text(REPORTED)
+    (folder / "pytest.ini").touch()
+    command = [*PYTEST, "-p", "no:cacheprovider", "--report-log=log"]
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    return (folder / "log").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
-    ("cases", "outcome"),
+    ("test", "kind", "messages"),
     [
-        (PASSED, Outcome("passed", (), 12.3)),
-        (FAILED, Outcome("failed", ("AssertionError: 3 requests were lost\nassert 3 == 0",), 2.0)),
-        (ERRED, Outcome("error", ('failed on setup with "emu.errors.RigError: no room"',), 0.5)),
-        (SKIPPED, Outcome("skipped", ("no KVM",), 0.0)),
+        ("passes", "passed", ()),
         (
-            PASSED + FAILED + ERRED,
-            Outcome("failed", ("AssertionError: 3 requests were lost\nassert 3 == 0",), 14.8),
+            "fails",
+            "failed",
+            ("AssertionError: 3 requests were lost\nsince then\nassert 3 == 0",),
         ),
-        ("", None),
+        (
+            "fails_as_a_consequence",
+            "failed",
+            ("OSError: 12 requests were lost\nValueError: no sum",),
+        ),
+        ("needs_a_rig", "error", ("emu.errors.RigError: no room",)),
+        ("meets_a_broken_rig", "error", ("emu.errors.RigError: QEMU ended",)),
+        (
+            "fails_and_breaks",
+            "failed",
+            ("AssertionError: another word\nassert not 'requests were lost'",),
+        ),
+        ("is_skipped", "skipped", ("no KVM",)),
+        ("ends_at_once", "failed", ("Failed: in short",)),
     ],
 )
-def test_outcome_of_a_report(cases: str, outcome: Outcome | None) -> None:
-    assert read_report(REPORT.format(cases=cases)) == outcome
+def test_outcome_of_a_report(
+    report_log: list[str], test: str, kind: str, messages: tuple[str, ...]
+) -> None:
+    node = f'"test_reported.py::test_{test}"'
+    outcome = read_report(line for line in report_log if node in line)
+    assert outcome is not None
+    assert (outcome.kind, outcome.messages) == (kind, messages)
+    assert 0 <= outcome.seconds < 10
+
+
+def test_report_of_no_test(report_log: list[str]) -> None:
+    assert read_report(line for line in report_log if "TestReport" not in line) is None
 
 
 # -- what is kept, with a real pytest that boots nothing
