@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-# How many tests run side by side: an emulated host is one busy core.
+# Tests run in parallel: each emulated host keeps one core busy.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 
 N ?= 20
@@ -17,8 +17,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-# Two at once in one checkout take turns.
-setup: ## install what the host lacks (says what first; sudo where not root) and make .venv
+# Two in one checkout take turns.
+setup: ## install missing packages (lists them first; sudo unless root) and make .venv
 	@flock Makefile $(MAKE) --no-print-directory $(STAMP)-now
 
 .PHONY: $(STAMP)-now
@@ -50,19 +50,19 @@ test-quick: setup ## the unit tests, and a test of each subject: rings, migratio
 	@$(BIN)/emu prepare -- -m 'quick or not system' $(ARGS)
 	@$(BIN)/python -m pytest -n $(JOBS) -m 'quick or not system' $(ARGS)
 
-test-long: setup ## what the tests have a short form of by default, in full: hours
+test-long: setup ## the tests that have a short form by default, in full: hours
 	@$(BIN)/emu prepare -- -m long $(ARGS)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
 
-test-repeat: setup ## the whole suite N=20 times in a row; goes on where it was interrupted
+test-repeat: setup ## the whole suite N=20 times in a row; resumes where it was interrupted
 	@$(BIN)/emu prepare -- $(ARGS)
 	@$(BIN)/emu repeat --times $(N) -- -q -n $(JOBS) --dist worksteal $(ARGS)
 
-test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built at first: 40 min
+test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), built first: 40 min
 	@$(BIN)/emu prepare -- -m debug $(ARGS)
 	@$(BIN)/python -m pytest -m debug $(ARGS)
 
-test-qemu: setup-qemu ## what our QEMU patches mend: boots on stock and patched QEMU, built at first
+test-qemu: setup-qemu ## what our QEMU patches fix: boots on stock and patched QEMU, built first
 	@$(BIN)/emu prepare -- -m qemu $(ARGS)
 	@$(BIN)/python -m pytest -m qemu $(ARGS)
 
@@ -75,10 +75,10 @@ shell: setup ## a terminal in dom0 (ARGS=domu: in the domU); Ctrl-] leaves
 series: setup ## check the driver series patch by patch: applies, builds, checkpatch, sparse
 	@$(BIN)/emu series $(ARGS)
 
-mutants: setup ## would the suite notice? run its tests on drivers with one flaw each (an hour)
+mutants: setup ## does the suite catch known flaws? run its tests on drivers with one flaw each (an hour)
 	@$(BIN)/emu mutants $(ARGS)
 
-doctor: setup ## what this machine has, what it lacks, and what mends it
+doctor: setup ## what this machine has and lacks, and how to fix it
 	@$(BIN)/emu doctor $(ARGS)
 
 bench-rig: setup ## measure the rig against its targets

@@ -22,21 +22,21 @@ from emu.suite import mutants
 from emu.suite.mutants import Judged, Verdict
 
 _EPILOG = """Exit status: 0 all killed; 1 one survived; 3 one does not apply, does not build, or
-names a test that does not pass without it; 125 the rig broke; 130 interrupted. What is known is
+names a test that does not pass without it; 125 the rig broke; 130 interrupted. Outcomes are
 kept: the next run goes on where this one ended"""
 
 
 _SHOWN = 160
-"""Characters of a message that the table shows; all of it was told before."""
+"""Characters of a message in the table; it was printed in full before."""
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "mutants",
-        help="would the suite notice? run its tests on drivers with one flaw each",
+        help="does the suite catch known flaws? run its tests on drivers with one flaw each",
         description="Build the drivers with each patch of tests/mutants/ on top of the series, "
-        "run the tests that are to catch it, and say killed or survived.",
+        "run the tests that are to catch it, and report killed or survived.",
         epilog=_EPILOG,
     )
     parser.add_argument("names", nargs="*", metavar="MUTANT", help="by name or pattern: 'grants-*'")
@@ -44,10 +44,10 @@ def add(commands: Commands) -> None:
         "--directory", type=Path, default=mutants.own_mutants(), metavar="DIR",
         help="where the patches are (default tests/mutants)",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="so many at once")
-    parser.add_argument("--again", action="store_true", help="believe no result that is kept")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="how many at once")
+    parser.add_argument("--again", action="store_true", help="ignore kept outcomes")
     parser.add_argument(
-        "--baseline", action="store_true", help="only see that the tests pass without a mutant"
+        "--baseline", action="store_true", help="only check that the tests pass without a mutant"
     )
     parser.add_argument("--list", action="store_true", help="print them and the tests; run nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -73,7 +73,7 @@ def _mutants(arguments: argparse.Namespace) -> int:
         os.environ.pop(name, None)  # mutants are of our series
     with Screen() as screen:
         results = mutants.perform(
-            wish, BuildContext(Cache(), screen), lambda one: screen.note(_told(one))
+            wish, BuildContext(Cache(), screen), lambda one: screen.note(_described(one))
         )
     if arguments.json:
         print(json.dumps([as_json(one) for one in results], indent=2))
@@ -86,7 +86,7 @@ def _mutants(arguments: argparse.Namespace) -> int:
 
 
 def status(results: Sequence[Judged]) -> int:
-    """The command's exit status: what is known to be bad goes before what could not be known."""
+    """The command's exit status: a survivor counts before what could not be judged."""
     verdicts = {one.verdict for one in results}
     for verdict, number in (
         (Verdict.SURVIVED, EXIT_NOT_HELD),
@@ -99,7 +99,7 @@ def status(results: Sequence[Judged]) -> int:
 
 
 def as_json(one: Judged) -> dict[str, object]:
-    """One result."""
+    """One result, for scripts."""
     return {
         "mutant": one.mutant.name,
         "flaw": one.mutant.flaw,
@@ -111,7 +111,7 @@ def as_json(one: Judged) -> dict[str, object]:
     }
 
 
-def _told(one: Judged) -> str:
+def _described(one: Judged) -> str:
     by = f" by {one.test}" if one.test else ""
     return f"{one.verdict.value:9} {one.mutant.name}{by} ({one.seconds:.0f} s)\n    {one.line}"
 

@@ -24,8 +24,8 @@ def add(commands: Commands) -> None:
         "repeat",
         help="run the suite until it has passed N times in a row",
         description="Run pytest until it has passed N times in a row, or fails. Passes are kept: "
-        "the next run continues where this one was interrupted, unless something has changed.",
-        epilog="exit status: 0 N passes in a row; 1 one failed, which ends the row; "
+        "the next run goes on where this one was interrupted, as long as nothing has changed.",
+        epilog="exit status: 0 N passes in a row; 1 one failed, and the row is over; "
         "3 pytest ran no tests; 125 it broke; 130 interrupted",
     )
     parser.add_argument(

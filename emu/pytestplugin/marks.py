@@ -1,4 +1,4 @@
-"""What a test asks for, in markers: the stack it runs on, as a `Wish`."""
+"""The markers of a test, and the stack that they and the options ask for, as a `Wish`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from emu.xen.config import DomuConfig
 
 MARKERS = (
     "stack(domu, domu_memory, domu_vcpus, kernel, kernel_options, grant_frames, clock, ...): "
-    "what the fixtures `stack` and `host` are made of; the rest are arguments of emu's Wish",
-    "trouble(*names): the bad patterns that a test provokes on the consoles of its stack",
+    "what `emu_stack` and `emu_host` are made of; the rest are arguments of emu's Wish",
+    "trouble(*names): the bad patterns that a test provokes on its consoles",
 )
 
 
 def asked_by(node: pytest.Item) -> dict[str, object]:
-    """All that the markers `stack` of a test ask for.
+    """The arguments of a test's `stack` markers, merged.
 
-    Where several name the same thing the nearest counts: one on a case of `parametrize` goes
-    before those on the function (which pytest lists first).
+    The nearest marker wins: one on a `parametrize` case goes before those on the function
+    (which pytest lists first).
     """
     case = getattr(node, "callspec", None)
     asked: dict[str, object] = {}
@@ -30,11 +30,10 @@ def asked_by(node: pytest.Item) -> dict[str, object]:
 
 
 def wish_for(node: pytest.Item) -> Wish:
-    """The stack that a test asks for, under the options `--kernel`, `--clock` and `--record`.
+    """The stack that a test asks for, under the options for kernel, clock and recording.
 
-    Two hosts have wall time, whatever the option says, and are not recorded, nor is what asks
-    for wall time: emu.rig.hosts, qemu-patches/REPLAY.md.
-    (`--qemu` is in the environment, where every `Wish` finds it.)
+    Two hosts always have wall time (see emu.rig.hosts). They are not recorded, nor are tests that
+    ask for wall time (qemu-patches/REPLAY.md). `Wish` finds `--emu-qemu` in the environment.
     """
     asked = asked_by(node)
     kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("emu_kernel"))
@@ -47,9 +46,9 @@ def wish_for(node: pytest.Item) -> Wish:
 
 
 def kernel_for(asked: object, option: str | None) -> dict[str, object]:
-    """The kernel of a stack, as an argument of `Wish`: what a test asks for under `--kernel`.
+    """The kernel of a stack, as an argument of `Wish`; `option` is that of `--emu-kernel`.
 
-    A full name ("lab-6.1") is what the test is about, and stays.
+    A test that asks for a full name ("lab-6.1") is about that kernel, and keeps it.
     """
     if option is None:
         return {} if asked is None else {"kernel": asked}
@@ -66,7 +65,7 @@ def wish_from_marks(
     grant_frames: int | None = None,
     **wish: object,
 ) -> Wish:
-    """A wish from a marker's arguments: the domU's, and those of `Wish`."""
+    """A wish from a marker's arguments: those of the domU, and those of `Wish`."""
     config = DomuConfig(
         kind=domu,
         memory=domu_memory,
@@ -78,6 +77,6 @@ def wish_from_marks(
 
 
 def declared_by(node: pytest.Item) -> frozenset[str]:
-    """The bad patterns that a test is to provoke: the nearest marker `trouble`."""
+    """The bad patterns that a test is to provoke, from the nearest `trouble` marker."""
     marker = node.get_closest_marker("trouble")
     return frozenset(marker.args if marker else ())

@@ -82,8 +82,8 @@ def pytest_load_initial_conftests(
 
 
 def _is_taken(config: pytest.Config, option: str) -> bool:
-    nobody = object()
-    return config.getoption(option, default=nobody) is not nobody
+    missing = object()
+    return config.getoption(option, default=missing) is not missing
 
 
 def pytest_configure(config: pytest.Config) -> None:

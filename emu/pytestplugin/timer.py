@@ -1,7 +1,7 @@
-"""pytest-timeout's timer stands still while the rig builds: a kernel takes longer than a test may.
+"""Stop pytest-timeout's timer while the rig builds: a kernel takes longer than a test may.
 
-Both hooks are pytest-timeout's own (its README, "Extending pytest-timeout"); without it nothing
-calls them.
+Both hooks are pytest-timeout's (its README, "Extending pytest-timeout"); without it they are
+not called.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import pytest
 
 _timed = pytest.StashKey[tuple[pytest.Item, object]]()
-"""The test whose time runs, and pytest-timeout's settings for it."""
+"""The test whose timer runs, and pytest-timeout's settings for it."""
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> None:
-    # Nothing is returned: pytest-timeout sets the timer.
+    # Returns nothing: pytest-timeout sets the timer.
     item.config.stash[_timed] = item, settings
 
 
@@ -29,7 +29,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
 
 @contextmanager
 def untimed(config: pytest.Config) -> Iterator[None]:
-    """Stop the timer of the test that runs, if any; afterwards it has all its time again."""
+    """Stop the timer of the running test, if any; afterwards it starts again in full."""
     timed = config.stash.get(_timed, None)
     if timed is None:
         yield

@@ -1,1 +1,1 @@
-"""Lists of tests: the mutants, the passes in a row, and the runs of pytest behind both."""
+"""Runs of the test suite: preparing them, mutants, passes in a row."""

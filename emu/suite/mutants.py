@@ -1,8 +1,8 @@
-"""`emu mutants`: would the suite notice? Drivers with one flaw each, and the tests that say so.
+"""`emu mutants`: does the suite catch known flaws? Drivers with one flaw each, and its tests.
 
 A mutant is a patch on top of the series, in `tests/mutants/`, with a header:
 
-    One sentence that says the flaw.
+    One sentence that names the flaw.
 
     Caught-by: tests/system/test_x.py::test_name[case]      once or more
     Says: a regular expression
@@ -43,7 +43,7 @@ _ABOUT_DRIVERS = {"xen-blkfront": "front", "xen-blkback": "back"}
 
 
 class Verdict(enum.Enum):
-    """What became of a mutant; `SPOILT`: it can't be judged as it is, `RIG`: it could not be."""
+    """The result for a mutant; `SPOILT`: the mutant or its test is broken, `RIG`: the rig is."""
 
     KILLED = "killed"
     SURVIVED = "survived"
@@ -53,7 +53,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Mutant:
-    """A flaw: its patch, in a sentence, the tests that catch it, what their message says."""
+    """A flaw: its patch, a sentence, the tests that catch it, a pattern of their message."""
 
     path: Path
     flaw: str
@@ -70,7 +70,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Judged:
-    """A mutant and its verdict: the test that decided, and the line of its message that did."""
+    """A mutant and its verdict, with the deciding test and the line of its message."""
 
     mutant: Mutant
     verdict: Verdict
@@ -81,8 +81,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class MutantsWish:
-    """Which mutants of a directory: names or patterns of the shell (none: all). `baseline`:
-    only see whether their tests pass on the series.
+    """Which mutants of a directory to run, by names or shell patterns (none: all).
+
+    `again` ignores kept outcomes; `baseline` only checks that the tests pass on the series.
     """
 
     directory: Path
@@ -93,13 +94,13 @@ class MutantsWish:
 
 
 def own_mutants() -> Path:
-    """The directory of ours."""
+    """The directory of our mutants."""
     return paths.checkout() / "tests/mutants"
 
 
 def find(wish: MutantsWish) -> list[Mutant]:
-    """The mutants that are asked for, by name. Raises InputError for a name that fits none, and
-    for a header that says too little.
+    """The chosen mutants, by name. Raises InputError for a name that matches none and for an
+    incomplete header.
     """
     files = sorted(wish.directory.glob("*.patch")) if wish.directory.is_dir() else []
     if not files:
@@ -107,7 +108,7 @@ def find(wish: MutantsWish) -> list[Mutant]:
     for name in wish.names:
         if not any(fnmatch.fnmatch(path.stem, name) for path in files):
             raise InputError(
-                f"no mutant in {wish.directory} is called {name}", hint="emu mutants --list"
+                f"there is no mutant {name} in {wish.directory}", hint="emu mutants --list"
             )
     asked = wish.names or ("*",)
     chosen = [path for path in files if any(fnmatch.fnmatch(path.stem, one) for one in asked)]
@@ -124,17 +125,17 @@ def read(path: Path) -> Mutant:
         if found := _FIELD.fullmatch(line):
             fields[found[1]].append(found[2].strip())
         elif _LIKE_A_FIELD.match(line) and number > 1:
-            raise InputError(f"{path.name}:{number}: no field {line.partition(':')[0]} is known")
+            raise InputError(f"{path.name}:{number}: unknown field {line.partition(':')[0]}")
     else:
         raise InputError(f"{path.name} changes nothing: it has no line `--- a/…`")
     flaw = lines[0].strip()
     if not flaw or _FIELD.fullmatch(flaw):
-        raise InputError(f"{path.name}: the first line has to say the flaw")
+        raise InputError(f"{path.name}: the first line has to name the flaw")
     if path.name.partition("-")[0] not in SUBJECTS:
         raise InputError(f"{path.name}: a name begins with one of {', '.join(SUBJECTS)}")
     for name, least, most in (("Caught-by", 1, 9), ("Says", 1, 1), ("Kernel", 0, 1)):
         if not least <= len(fields[name]) <= most or "" in fields[name]:
-            raise InputError(f"{path.name}: the header has {len(fields[name])} times {name}:")
+            raise InputError(f"{path.name}: the header has {name}: {len(fields[name])} times")
     for node in fields["Caught-by"]:
         file, _, test = node.partition("::")
         if not test or not (paths.checkout() / file).is_file():
@@ -152,11 +153,11 @@ def read(path: Path) -> Mutant:
 
 
 def perform(
-    wish: MutantsWish, context: BuildContext, told: Callable[[Judged], None]
+    wish: MutantsWish, context: BuildContext, report: Callable[[Judged], None]
 ) -> list[Judged]:
-    """Judge them all, in order; `told` hears of each as it is done.
+    """Judge the chosen mutants, in order; `report` is called with each as it is done.
 
-    Raises InputError before anything runs for what `find` refuses.
+    Raises InputError as `find`, before anything runs.
     """
     mutants = find(wish)
     runs = Runs(context.cache, again=wish.again)
@@ -172,7 +173,7 @@ def perform(
                 for future in ended:
                     judged = future.result()
                     done[judged.mutant] = judged
-                    told(judged)
+                    report(judged)
                     context.progress.tick(
                         f"{len(done)} of {len(mutants)} done", len(done), len(mutants)
                     )
@@ -189,7 +190,7 @@ def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext)
     def judged(verdict: Verdict, test: str, line: str) -> Judged:
         return Judged(mutant, verdict, test, line, time.monotonic() - began)
 
-    quiet = Progress()  # several may build at once: a screen has one line
+    quiet = Progress()  # several build at once, and a screen has one line
     try:
         kernel = get_kernel(mutant.kernel, BuildContext(context.cache))
         patches = [*modules.patches_of(kernel, PatchedDrivers()), mutant.path]
@@ -219,10 +220,10 @@ def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext)
 
 
 def decide(outcome: Outcome, says: re.Pattern[str]) -> tuple[Verdict, str]:
-    """The verdict of one test on one mutant, and the line that tells why.
+    """The verdict of one test on one mutant, and the line that decided.
 
     A test that failed without naming the flaw has not caught it: it may have failed for
-    something else.
+    another reason.
     """
     if outcome.kind == "error":
         return Verdict.RIG, _first_line(outcome.messages)

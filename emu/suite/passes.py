@@ -1,7 +1,7 @@
-"""The whole suite in a row: twenty passes are hours, so a row goes on where it was interrupted.
+"""`emu repeat`: passes of the whole suite in a row. Twenty take hours, so a row can be resumed.
 
-What is kept is in the cache, under everything that a pass depends on in the checkout and under
-pytest's arguments: after a change another row begins. A pass that fails ends its row.
+Passes are kept in the cache under what they depend on in the checkout and under pytest's
+arguments: after a change another row begins. A pass that fails ends its row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from emu.suite.testruns import PYTEST, digest, interrupt
 _STORE = "passes"
 _FOLDERS = ("emu", "tests", "guest-images", "qemu-patches")
 _APART = "tests/mutants"
-"""Patches that no pass applies."""
+"""Not used by a pass."""
 _PASSED, _FAILED, _INTERRUPTED, _MISUSED, _EMPTY = 0, 1, 2, 4, 5
 """pytest's exit statuses (pytest.ExitCode)."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: when it ended (local time, ISO 8601), how many tests passed, and the seconds."""
+    """One pass: when it ended (local time, ISO 8601), how many tests passed, seconds."""
 
     ended: str
     tests: int
@@ -61,28 +61,28 @@ class Passes:
         return self._cache.store(_STORE) / f"{key_of(_STORE, artifacts)}.json"
 
     def known(self) -> tuple[Pass, ...]:
-        """What is kept of the row that goes on."""
+        """The passes of the current row."""
         try:
             return tuple(Pass(**one) for one in json.loads(self._file.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):  # nobody believes what he can't read
+        except (FileNotFoundError, ValueError, TypeError):  # unreadable: start again
             return ()
 
     def forget(self) -> None:
         """Begin a new row."""
         self._file.unlink(missing_ok=True)
 
-    def run(self, times: int, told: Callable[[str], None]) -> Row:
+    def run(self, times: int, report: Callable[[str], None]) -> Row:
         """Run the suite until `times` passes are in a row, or one fails.
 
-        `told` hears what begins; pytest's own output goes where this process's does. Raises
-        RigError when pytest broke, InputError when it ran nothing or when the checkout changed
+        `report` is called as each pass begins; pytest inherits this process's output. Raises
+        RigError when pytest breaks, InputError when it runs no tests or the checkout changes
         meanwhile, KeyboardInterrupt.
         """
         while len(done := self.known()) < times:
-            told(f"pass {len(done) + 1} of {times}")
+            report(f"pass {len(done) + 1} of {times}")
             made = self._once()
             if self._place() != self._file:
-                raise InputError("the checkout changed while the pass ran: it counts for nothing")
+                raise InputError("the checkout changed while the pass ran: it does not count")
             if made is None:
                 self.forget()
                 return Row(done, broken=True)
@@ -90,25 +90,25 @@ class Passes:
         return Row(done)
 
     def _keep(self, passes: Sequence[Pass]) -> None:
-        # Whole or not at all: these are hours.
+        # Atomically: these are hours of work.
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps([asdict(one) for one in passes], indent=1))
         new.replace(self._file)
 
     def _once(self) -> Pass | None:
         with self._cache.scratch("pass") as place:
-            report = place / "report.xml"
-            status = self._pytest(["--junitxml", str(report), "-o", "junit_logging=no"])
+            junit = place / "report.xml"
+            status = self._pytest(["--junitxml", str(junit), "-o", "junit_logging=no"])
             if status == _INTERRUPTED:
                 raise KeyboardInterrupt
             if status in (_MISUSED, _EMPTY):
                 raise InputError("pytest ran no tests")
             if status not in (_PASSED, _FAILED):
                 raise RigError(f"pytest ended with status {status}")
-            return _counted(report) if status == _PASSED else None
+            return _counted(junit) if status == _PASSED else None
 
     def _pytest(self, more: Sequence[str]) -> int:
-        # In a session of its own: Ctrl-C is for us, who tell it.
+        # In a session of its own: Ctrl-C reaches this process, which interrupts pytest.
         command = [*PYTEST, *self._arguments, *more]
         process = subprocess.Popen(command, cwd=self._checkout, start_new_session=True)
         try:
@@ -118,15 +118,15 @@ class Passes:
             raise
 
 
-def _counted(report: Path) -> Pass:
-    suites = list(ElementTree.parse(report).iter("testsuite"))
+def _counted(junit: Path) -> Pass:
+    suites = list(ElementTree.parse(junit).iter("testsuite"))
     tests = sum(int(s.get("tests", 0)) - int(s.get("skipped", 0)) for s in suites)
     seconds = sum(float(s.get("time", 0)) for s in suites)
     return Pass(datetime.now().isoformat(timespec="seconds"), tests, round(seconds, 1))
 
 
 def _files(checkout: Path) -> Iterator[Path]:
-    """What a pass depends on."""
+    """The files that a pass depends on."""
     yield checkout / "pyproject.toml"
     for folder in _FOLDERS:
         for path in (checkout / folder).rglob("*"):

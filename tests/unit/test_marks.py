@@ -1,4 +1,4 @@
-"""The stack that a test gets: its markers, the options, and what the two leave open."""
+"""The stack that a test gets from its markers and the options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ stack = pytest.mark.stack
 
 
 def item(*marks: pytest.MarkDecorator, fixture: str = "emu_host", **options: object) -> pytest.Item:
-    """As much of a collected test as is looked at."""
+    """A collected test, as far as it is used."""
     chosen: dict[str, object] = {"emu_kernel": None, "emu_clock": None, "emu_record": False}
     chosen |= {f"emu_{name}": value for name, value in options.items()}
     node = SimpleNamespace(
@@ -30,7 +30,7 @@ def item(*marks: pytest.MarkDecorator, fixture: str = "emu_host", **options: obj
     return cast("pytest.Item", node)
 
 
-def test_the_nearest_marker_counts() -> None:
+def test_nearest_marker_wins() -> None:
     wish = wish_for(item(stack(domu="pvh", domu_memory=64), stack(domu="pv", kernel="lab")))
     assert (wish.domu.kind, wish.domu.memory, wish.kernel) == ("pvh", 64, "lab")
 
@@ -44,14 +44,14 @@ def test_the_nearest_marker_counts() -> None:
         ("icount", "wall", "icount"),
     ],
 )
-def test_a_clock_that_a_test_asks_for_stays(
+def test_marker_goes_before_the_clock_option(
     asked: str | None, option: str | None, given: str
 ) -> None:
     marks = [stack(clock=asked)] if asked else []
     assert wish_for(item(*marks, clock=option)).clock == given
 
 
-def test_what_is_recorded_counts_instructions() -> None:
+def test_recording_implies_instruction_time() -> None:
     for asked, recorded in (
         (item(record=True), True),
         (item(stack(clock="wall"), record=True), False),

@@ -1,4 +1,4 @@
-"""Passes in a row: kept, gone on with, begun anew after a change, ended by one that fails."""
+"""Passes in a row: kept, resumed, begun anew after a change, ended by one that fails."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
-def test_a_row_goes_on(cache: Cache, checkout: Path) -> None:
-    told: list[str] = []
-    Passes(cache, QUIET, checkout).run(1, told.append)
-    row = Passes(cache, QUIET, checkout).run(2, told.append)
-    assert told == ["pass 1 of 1", "pass 2 of 2"]
+def test_row_is_resumed(cache: Cache, checkout: Path) -> None:
+    reported: list[str] = []
+    Passes(cache, QUIET, checkout).run(1, reported.append)
+    row = Passes(cache, QUIET, checkout).run(2, reported.append)
+    assert reported == ["pass 1 of 1", "pass 2 of 2"]
     assert (len(row.passes), row.broken) == (2, False)
     assert {one.tests for one in row.passes} == {1}
-    Passes(cache, QUIET, checkout).run(2, told.append)
-    assert len(told) == 2
+    Passes(cache, QUIET, checkout).run(2, reported.append)
+    assert len(reported) == 2
 
 
-def test_one_that_fails_ends_it(cache: Cache, checkout: Path) -> None:
+def test_failed_pass_ends_the_row(cache: Cache, checkout: Path) -> None:
     passes = Passes(cache, QUIET, checkout)
     passes.run(1, print)
     (checkout / "fails").touch()
@@ -57,16 +57,16 @@ def test_one_that_fails_ends_it(cache: Cache, checkout: Path) -> None:
     assert passes.known() == ()
 
 
-def test_a_change_begins_another(cache: Cache, checkout: Path) -> None:
+def test_change_begins_another_row(cache: Cache, checkout: Path) -> None:
     Passes(cache, QUIET, checkout).run(1, print)
-    (checkout / "tests/mutants/another.patch").write_text("no pass applies it")
+    (checkout / "tests/mutants/another.patch").write_text("not used by a pass")
     assert len(Passes(cache, QUIET, checkout).known()) == 1
     assert not Passes(cache, [*QUIET, "-x"], checkout).known()
     (checkout / "emu/module.py").touch()
     assert not Passes(cache, QUIET, checkout).known()
 
 
-def test_a_change_meanwhile_is_told(cache: Cache, checkout: Path) -> None:
+def test_change_during_a_pass_is_refused(cache: Cache, checkout: Path) -> None:
     test = checkout / "tests/test_it.py"
     test.write_text("from pathlib import Path\ndef test_it(): Path(__file__).write_text('')\n")
     with pytest.raises(InputError, match="changed while the pass ran"):
@@ -74,7 +74,7 @@ def test_a_change_meanwhile_is_told(cache: Cache, checkout: Path) -> None:
     assert not Passes(cache, QUIET, checkout).known()
 
 
-def test_a_damaged_row_is_none(cache: Cache, checkout: Path) -> None:
+def test_damaged_row_is_ignored(cache: Cache, checkout: Path) -> None:
     passes = Passes(cache, QUIET, checkout)
     passes.run(1, print)
     (kept,) = cache.store("passes").iterdir()
@@ -82,7 +82,7 @@ def test_a_damaged_row_is_none(cache: Cache, checkout: Path) -> None:
     assert passes.known() == ()
 
 
-def test_what_is_no_pass_is_told(cache: Cache, checkout: Path) -> None:
+def test_broken_pytest_is_reported(cache: Cache, checkout: Path) -> None:
     with pytest.raises(InputError, match="ran no tests"):
         Passes(cache, [*QUIET, "-k", "nothing"], checkout).run(1, print)
     (checkout / "conftest.py").write_text("def pytest_sessionstart(): raise ZeroDivisionError")
@@ -90,7 +90,7 @@ def test_what_is_no_pass_is_told(cache: Cache, checkout: Path) -> None:
         Passes(cache, QUIET, checkout).run(1, print)
 
 
-def test_an_interruption_ends_pytest_and_counts_for_nothing(
+def test_interruption_ends_pytest_and_does_not_count(
     cache: Cache, checkout: Path, tmp_path: Path
 ) -> None:
     began, ended = tmp_path / "began", tmp_path / "ended"

@@ -1,4 +1,4 @@
-"""Recordings: what can't be replayed is refused, and what differs is found."""
+"""Recordings: found, refused if they can't be replayed, compared with their replay."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ def recorded(run: Path, **changed: object) -> Path:
     return run
 
 
-def test_what_was_recorded_is_found(tmp_path: Path) -> None:
+def test_recording_is_found(tmp_path: Path) -> None:
     found = recording.find(recorded(tmp_path))
     assert (found.log, found.instructions) == (tmp_path / recording.LOG, 5)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"instructions": 0}, "has no end"),
         ({"more": 1}, "holds no recording"),
     ],
 )
-def test_half_a_recording_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_half_a_recording_is_refused(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         recording.find(recorded(tmp_path, **changed))
 
 
@@ -61,13 +63,13 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
     assert recording.newest(tmp_path) == runs[0]
 
 
-def test_the_recording_of_another_version(tmp_path: Path) -> None:
+def test_recording_of_another_version_is_refused(tmp_path: Path) -> None:
     run = recorded(tmp_path, wish={"domu": {}, "sails": 3})
     with pytest.raises(InputError, match=r"made by another version.*sails"):
         replay.replay(run, BuildContext(Cache(tmp_path / "cache")))
 
 
-def test_a_recording_outlives_its_run(tmp_path: Path) -> None:
+def test_recording_outlives_its_run(tmp_path: Path) -> None:
     with RunDir.create(tmp_path) as run:
         run.log("xen").write_text("line\n")
         recorded(run.path)
@@ -75,15 +77,15 @@ def test_a_recording_outlives_its_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("wish", "message"),
     [
         ({"clock": "wall", "qemu": "patched"}, "counts instructions"),
         ({"clock": "icount", "qemu": "system"}, "records nothing"),
         ({"accel": "kvm"}, "needs TCG"),
     ],
 )
-def test_what_can_not_be_recorded(wish: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_wish_that_can_not_be_recorded_is_refused(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Wish(record=True, **wish)
 
 
@@ -95,7 +97,7 @@ def test_what_can_not_be_recorded(wish: dict[str, Any], said: str) -> None:
         (["--record", "--qemu", "/my/qemu"], "icount", "/my/qemu"),
     ],
 )
-def test_what_record_stands_for(
+def test_record_option_implies_clock_and_qemu(
     words: list[str], clock: str, qemu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EMU_QEMU", raising=False)
@@ -108,18 +110,18 @@ def test_what_record_stands_for(
 LOG = "[    0.1] one\n[    0.2] two\n[    0.3] thr"
 
 
-def test_times_and_a_line_cut_off_are_no_difference() -> None:
-    said = LOG.replace("0.2", "7.9").replace("thr", "three")
-    assert replay.compare("xen", LOG, said).differs is None
+def test_comparison_ignores_times_and_a_cut_line() -> None:
+    output = LOG.replace("0.2", "7.9").replace("thr", "three")
+    assert replay.compare("xen", LOG, output).differs is None
 
 
 @pytest.mark.parametrize(
-    ("said", "differs"),
+    ("output", "differs"),
     [
         (LOG.replace("one", "eins"), ("one", "eins")),
         ("[    0.1] one\n[    0.2] tw", ("two", "(nothing more)")),
     ],
 )
-def test_the_first_line_that_differs(said: str, differs: tuple[str, str]) -> None:
-    found = replay.compare("xen", LOG, said)
+def test_comparison_finds_the_first_difference(output: str, differs: tuple[str, str]) -> None:
+    found = replay.compare("xen", LOG, output)
     assert (found.recorded, found.differs) == (2, differs)

@@ -1,4 +1,4 @@
-"""A test's time limit counts what the test does, and not what is built before it can run."""
+"""A test's time limit does not count what is built for it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import time
 import pytest
 
 @pytest.mark.timeout(1)
-def test_that_waits_for_a_kernel(emu_progress):
+def test_waits_for_a_kernel(emu_progress):
     for _ in range(2):
         with emu_progress.stage("building"), emu_progress.stage("unpacking"):
             time.sleep(1.2)
 
 @pytest.mark.timeout(1)
-def test_that_hangs_afterwards(emu_progress):
+def test_hangs_afterwards(emu_progress):
     with emu_progress.stage("building"):
         time.sleep(0.1)
     time.sleep(10)
 
 @pytest.mark.timeout(1)
-def test_that_needs_none(emu_progress):
+def test_build_fails(emu_progress):
     with pytest.raises(OSError), emu_progress.stage("building"):
         raise OSError
     time.sleep(0.1)
@@ -43,13 +43,13 @@ def run(folder: Path, *options: str) -> str:
     ).stdout  # fmt: skip
 
 
-def test_what_is_built_is_not_a_tests_time(tmp_path: Path) -> None:
-    said = run(tmp_path)
-    for passes in ("that_waits_for_a_kernel", "that_needs_none", "without_a_limit"):
-        assert f"PASSED test_times.py::test_{passes}\n" in said
-    assert "FAILED test_times.py::test_that_hangs_afterwards - Failed: Timeout (>1.0" in said
+def test_timer_ignores_builds(tmp_path: Path) -> None:
+    output = run(tmp_path)
+    for passes in ("waits_for_a_kernel", "build_fails", "without_a_limit"):
+        assert f"PASSED test_times.py::test_{passes}\n" in output
+    assert "FAILED test_times.py::test_hangs_afterwards - Failed: Timeout (>1.0" in output
 
 
-def test_nobody_needs_a_timer(tmp_path: Path) -> None:
-    said = run(tmp_path, "-p", "no:timeout", "-W", "ignore", "-k", "not hangs")
-    assert "3 passed" in said
+def test_timer_is_optional(tmp_path: Path) -> None:
+    output = run(tmp_path, "-p", "no:timeout", "-W", "ignore", "-k", "not hangs")
+    assert "3 passed" in output

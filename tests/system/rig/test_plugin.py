@@ -1,4 +1,4 @@
-"""The plugin: what a user's tests get, and what a failure, a hang and a broken rig show."""
+"""The plugin as its users see it: its fixtures, and reports of failures, hangs, rig errors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ CONFTEST = "from emu.pytestplugin.short_names import *"
 
 @pytest.fixture(scope="session")
 def run(everything: Cache, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """pytest's output for those tests, in a project of their own, and its report.
+    """pytest's output and JUnit report for these tests, in a project of their own.
 
-    Made once for all processes of a run (a minute), by the first that asks.
+    They run once (a minute) for all workers of a session.
     """
     base = tmp_path_factory.getbasetemp()
-    # Beside one another, workers have directories of their own in the run's.
+    # With workers, each has a directory of its own below the session's.
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "others"
     place.mkdir(exist_ok=True)
     output, report = place / "output", place / "report.xml"
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not output.exists():
-            said = _run(place, report)
-            output.write_text(said)
+            output.write_text(_run(place, report))
     return output.read_text(), report
 
 
@@ -63,7 +62,7 @@ def case(report: Path, name: str) -> ElementTree.Element:
     raise AssertionError(f"the report has no test {name}")
 
 
-def test_the_readme_shows_what_is_run() -> None:
+def test_readme_example_is_run() -> None:
     readme = (paths.checkout() / "README.md").read_text()
     example = readme.partition("```python\n")[2].partition("```")[0]
     assert example
@@ -75,15 +74,15 @@ def test_counts(run: tuple[str, Path]) -> None:
     assert "4 failed, 1 passed, 2 errors" in run[0].splitlines()[-1]
 
 
-def test_what_ran_is_in_the_report(run: tuple[str, Path]) -> None:
+def test_report_has_the_provenance(run: tuple[str, Path]) -> None:
     passed = case(run[1], "test_ring_shrinks_over_restore")
-    told = {one.get("name"): one.get("value") or "" for one in passed.iter("property")}
-    assert told["accelerator"] in ("tcg", "kvm")
-    assert len(told["xen-sha256"]) == 64
-    assert told["qemu"].startswith(("7.", "8.", "9.", "1"))
+    found = {one.get("name"): one.get("value") or "" for one in passed.iter("property")}
+    assert found["accelerator"] in ("tcg", "kvm")
+    assert len(found["xen-sha256"]) == 64
+    assert found["qemu"].startswith(("7.", "8.", "9.", "1"))
     for end in ("front", "back"):
-        assert "patched build id " in told[f"{end}-driver"]
-    assert {"dom0-kernel", "domu-kernel", "guest-images", "clock", "run"} <= set(told)
+        assert "patched build id " in found[f"{end}-driver"]
+    assert {"dom0-kernel", "domu-kernel", "guest-images", "clock", "run"} <= set(found)
 
 
 def test_assertion_comes_before_the_consoles(run: tuple[str, Path]) -> None:
@@ -94,14 +93,14 @@ def test_assertion_comes_before_the_consoles(run: tuple[str, Path]) -> None:
     assert "device/vbd/51712/ring-ref15" in files[0].read_text()
 
 
-def test_frames_of_ours_are_left_out(run: tuple[str, Path]) -> None:
+def test_traceback_leaves_out_our_frames(run: tuple[str, Path]) -> None:
     text = run[0].partition(" test_in_which_nothing_connects ")[2].partition("\n____")[0]
     assert "E       emu.errors.NotHeld: xvda of domU u1 did not connect" in text
     assert "front end Initialising, back end InitWait" in text
     assert "emu/xen/domain.py" not in text
 
 
-def test_a_broken_rig_is_no_failed_test(run: tuple[str, Path]) -> None:
+def test_broken_rig_is_no_failed_test(run: tuple[str, Path]) -> None:
     assert "ERROR at rig of test_in_which_qemu_ends" in run[0]
     broken = case(run[1], "test_in_which_qemu_ends")
     assert broken.find("error") is not None
@@ -121,7 +120,7 @@ def test_trouble_on_a_console_fails_the_test(run: tuple[str, Path]) -> None:
     assert "BUG: kernel NULL pointer dereference" in (failure.text or "")
 
 
-def test_a_hang_shows_how_the_stack_stands(run: tuple[str, Path]) -> None:
+def test_hang_shows_the_state_of_the_stack(run: tuple[str, Path]) -> None:
     text = run[0].partition(" test_that_hangs ")[2]
     assert "Timeout (>8.0s) from pytest-timeout" in text
     for view in ("qemu", "domains", "xenstore", "grants", "events", "dmesg-dom0", "dmesg-domu"):
