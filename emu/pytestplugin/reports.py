@@ -104,12 +104,13 @@ def _add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> N
 
 
 def add_known(item: pytest.Item, stacks: Iterable[Stack]) -> None:
-    """Name the known kernel reports of a test's consoles in its properties."""
+    """Name the known kernel reports of a test's consoles in its properties, and in their log."""
     for stack in stacks:
         for known, finding in stack.machine.watch.known:
             found = (KNOWN, f"{known.name} (Linux {', '.join(known.kernels)}, {finding.guest})")
             if found not in item.user_properties:
                 item.user_properties.append(found)
+                stack.machine.remark(f"known kernel report: {known.name}: {known.reason}")
 
 
 def show_known(terminal: pytest.TerminalReporter) -> None:

@@ -115,7 +115,7 @@ def met(request):
     watch = Watch()
     Console("dom0", watch, lambda data: None).feed(Path({path!r}).read_bytes())
     reactor().call(lambda: None)
-    stack = SimpleNamespace(machine=SimpleNamespace(watch=watch))
+    stack = SimpleNamespace(machine=SimpleNamespace(watch=watch, remark=print))
     reports.add_known(request.node, [stack])
 """
 
@@ -130,3 +130,4 @@ def test_known_reports_are_in_the_summary(pytester: pytest.Pytester) -> None:
         "known kernel report in 2 tests: iSCSI log-out flushes pm_runtime_work "
         "(Linux 6.1.192, dom0)" in output
     )
+    assert "known kernel report: iSCSI log-out flushes pm_runtime_work: a log-out" in output
