@@ -1,10 +1,10 @@
-"""`--emu-wishes FILE`: which stacks the collected tests need, for `emu prepare`.
+"""Which stacks the collected tests need: reported where a long build is due, and for `emu prepare`.
 
     pytest --collect-only --emu-wishes wishes.json …
 
-The file has a list of objects, one for each kind of stack: `wish` (the fields of a `Wish`),
-`two_hosts` (whether it is a pair), `tests` (how many tests need it); beside it, the environment
-that passes on the options (emu.pytestplugin.options).
+writes an object: `stacks` has one for each kind of stack, with `wish` (the fields of a `Wish`),
+`two_hosts` (whether it is a pair) and `tests` (how many tests need it); `environ` is the
+environment that passes on the options (emu.pytestplugin.options).
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 
 from emu.emulator import choice as emulator
-from emu.errors import InputError
+from emu.errors import EmuError, InputError
+from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.patched import GIVEN, MORE_PATCHES
 from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
+from emu.suite import preparing
+from emu.suite.preparing import Need
 
 PASSED_ON = (emulator.GIVEN, MORE_PATCHES, *GIVEN.values())
 
@@ -40,18 +44,29 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         Path(path).write_text(json.dumps(wishes_of(session.items), indent=1))
 
 
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    """Name the tests that wait for a long build. With `-n` only the workers collect: not then."""
+    if not (needs := needs_of(items)):
+        return []
+    try:
+        steps = preparing.long_builds(needs, BuildContext(Cache()))
+    except EmuError:  # no cache: the tests report that
+        return []
+    hint = ["`emu prepare` builds that before the tests run"] if steps else []
+    return [*map(str, steps), *hint]
+
+
+def needs_of(items: list[pytest.Item]) -> list[Need]:
+    """The stacks that tests need."""
+    needed = Counter(need for item in items if (need := _need(item)) is not None)
+    return [Need(wish, two_hosts, tests) for (wish, two_hosts), tests in needed.items()]
+
+
 def wishes_of(items: list[pytest.Item]) -> dict[str, object]:
     """What `--emu-wishes` writes."""
-    needed: Counter[tuple[Wish, bool]] = Counter()
-    for item in items:
-        if (need := _need(item)) is not None:
-            needed[need] += 1
     return {
         "environ": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        "stacks": [
-            {"wish": asdict(wish), "two_hosts": two_hosts, "tests": tests}
-            for (wish, two_hosts), tests in needed.items()
-        ],
+        "stacks": [asdict(need) for need in needs_of(items)],
     }
 
 

@@ -51,6 +51,10 @@ _SECONDS = {
     "checkpoint": 20.0,
 }
 """Seconds by the beginning of a step's name, on 2 idle cores; for steps not built here before."""
+_OTHER = 60.0
+"""Seconds of a step that the table does not have."""
+_LONG = ("QEMU ", "kernel lab")
+"""How the names of steps begin that take minutes."""
 _LAST_LINES = 12
 
 
@@ -142,6 +146,13 @@ def plan(needs: Sequence[Need], context: BuildContext) -> list[Step]:
     return [step for step in _steps(needs, _times(context.cache)) if _is_missing(step, lookup)]
 
 
+def long_builds(needs: Sequence[Need], context: BuildContext) -> list[Step]:
+    """The steps of the plan that take minutes; quick to find out, unlike the whole plan."""
+    lookup = Lookup(context.cache, Progress(), context.pinned)
+    steps = [step for step in _steps(needs, _times(context.cache)) if step.name.startswith(_LONG)]
+    return [step for step in steps if _is_missing(step, lookup)]
+
+
 def _is_missing(step: Step, lookup: Lookup) -> bool:
     try:
         step.find(lookup)
@@ -185,7 +196,7 @@ def _steps(needs: Sequence[Need], times: Mapping[str, float]) -> list[Step]:
 
 
 def _estimate(name: str) -> float:
-    return next(seconds for begins, seconds in _SECONDS.items() if name.startswith(begins))
+    return next((time for begins, time in _SECONDS.items() if name.startswith(begins)), _OTHER)
 
 
 def _described(wish: Wish) -> str:

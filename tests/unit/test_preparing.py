@@ -79,6 +79,18 @@ def test_collected_stacks_follow_the_options(pytester: pytest.Pytester) -> None:
     assert collected.environ[MORE_PATCHES] == str(pytester.path / "my.patch")
 
 
+def test_session_names_tests_that_wait_for_a_kernel(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
+    pytester.makepyfile(TESTS)
+    output = pytester.runpytest_subprocess("--collect-only").stdout.str()
+    assert "2 tests need kernel lab-6.1, not built: about 8 min" in output
+    assert "`emu prepare` builds that before the tests run" in output
+    output = pytester.runpytest_subprocess("--collect-only", "-k", "default").stdout.str()
+    assert "not built" not in output
+
+
 def test_plan_of_an_empty_cache(tmp_path: Path) -> None:
     small = DomuConfig(kind="pvh", memory=64)
     needs = [
