@@ -18,7 +18,7 @@ from emu.xen.ring import Ring
 
 DISK = "xvda"
 PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
-"""What a driver's ring is limited by: the number is our series' own, stock ones know the order."""
+"""What a driver's ring is limited by: the series has the number, stock drivers the order alone."""
 
 
 def driver_for(end: End, which: str, artifacts: Artifacts, context: BuildContext) -> Driver:
@@ -83,7 +83,7 @@ def load_drivers(
 def load_driver(
     channel: Channel, driver: Driver, cache: Cache, parameters: dict[str, str | int]
 ) -> LoadedDriver:
-    """Swap a checked driver into a running guest; debug information stays at home."""
+    """Swap a checked driver into a running guest, without its debug information."""
     module = drivers.FRONT if driver.end == "front" else drivers.BACK
     with cache.scratch("module") as folder:
         return drivers.swap(channel, module, for_guest(driver, folder), parameters)

@@ -1,4 +1,4 @@
-"""The whole stack, running: from what a person asked for to a host with an idle domU.
+"""The whole stack, running: from a wish to a host with an idle domU.
 
 Everything a guest boots from is found or made first; then the machine starts from a
 checkpoint, which is made once for each set of artifacts, or cold.
@@ -52,7 +52,7 @@ BOOT_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What the wish comes to on this machine."""
+    """What a wish is resolved to on this machine."""
 
     wish: Wish
     kernel: Kernel
@@ -166,7 +166,7 @@ def machine_spec(
 
 @contextlib.contextmanager
 def running(artifacts: Artifacts, context: BuildContext) -> Iterator[Stack]:
-    """The stack, for the life of the context. Nothing of it is left afterwards but its logs."""
+    """The stack, for the life of the context. Only its logs are left afterwards."""
     with contextlib.ExitStack() as opened:
         if artifacts.wish.cold:
             rundir = opened.enter_context(RunDir.create())
@@ -261,7 +261,7 @@ def _load(
 
 
 def _recorded(artifacts: Artifacts, rundir: RunDir, made: Path | None) -> MachineSpec:
-    """The spec of the machine, recorded into `rundir` if that is wished."""
+    """The spec of the machine, recorded into `rundir` if the wish asks for it."""
     if not artifacts.wish.record:
         return artifacts.spec
     key = artifacts.checkpoint_key()

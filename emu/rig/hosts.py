@@ -1,6 +1,7 @@
-"""Two emulated hosts with a network between them and one LUN: what a domU migrates across.
+"""Two emulated hosts with a network between them and one LUN, for migrations.
 
-    with two_hosts(prepare(Wish(domu=DomuConfig(kind="pvh", memory=96))), cache) as (here, there):
+    wish = Wish(domu=DomuConfig(kind="pvh", memory=96))
+    with two_hosts(prepare(wish, context), context) as (here, there):
         domu = here.create(disk=here.lun, ring_pages=16)
         domu.migrate(there)
 
@@ -8,8 +9,8 @@ The first host serves the LUN and has the idle domU; the second has logged in to
 over the network and has no domU. Both start from one checkpoint of the pair: its two halves
 were stopped together, while nothing was on its way between them.
 
-They have wall time: a host that counts instructions lets its clock run to the next timer when
-it is idle, and would give up on the other, which has a clock of its own, in no time.
+They run on wall time: on instruction time the clock of an idle host jumps to its next timer, and
+the host would time out at once waiting for the other, whose clock is its own.
 """
 
 from __future__ import annotations

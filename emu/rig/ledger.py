@@ -32,11 +32,11 @@ SETTLES_WITHIN = 8.0
 once a second for pages that it could not free while they were mapped (gnttab_handle_deferred)."""
 _PAUSE = 0.2
 CONFIRMING = 3
-"""Rounds more, where memory seems to grow: what is no leak does not last so long."""
+"""Extra rounds where memory seems to grow: noise does not last so long."""
 _NAMED, _SHOWN = 4, 40
 """References that a message's first line names, and lines of its table."""
 _AT_ONCE = "echo 0 > /sys/module/grant_table/parameters/free_per_iteration || true"
-"""Of the pages that wait to be freed Linux looks at ten a second; with this, at all."""
+"""Linux tries ten a second of the pages that wait to be freed; with this, all of them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _named(each: LedgerDifference) -> str:
 
 
 class Ledger:
-    """Takes the books of one host. What references are for is remembered from every look."""
+    """Takes the books of one host, and remembers what its references were for."""
 
     def __init__(self, host: RigHost) -> None:
         self.host = host

@@ -1,4 +1,4 @@
-"""The LUN of a host, as tests see it: what it is, and what its server can be made to do."""
+"""A LUN as tests see it: what it is, and what its server can be made to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RigLun(LunServer):
             self.release()
 
     def drop(self, first: int = 0, blocks: int | None = None, times: int = 0) -> None:
-        """Answer writes as done and do nothing of them, until `clear`: what no LUN may do."""
+        """Acknowledge writes and do not do them, until `clear`: a LUN that loses data."""
         self.tear(0, first, blocks, answer="good", times=times)
 
     def await_outstanding(self, number: int, timeout: float = HELD_WITHIN) -> None:
