@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from emu.commands.options import Commands, count
+from emu.commands.options import Commands, build_context, count
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
-from emu.images.context import BuildContext
 from emu.screen import Screen
 from emu.suite import preparing
 
@@ -44,7 +43,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         with screen.stage("collecting the tests"):
             collected = preparing.collect(arguments.arguments, cache)
         os.environ.update(collected.environ)
-        context = BuildContext(cache, screen)
+        context = build_context(screen)
         steps = preparing.plan(collected.needs, context)
         for step in steps:
             screen.note(str(step))

@@ -100,7 +100,7 @@ def test_environment_is_read_only_at_the_edges(
         for path in (paths.checkout() / "emu").rglob("*.py")
         if "from_environment(" in path.read_text()
     }
-    assert readers == {"commands/options.py", "images/patched.py", "pytestplugin/hooks.py"}
+    assert readers == {"commands/options.py", "images/patched.py", "pytestplugin/fixtures.py"}
 
 
 def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:
