@@ -8,8 +8,8 @@ import json
 from emu.commands.options import Commands, add_qemu_option, build_context, count
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.lab import bench
-from emu.lab.wish import Wish
 from emu.screen import Screen
+from emu.stack.wish import Wish
 
 
 def add(commands: Commands) -> None:

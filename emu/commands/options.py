@@ -15,8 +15,8 @@ from emu.emulator import choice as emulator
 from emu.images import patched
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab.wish import LARGE_RING, Wish, memory_for
 from emu.progress import Progress
+from emu.stack.wish import LARGE_RING, Wish, memory_for
 from emu.xen.config import KINDS, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

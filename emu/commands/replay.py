@@ -9,8 +9,9 @@ from emu.commands.options import EPILOG, Commands
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab import recording, replay
+from emu.lab import replay
 from emu.screen import Screen, fail
+from emu.stack import recording
 
 
 def add(commands: Commands) -> None:

@@ -16,8 +16,8 @@ from emu.commands.options import (
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.lab import report as reports
 from emu.lab import run as runs
-from emu.lab.wish import DATA_MIB, RunWish
 from emu.screen import Screen, fail
+from emu.stack.wish import DATA_MIB, RunWish
 
 
 def add(commands: Commands) -> None:

@@ -15,8 +15,8 @@ from emu.commands.options import (
     wish_from_options,
 )
 from emu.lab import shell
-from emu.lab.wish import check_ring_pages
 from emu.screen import Screen
+from emu.stack.wish import check_ring_pages
 
 _EPILOG = """Ctrl-] leaves a terminal, whatever the guest does, and leaves nothing running. Exit
 status: that of the command or the shell (128 + n after signal n), 0 after Ctrl-], and

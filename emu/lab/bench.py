@@ -22,10 +22,10 @@ from emu.images.kernels import full_name
 from emu.images.manifest import usage
 from emu.images.packages import Lock
 from emu.lab import store, turnaround
-from emu.lab.stack import Artifacts, prepare, running
-from emu.lab.wish import Wish
 from emu.machine.identity import host_cpu
 from emu.progress import Progress
+from emu.stack.stack import Artifacts, prepare, running
+from emu.stack.wish import Wish
 
 MB = 1_000_000
 REPEATS = 5

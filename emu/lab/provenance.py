@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emu.images.modules import Driver, End
-from emu.lab.stack import Stack
+from emu.stack.stack import Stack
 
 
 def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:

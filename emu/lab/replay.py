@@ -21,15 +21,15 @@ from emu.deadline import Deadline
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab import recording
-from emu.lab.recording import HINT, Recorded
-from emu.lab.stack import Artifacts, prepare
-from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import Recording
 from emu.progress import Progress
+from emu.stack import recording
+from emu.stack.recording import HINT, Recorded
+from emu.stack.stack import Artifacts, prepare
+from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 from emu.xen.host import AGENT_PORT
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emu.images.modules import Driver, End
-from emu.lab.stack import Artifacts
-from emu.lab.wish import RunWish
 from emu.progress import Progress
+from emu.stack.stack import Artifacts
+from emu.stack.wish import RunWish
 from emu.xen import lun
 from emu.xen.drivers import LoadedDriver
 from emu.xen.grants import GrantTable

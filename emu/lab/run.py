@@ -13,11 +13,11 @@ from emu.channel.channel import Channel, CommandTimeout
 from emu.errors import NotHeld
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
-from emu.lab.drivers import DISK, drivers_for, load_drivers
 from emu.lab.report import RunReport, Timing, checks
-from emu.lab.stack import Artifacts, Stack, prepare, running
-from emu.lab.wish import RunWish
 from emu.progress import staged
+from emu.stack.drivers import DISK, drivers_for, load_drivers
+from emu.stack.stack import Artifacts, Stack, prepare, running
+from emu.stack.wish import RunWish
 from emu.xen import data, lun
 
 DEADLINE_DATA = 300.0

@@ -24,11 +24,11 @@ from emu.channel.channel import Channel, CommandFailed, Process
 from emu.errors import EmuError
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
-from emu.lab.drivers import DISK, connect, drivers_for
 from emu.lab.report import SOURCES
 from emu.lab.run import STARTING
-from emu.lab.stack import Stack, prepare, running
-from emu.lab.wish import Wish
+from emu.stack.drivers import DISK, connect, drivers_for
+from emu.stack.stack import Stack, prepare, running
+from emu.stack.wish import Wish
 from emu.xen import queues
 from emu.xen.config import virtual_device
 from emu.xen.ring import Ring

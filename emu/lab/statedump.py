@@ -7,9 +7,9 @@ from pathlib import Path
 
 from emu.channel.channel import Channel
 from emu.errors import EmuError
-from emu.lab.stack import Stack
 from emu.machine import diagnose
 from emu.machine.rundir import RunDir
+from emu.stack.stack import Stack
 from emu.xen import grants
 
 DEADLINE = 5.0

@@ -19,8 +19,8 @@ from emu.images.kernels import Kernel, full_name, get_kernel
 from emu.images.manifest import usage
 from emu.images.modules import Driver, End
 from emu.images.packages import Lock, Package, load_wanted, lock_digest
-from emu.lab.drivers import checked_driver
 from emu.machine import rundir
+from emu.stack.drivers import checked_driver
 
 GUEST_SETS = ("xen", "dom0", "domu")
 _MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")

@@ -11,8 +11,8 @@ from pathlib import Path
 from emu.images import modules
 from emu.images.context import BuildContext
 from emu.images.kernels import spec
-from emu.lab.drivers import checked_driver, load_drivers
-from emu.lab.stack import Artifacts, running
+from emu.stack.drivers import checked_driver, load_drivers
+from emu.stack.stack import Artifacts, running
 
 _CHANGED = ("drivers/block/xen-blkfront.c", "drivers/block/xen-blkback/blkback.c")
 

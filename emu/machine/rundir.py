@@ -36,7 +36,7 @@ _FAILED = "failed.log"
 _NEW = ".new-"
 _LOG_SUFFIXES = (".log", ".1")
 _RECORDED = (".recording", ".json")
-"""Files for a replay (emu.lab.recording): kept as long as the logs."""
+"""Files for a replay (emu.stack.recording): kept as long as the logs."""
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from emu.errors import EmuError, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import GIVEN, MORE_PATCHES
-from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
+from emu.stack.wish import Wish
 from emu.suite import preparing
 from emu.suite.preparing import Need
 

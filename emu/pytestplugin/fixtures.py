@@ -14,13 +14,13 @@ import pytest
 from emu.images import patched
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab.stack import Artifacts, Stack, prepare, running
-from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.stash import HOST, SECOND, STACK
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.rig import hosts as rig_hosts
+from emu.stack.stack import Artifacts, Stack, prepare, running
+from emu.stack.wish import Wish
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,6 @@ import pytest
 
 from emu.errors import EmuError, RigError
 from emu.lab import provenance
-from emu.lab.stack import Stack
 from emu.machine.watch import Finding
 from emu.pytestplugin import timer
 from emu.pytestplugin.marks import MARKERS, declared_by
@@ -41,6 +40,7 @@ from emu.pytestplugin.reports import (
     show_known,
 )
 from emu.pytestplugin.stash import HOST, SECOND, STACK
+from emu.stack.stack import Stack
 
 pytest_plugins = (
     "emu.pytestplugin.options",

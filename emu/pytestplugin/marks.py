@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.images.kernels import full_name
-from emu.lab.wish import Wish
+from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 
 MARKERS = (

@@ -13,10 +13,10 @@ from emu import paths
 from emu.channel.channel import CommandTimeout
 from emu.errors import EmuError, InputError, RigError
 from emu.lab import statedump
-from emu.lab.stack import Stack
 from emu.machine.watch import GuestTrouble, WaitTimeout
 from emu.progress import Progress
 from emu.pytestplugin.timer import untimed
+from emu.stack.stack import Stack
 
 SHOWN_LINES = 40
 KNOWN = "known-report"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.lab.stack import Stack
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
+from emu.stack.stack import Stack
 
 __all__ = ["domu", "host", "ledger", "lun", "stack", "two_hosts"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.lab.stack import Stack
 from emu.rig import RigHost
+from emu.stack.stack import Stack
 
 STACK = pytest.StashKey[Stack]()
 """The stack of `emu_stack`; of two hosts, the first one's."""

@@ -10,11 +10,11 @@ from emu.channel.channel import Channel
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
-from emu.lab import drivers
-from emu.lab.stack import Stack
 from emu.rig.domu import RigDomu
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
+from emu.stack import drivers
+from emu.stack.stack import Stack
 from emu.xen import lun as luns
 from emu.xen.config import DomuConfig
 from emu.xen.domain import Mode

@@ -27,13 +27,13 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
-from emu.lab.stack import BOOT_TIMEOUT, Artifacts, Stack, from_checkpoint
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec
 from emu.progress import Progress
 from emu.rig.host import RigHost
+from emu.stack.stack import BOOT_TIMEOUT, Artifacts, Stack, from_checkpoint
 from emu.xen import lun as luns
 from emu.xen import sharing
 from emu.xen.host import Host

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emu.channel.channel import Channel
-from emu.lab.stack import kernel_log
+from emu.stack.stack import kernel_log
 
 
 class KernelLog:

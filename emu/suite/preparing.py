@@ -27,10 +27,10 @@ from emu.images.guests import get_guests
 from emu.images.kernels import get_kernel
 from emu.images.manifest import JSON
 from emu.images.modules import get_driver
-from emu.lab.stack import prepare, running
-from emu.lab.wish import Wish
 from emu.progress import Progress
 from emu.rig.hosts import pair_key, two_hosts
+from emu.stack.stack import prepare, running
+from emu.stack.wish import Wish
 from emu.suite.testruns import PYTEST
 from emu.xen.config import DomuConfig
 

@@ -15,11 +15,11 @@ from emu.images.context import BuildContext
 from emu.images.kernels import spec
 from emu.images.modules import driver_source
 from emu.images.patched import from_environment
-from emu.lab.drivers import driver_for, drivers_for
-from emu.lab.stack import Artifacts, running
-from emu.lab.wish import Wish
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.short_names import *  # noqa: F403
+from emu.stack.drivers import driver_for, drivers_for
+from emu.stack.stack import Artifacts, running
+from emu.stack.wish import Wish
 
 HERE = Path(__file__).parent
 FIRST = "test_plugin.py"

@@ -23,10 +23,10 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.packages import Lock
 from emu.lab import qemus
-from emu.lab.stack import cpu_for
-from emu.lab.wish import Wish
 from emu.machine.spec import TCG_CPU
 from emu.progress import Progress
+from emu.stack.stack import cpu_for
+from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 
 needs_qemu = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is missing")
@@ -111,7 +111,7 @@ def test_missing_qemu_is_refused(
 def test_pytest_option_reaches_workers_and_commands(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(
-        "from emu.lab.wish import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
+        "from emu.stack.wish import Wish\ndef test_it(): assert Wish().qemu == 'patched'\n"
     )
     command = [sys.executable, "-m", "pytest", "-n1", "-p", "no:cacheprovider", "--qemu=patched"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

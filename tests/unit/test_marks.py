@@ -10,10 +10,10 @@ import pytest
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab.stack import Artifacts
-from emu.lab.wish import Wish
 from emu.pytestplugin.marks import wish_for
 from emu.rig.hosts import two_hosts
+from emu.stack.stack import Artifacts
+from emu.stack.wish import Wish
 
 stack = pytest.mark.stack
 

@@ -14,8 +14,8 @@ from emu.errors import EXIT_HELD, EXIT_INPUT, InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import MORE_PATCHES
-from emu.lab.wish import Wish
 from emu.progress import Progress
+from emu.stack.wish import Wish
 from emu.suite import preparing
 from emu.suite.preparing import Lookup, Missing, Need, Step
 from emu.xen.config import DomuConfig

@@ -14,9 +14,10 @@ from emu.commands.parser import parser
 from emu.errors import EXIT_INPUT, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab import recording, replay
-from emu.lab.wish import Wish
+from emu.lab import replay
 from emu.machine.rundir import RunDir
+from emu.stack import recording
+from emu.stack.wish import Wish
 
 NOTE = {"wish": {}, "key": {}, "began": "", "instructions": 5}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.errors import InputError
-from emu.lab.wish import RunWish, Wish, check_ring_pages
+from emu.stack.wish import RunWish, Wish, check_ring_pages
 from emu.xen.config import DomuConfig
 
 

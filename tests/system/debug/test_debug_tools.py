@@ -16,7 +16,7 @@ import trouble_module
 from emu.channel.channel import Channel
 from emu.images.cache import Cache
 from emu.images.kernels import Kernel
-from emu.lab.stack import Stack
+from emu.stack.stack import Stack
 
 pytestmark = pytest.mark.debug
 

@@ -29,8 +29,6 @@ from emu.emulator.faults import FAULTS, Fault
 from emu.images import kbuild
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.lab.stack import Artifacts
-from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.identity import qemu_version
 from emu.machine.qemu import Machine
@@ -39,6 +37,8 @@ from emu.machine.spec import MachineSpec
 from emu.machine.watch import GuestTrouble
 from emu.rig import RigHost, RigLun
 from emu.series import git_am
+from emu.stack.stack import Artifacts
+from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 from emu.xen.host import Host
 

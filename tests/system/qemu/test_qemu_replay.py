@@ -22,11 +22,11 @@ from emu.emulator import choice as emulator
 from emu.emulator import faults
 from emu.errors import EXIT_HELD, EXIT_INPUT
 from emu.images.context import BuildContext
-from emu.lab.recording import NOTE
 from emu.machine.qemu import Machine, MachineEnded
 from emu.machine.rundir import RunDir
 from emu.machine.spec import MachineSpec, Recording
 from emu.machine.watch import WaitTimeout
+from emu.stack.recording import NOTE
 
 LINE = (string.ascii_letters + string.digits)[:50] * 2
 """What the guest waits for: six times what the FIFO of a serial port holds."""

@@ -11,7 +11,7 @@ import pytest
 
 from emu.channel.channel import Channel, CommandTimeout
 from emu.deadline import scale
-from emu.lab.stack import Stack
+from emu.stack.stack import Stack
 
 MIB = 1 << 20
 

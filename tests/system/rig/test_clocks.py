@@ -10,9 +10,9 @@ import pytest
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import from_environment
-from emu.lab.drivers import connect, drivers_for
-from emu.lab.stack import Artifacts, prepare, running
-from emu.lab.wish import Wish
+from emu.stack.drivers import connect, drivers_for
+from emu.stack.stack import Artifacts, prepare, running
+from emu.stack.wish import Wish
 
 JOB = (
     "read before rest < /proc/uptime; "

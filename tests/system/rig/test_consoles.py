@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from emu.lab.stack import Stack
 from emu.machine.watch import GuestTrouble
+from emu.stack.stack import Stack
 
 
 def test_console_of_each_guest_has_a_shell(stack: Stack) -> None:

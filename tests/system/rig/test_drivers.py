@@ -13,8 +13,8 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.images.patched import from_environment
-from emu.lab.drivers import connect, driver_for, load_driver
-from emu.lab.stack import Artifacts, Stack
+from emu.stack.drivers import connect, driver_for, load_driver
+from emu.stack.stack import Artifacts, Stack
 from emu.xen import drivers
 
 Get = Callable[[End, str], Driver]

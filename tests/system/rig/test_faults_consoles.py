@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from emu.channel.channel import Channel
-from emu.lab.stack import Stack
 from emu.machine import consolelog
+from emu.stack.stack import Stack
 
 pytestmark = pytest.mark.timeout(240)
 

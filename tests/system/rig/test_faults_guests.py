@@ -12,11 +12,11 @@ from emu.errors import NotHeld
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import from_environment
-from emu.lab.drivers import drivers_for, load_drivers
-from emu.lab.stack import Artifacts, Stack
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.watch import GuestTrouble
+from emu.stack.drivers import drivers_for, load_drivers
+from emu.stack.stack import Artifacts, Stack
 from emu.xen.config import DomuConfig
 from emu.xen.host import Host
 

@@ -16,9 +16,9 @@ from emu.images.context import BuildContext
 from emu.images.elf import read_module
 from emu.images.kernels import Kernel, get_kernel, kernel_at
 from emu.images.patched import from_environment
-from emu.lab.drivers import driver_for
-from emu.lab.stack import Artifacts
 from emu.pytestplugin.reports import PrintedProgress
+from emu.stack.drivers import driver_for
+from emu.stack.stack import Artifacts
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -10,8 +10,8 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.guests import GuestImages, OwnPrograms, build_images, debs_by_set
-from emu.lab.stack import Artifacts
 from emu.progress import Progress
+from emu.stack.stack import Artifacts
 
 SETS = ("xen", "dom0", "domu")
 

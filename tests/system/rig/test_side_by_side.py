@@ -9,8 +9,8 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import from_environment
 from emu.lab.bench import read_rollup
-from emu.lab.drivers import connect, drivers_for
-from emu.lab.stack import Artifacts, running
+from emu.stack.drivers import connect, drivers_for
+from emu.stack.stack import Artifacts, running
 
 MEMORY_LIMIT = 200 << 20
 """Bytes that one more host may take of its own."""

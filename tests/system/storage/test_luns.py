@@ -11,8 +11,8 @@ from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import from_environment
-from emu.lab.drivers import drivers_for, load_drivers
-from emu.lab.stack import Artifacts, Stack
+from emu.stack.drivers import drivers_for, load_drivers
+from emu.stack.stack import Artifacts, Stack
 from emu.xen import lun
 
 

@@ -24,14 +24,14 @@ from emu.images.guests import GuestImages, get_guests
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.kernels import spec as kernel_spec
 from emu.images.manifest import JSON
-from emu.lab import recording
-from emu.lab.wish import Wish
 from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
 from emu.machine.spec import XEN_CMDLINE, Disk, MachineSpec
 from emu.progress import Progress
+from emu.stack import recording
+from emu.stack.wish import Wish
 from emu.xen import granted
 from emu.xen import lun as luns
 from emu.xen.domain import Domain

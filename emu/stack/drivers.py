@@ -10,7 +10,7 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End, for_guest, get_driver
-from emu.lab.stack import Artifacts, Stack
+from emu.stack.stack import Artifacts, Stack
 from emu.xen import drivers
 from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
