@@ -124,7 +124,8 @@ def _last_write(path: Path) -> float:
 
 def _command() -> str:
     """This process's command line, the program without its folder; under pytest the test's name."""
-    if test := os.environ.get(_PYTEST, "").rpartition(" (")[0]:
+    test = os.environ.get(_PYTEST, "").rpartition(" (")[0]
+    if test and "pytest" in sys.modules:  # a command that a test starts inherits the variable
         return f"pytest {test}"
     name = Path(sys.argv[0]).name if sys.argv else ""
     return shlex.join(["emu" if name == "cli.py" else name, *sys.argv[1:]])

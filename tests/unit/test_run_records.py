@@ -44,6 +44,8 @@ def test_killed_run_keeps_its_logs_like_one_that_failed(tmp_path: Path) -> None:
         held_run(tmp_path)
     assert (path / "xen.log").read_text() == "(XEN) last line\n"
     assert not (path / "state").exists()
+    (killed,) = (record for record in records(tmp_path) if record.path == path)
+    assert not killed.command.startswith("pytest"), "a command of its own, started by a test"
     held = [record for record in records(tmp_path) if record.outcome == "held"]
     assert len(held) == KEEP_LOGS
     assert sweep(tmp_path, keep_failed=0) == [path]
