@@ -21,6 +21,8 @@ from emu.images.context import BuildContext
 CC = "gcc-12"
 """Debian 12's, wherever this runs: the analyzer of each gcc finds (and imagines) other things."""
 FLAGS = (*cbuild.LANGUAGE, *cbuild.WARNINGS, "-O2", "-fanalyzer", "-c", "-o", "/dev/null")
+BARE = ("-m32", "-ffreestanding")
+"""More flags for guests without an operating system, which begin at `_start`."""
 KERNEL = "#include <linux/module.h>"
 """Modules are built against a kernel, with its flags: their format alone is checked."""
 
@@ -40,10 +42,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cpu_count()) as pool:
         handler.unpack(Path(folder), BuildContext(Cache()))
         include = _include(Path(folder) / "tcmu-runner")
-        done = pool.map(lambda file: _run([CC, *FLAGS, *include, str(file)], top), programs)
+        done = pool.map(lambda file: _run([*_compiler(file), *include, str(file)], top), programs)
         reported = [_report(each) for each in done]  # each of them, not up to the first
     failed |= any(reported)
     return int(failed)
+
+
+def _compiler(file: Path) -> list[str]:
+    return [CC, *FLAGS, *(BARE if ".globl _start" in file.read_text() else ())]
 
 
 def _include(tcmu_runner: Path) -> list[str]:

@@ -1,5 +1,4 @@
 /* Preloaded into QEMU: it drops an expired timer on request. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <poll.h>
 #include <signal.h>
@@ -9,12 +8,12 @@
 /* If the file $LOSE_A_TIMER exists: drop one expired timer, and remove the file. */
 int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *time, const sigset_t *mask)
 {
-    int (*real)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *) =
-        dlsym(RTLD_NEXT, "ppoll");
-    const char *lose = getenv("LOSE_A_TIMER");
-    int ready = real(fds, count, time, mask);
+	int (*real)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *) =
+		dlsym(RTLD_NEXT, "ppoll");
+	const char *lose = getenv("LOSE_A_TIMER");
+	int ready = real(fds, count, time, mask);
 
-    if (!ready && time && (time->tv_sec || time->tv_nsec) && lose && !unlink(lose))
-        ready = real(fds, count, NULL, mask);
-    return ready;
+	if (!ready && time && (time->tv_sec || time->tv_nsec) && lose && !unlink(lose))
+		ready = real(fds, count, NULL, mask);
+	return ready;
 }
