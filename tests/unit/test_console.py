@@ -153,6 +153,7 @@ def test_typing(make: Make, typed: list[bytes]) -> None:
     assert typed == [b"ls\r", b"a", b"b"]
 
 
+@pytest.mark.usefixtures("unscaled")
 def test_timeout_names_what_was_awaited_and_shows_the_last_lines(make: Make) -> None:
     console = make()
     console.feed(b"Starting\r\nstill here")
@@ -163,6 +164,7 @@ def test_timeout_names_what_was_awaited_and_shows_the_last_lines(make: Make) -> 
     assert console.expect(["x", pexpect.TIMEOUT], 0.1) == 1
 
 
+@pytest.mark.usefixtures("unscaled")
 def test_trouble_ends_expect_at_once(make: Make) -> None:
     console = make()
     oops = b"[ 1.0] before\r\n[ 1.1] kernel BUG at fs/a.c:1!\r\n[ 1.2] Call Trace:\r\n"

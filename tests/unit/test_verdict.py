@@ -145,6 +145,7 @@ def later(seconds: float, function: object, *args: object) -> None:
     timer.start()
 
 
+@pytest.mark.usefixtures("unscaled")
 def test_trouble_ends_a_wait_with_its_name_and_the_lines_around() -> None:
     watch = Watch()
     watch.add(Said("dom0", "one", "kernel BUG at a.c:1", "Call Trace:"))
@@ -181,6 +182,7 @@ def test_wait_returns_the_value() -> None:
     assert watch.wait(lambda: next(values), "x", 5) == "x"
 
 
+@pytest.mark.usefixtures("unscaled")
 def test_end_of_qemu_ends_a_wait() -> None:
     watch = Watch()
     watch.fail(RigError("QEMU ended (status 1)", lines=["its last words"]))

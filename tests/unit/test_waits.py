@@ -26,11 +26,6 @@ def guest(program: Path) -> Iterator[Channel]:
         yield channel
 
 
-@pytest.fixture
-def unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMU_TIMEOUT_SCALE", "1")
-
-
 def test_poll_returns_the_first_value_that_holds() -> None:
     values = iter([0, 0, 3, 4])
     assert poll(lambda: next(values), Deadline("a value", 10), pause=0.001) == 3

@@ -18,7 +18,9 @@ SOURCE = Path(__file__).parents[2] / "support" / "lost_timer.c"
 def lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every QEMU started from now on loses its next timer once this file is made."""
     library, flag = tmp_path / "lose.so", tmp_path / "lose"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-o", str(library), str(SOURCE)], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-o", str(library), str(SOURCE)], check=True
+    )
     monkeypatch.setenv("LD_PRELOAD", str(library))
     monkeypatch.setenv("LOSE_A_TIMER", str(flag))
     return flag
