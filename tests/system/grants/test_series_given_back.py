@@ -110,10 +110,11 @@ def test_every_answer_is_delivered(host: RigHost, lun: RigLun) -> None:
         answered = 0
         until = Deadline("one answer", READ_WITHIN)
         while answered < READS:
+            ended = reader.ended  # before the last number is read
             output = domu.channel.run("cat /tmp/answered", timeout=20, check=False).text
             if (now := int(output or 0)) > answered:
                 answered, until = now, Deadline("one answer", READ_WITHIN)
             lost = f"read {answered + 1} of {READS} was answered and not delivered, or not answered"
             assert not until.passed, f"{lost}: {domu.queues(lun)}"
-            assert reader.ended is None or answered == READS, f"the reader ended: {reader.ended}"
+            assert ended is None or answered == READS, f"the reader ended: {ended}"
             time.sleep(0.1)

@@ -50,18 +50,18 @@ def runs(warm: Warm, home: Path) -> list[dict[str, Any]]:
 
 
 def stop_qemu(run: EmuCommand, stage: str) -> None:
-    """Stop the command's QEMU in that stage, and wait until it says that it waits there."""
+    """Stop the command's QEMU in that stage."""
     run.wait_said(f"{stage} …")
     run.wait_until(run.qemus, "QEMU")
     for qemu in run.qemus():
         os.kill(qemu, signal.SIGSTOP)
-    run.wait_said(f"  … {stage}", timeout=15.0)
 
 
 def test_start_of_a_stopped_qemu_is_no_silence(warm: Warm) -> None:
     # --json: standard output is for the report; what is awaited goes to standard error.
     run = warm.run(warm.home(), "--json")
     stop_qemu(run, "starting the stack")
+    run.wait_said("  … starting the stack", timeout=15.0)
     run.interrupt(signal.SIGINT)
     run.fail(EXIT_INTERRUPTED)
     assert run.stdout == ""
