@@ -113,7 +113,11 @@ def checks(report: RunReport) -> Iterator[Check]:
         report.seen_by_dom0 == report.written,
         f"{report.seen_by_dom0}, written {report.written}",
     )
-    yield Check("the iSCSI session is up", report.session, "no session is logged in")
+    yield Check(
+        "the iSCSI session is up",
+        report.session,
+        "logged in" if report.session else "no session is logged in",
+    )
     ends: tuple[tuple[End, LoadedDriver], ...] = (("front", report.front), ("back", report.back))
     for end, loaded in ends:
         wanted = report.built[end].build_id
