@@ -55,6 +55,25 @@ def find_toolchain(config: str = "") -> Toolchain:
     raise InputError(f"{where} {candidates[0]}, which is not there", hint="apt-get install gcc-12")
 
 
+_NEWER_FLAGS = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
+"""Options of a configuration that say what its compiler can do, and the flag that each stands for
+(gcc 14 has this one; without it kbuild aligns functions with -falign-functions)."""
+
+
+def without_newer_flags(toolchain: Toolchain, config: str) -> list[str]:
+    """Arguments for make that switch off what the compiler of `config` could and ours can't."""
+    return [
+        f"{option}="
+        for option, flag in _NEWER_FLAGS.items()
+        if re.search(rf"^{option}=y$", config, re.MULTILINE) and not _accepts(toolchain, flag)
+    ]
+
+
+def _accepts(toolchain: Toolchain, flag: str) -> bool:
+    probe = [toolchain.cc, flag, "-x", "c", "-fsyntax-only", "-"]
+    return run(probe).status == 0
+
+
 def need_kernel_tools(toolchain: Toolchain) -> None:
     """Raise InputError unless this machine has the tools to build a whole kernel."""
     _need_tools({"flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl", "strip": "binutils"})

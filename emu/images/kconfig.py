@@ -19,9 +19,12 @@ class Requirements:
 
 
 def read_config(text: str) -> dict[str, str]:
-    """Options of a .config or a fragment: CONFIG_X to its value, "n" if it is not set."""
-    options = dict.fromkeys(re.findall(r"^# (CONFIG_\w+) is not set$", text, re.MULTILINE), "n")
-    return options | dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
+    """Options of a .config or a fragment: CONFIG_X to its value, "n" if it is not set.
+
+    A later line counts.
+    """
+    found = re.findall(r"^(?:# (CONFIG_\w+) is not set|(CONFIG_\w+)=(.*))$", text, re.MULTILINE)
+    return {unset or option: "n" if unset else value for unset, option, value in found}
 
 
 def check_fragment(fragment: str, config: str) -> None:

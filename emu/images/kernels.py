@@ -24,6 +24,7 @@ from emu.images import elf, kbuild, packed
 from emu.images.context import BuildContext
 from emu.images.depends import find_modules, keep_modules, order_of, plain
 from emu.images.fetch import fetch
+from emu.images.kbuild_programs import LIBRARIES, make_runnable
 from emu.images.kconfig import Requirements, check_fragment, check_requirements
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
@@ -190,10 +191,11 @@ def kernel_at(root: Path) -> Kernel:
 
 def _debian(wanted: Spec, context: BuildContext) -> Path:
     sets = [wanted.packages["image"], wanted.packages["headers"]]
-    keep = tuple(_document()["keep"]["modules"])
+    asked = _document()["keep"]
+    keep, where_present = tuple(asked["modules"]), tuple(asked["where-present"])
     inputs: dict[str, JSON] = {
         "packages": lock_digest(context.lock, sets),
-        "modules": keep,
+        "modules": sorted({*keep, *where_present}),
         "recipe": _DEBIAN_RECIPE,
     }
 
@@ -203,38 +205,58 @@ def _debian(wanted: Spec, context: BuildContext) -> Path:
             context.progress.stage(f"unpacking {wanted.name}"),
             context.cache.scratch("kernel") as scratch,
         ):
-            ours = [(package, deb) for package, deb in debs.items() if "linux-" in package.name]
-            for number, (package, deb) in enumerate(ours):
-                context.progress.tick(package.name, number, len(ours))
+            for number, (package, deb) in enumerate(debs.items()):
+                context.progress.tick(package.name, number, len(debs))
                 packed.unpack_deb(deb, scratch, context.progress)
-            _collect_debian(scratch, made, keep, context.progress)
+            _collect_debian(scratch, made, keep, where_present, context.progress)
 
     return context.entry("kernel-debian", inputs, build)
 
 
-def _collect_debian(tree: Path, made: Path, keep: Sequence[str], progress: Progress) -> None:
-    images = list((tree / "boot").glob("vmlinuz-*"))
+def _collect_debian(
+    tree: Path,
+    made: Path,
+    keep: Sequence[str],
+    where_present: Sequence[str],
+    progress: Progress,
+) -> None:
+    # Until 7.1 a package has /boot/vmlinuz-RELEASE; from 7.2 on several have all below
+    # /usr/lib/modules/RELEASE.
+    images = [*tree.glob("boot/vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
     if len(images) != 1:
-        raise RigError(f"the package holds {len(images)} kernels, one was expected")
-    release = images[0].name.removeprefix("vmlinuz-")
-    vmlinux = packed.extract_vmlinux(images[0].read_bytes(), what=images[0].name)
+        raise RigError(f"the packages hold {len(images)} kernels, one was expected")
+    (image,) = images
+    if image.name == "vmlinuz":
+        release, config = image.parent.name, image.with_name("config")
+    else:
+        release = image.name.removeprefix("vmlinuz-")
+        config = image.with_name(f"config-{release}")
+    vmlinux = packed.extract_vmlinux(image.read_bytes(), what=image.name)
     (made / "vmlinux").write_bytes(vmlinux)
-    shutil.copy(tree / f"boot/config-{release}", made / "config")
+    shutil.copy(config, made / "config")
     headers = tree / f"usr/src/linux-headers-{release}"
     shutil.copy(headers / "Module.symvers", made / "Module.symvers")
     modules = next(
         path for top in ("lib", "usr/lib") if (path := tree / top / "modules" / release).is_dir()
     )
-    keep_modules(modules, keep, made / "lib/modules" / release)
+    there = find_modules(modules)
+    names = [*keep, *(name for name in where_present if plain(name) in there)]
+    keep_modules(modules, names, made / "lib/modules" / release)
     # The headers name each other by absolute paths: let them lie anywhere.
     makefile = headers / "Makefile"
     here = "$(dir $(lastword $(MAKEFILE_LIST)))"
-    makefile.write_text(makefile.read_text().replace(" /usr/src/", f" {here}../"))
+    text = makefile.read_text().replace(" /usr/src/", f" {here}../")
+    output = re.compile(r"^KBUILD_OUTPUT=/usr/src/\S+$", re.MULTILINE)
+    makefile.write_text(output.sub("KBUILD_OUTPUT := $(CURDIR)", text))
     for arch in tree.glob("usr/src/linux-headers-*-common*/arch/*"):
         if arch.is_dir() and arch.name != "x86":
             shutil.rmtree(arch)
     (tree / "build").symlink_to(f"usr/src/{headers.name}")
-    _tar(tree, ["build", "usr/src", "usr/lib"], made / "devel.tar", progress)
+    kept = ["build", "usr/src"]
+    kept += [str(path.relative_to(tree)) for path in tree.glob("usr/lib/linux-kbuild-*")]
+    if make_runnable(tree):
+        kept.append(LIBRARIES)
+    _tar(tree, kept, made / "devel.tar", progress)
     _seal(made, release)
 
 

@@ -225,7 +225,8 @@ def compile_drivers(
         # The series may be built for a kernel that has one of the two switched off.
         "CONFIG_XEN_BLKDEV_FRONTEND=m", "CONFIG_XEN_BLKDEV_BACKEND=m",
         # Type information for BPF, which nothing here loads: it would need pahole on this machine.
-        "CONFIG_DEBUG_INFO_BTF_MODULES=", *more,
+        "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        *kbuild.without_newer_flags(toolchain, kernel.config.read_text()), *more,
         toolchain=toolchain, progress=progress, what=f"the drivers for {kernel.release}",
         steps=steps, hide=place,
     )  # fmt: skip
