@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         type=Path,
         default=series.own_series(),
         metavar="DIR",
-        help="its *.patch files, by name; 6.12/ has those that read differently for 6.12 "
+        help="its *.patch files, by name; 6.12/ has those that differ for 6.12, and so on "
         "(default: our series)",
     )
     parser.add_argument(
