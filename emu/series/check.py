@@ -273,7 +273,7 @@ class _Builder:
         context: BuildContext,
     ) -> None:
         self._kernel, self._toolchain, self._sparse = kernel, toolchain, sparse
-        self._place, self._cache, self._progress = place, context.cache, context.progress
+        self._place, self._context = place, context
 
     def build(self, tree: Path, tree_id: str, what: str) -> Build:
         """The drivers in `tree`, built from scratch, so that messages do not depend on
@@ -289,21 +289,21 @@ class _Builder:
         }
 
         def make(made: Path) -> None:
-            with self._progress.stage(what):
+            with self._context.progress.stage(what):
                 self._make(tree, made)
 
-        entry = self._cache.entry("series-step", inputs, make, self._progress)
+        entry = self._context.entry("series-step", inputs, make)
         kept = json.loads((entry / "build.json").read_text())
         return Build(messages_of_json(kept["messages"]), kept["sizes"])
 
     def _make(self, tree: Path, made: Path) -> None:
         place = self._place
         if not (place / "devel").exists():
-            modules.unpack_devel(self._kernel, place, self._progress)
+            modules.unpack_devel(self._kernel, place, self._context.progress)
         shutil.rmtree(place / "source", ignore_errors=True)
         shutil.copytree(tree / "drivers", place / "source/drivers")
         printed = modules.compile_drivers(
-            self._kernel, place, self._toolchain, self._progress,
+            self._kernel, place, self._toolchain, self._context.progress,
             "W=1", "C=2", "CHECK=sparse", "--output-sync=target", steps=_STEPS,
         )  # fmt: skip
         built = modules.compiled(place, self._kernel)

@@ -12,12 +12,11 @@ from pathlib import Path
 from emu.images import agent
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.progress import Progress
 
 
 def build(directory: Path) -> Path:
     """Compile emu-agent in a cache in `directory`; its path."""
-    return agent.build(BuildContext(Cache(directory), Progress())).agent
+    return agent.build(BuildContext(Cache(directory))).agent
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ from emu.errors import RigError
 from emu.images import agent
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.progress import Progress
 from emu.reactor import reactor
 
 MIB = 1 << 20
@@ -51,7 +50,7 @@ def program() -> Path:
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """emu-agent as built for guests."""
-    return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")), Progress())).agent
+    return agent.build(BuildContext(Cache(tmp_path_factory.mktemp("cache")))).agent
 
 
 @contextlib.contextmanager
