@@ -16,9 +16,11 @@ from pathlib import Path
 
 from emu.errors import InputError, RigError
 from emu.images import elf, kbuild, packed
+from emu.images.built_kernel import source_deb
 from emu.images.context import BuildContext
 from emu.images.depends import plain
-from emu.images.kernels import Kernel, Spec, source_deb, spec
+from emu.images.kernel_specs import Spec, spec
+from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
 from emu.images.patched import MORE_PATCHES, PatchedDrivers

@@ -18,7 +18,7 @@ from typing import Any
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.kernels import full_name
+from emu.images.kernel_specs import full_name
 from emu.images.manifest import usage
 from emu.images.packages import Lock
 from emu.lab import store, turnaround

@@ -10,12 +10,13 @@ from typing import Any
 
 from emu import paths
 from emu.errors import InputError
-from emu.images import kbuild, kernels
+from emu.images import kbuild, kernel_specs
 from emu.images.cache import Cache, EntryInfo
 from emu.images.context import BuildContext
 from emu.images.fetch import renew
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernels import Kernel, full_name, get_kernel
+from emu.images.kernel_specs import full_name
+from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
 from emu.images.modules import Driver, End
 from emu.images.packages import Lock, Package, load_wanted, lock_digest
@@ -55,7 +56,7 @@ class Image:
 def images(cache: Cache, lock: Lock) -> list[Image]:
     """The kernels, guests, drivers and checkpoints that the cache holds, kernels first."""
     found: list[Image] = []
-    sources = {spec.name: _sources(spec, lock) for spec in kernels.specs().values()}
+    sources = {spec.name: _sources(spec, lock) for spec in kernel_specs.specs().values()}
     entries = [entry for entry in cache.entries() if entry.kind in _KINDS]
     names: dict[str, str] = {}  # of a kernel's, then of a guest image's entry
     for entry in sorted(entries, key=lambda entry: _KINDS.index(entry.kind)):
@@ -71,7 +72,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
         if entry.kind == "guests" and inputs.get("packages") == lock_digest(lock, GUEST_SETS):
             sets = GUEST_SETS
         if entry.kind == "drivers" and name:
-            source = kernels.spec(name).packages["source"]
+            source = kernel_specs.spec(name).packages["source"]
             if inputs.get("source") == lock_digest(lock, [source]):
                 sets = (source,)
         if entry.kind == "checkpoint":
@@ -82,7 +83,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
     return found
 
 
-def _sources(spec: kernels.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+def _sources(spec: kernel_specs.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
     """(kind, the inputs of a cache entry that name its source, package sets)."""
     sets: tuple[str, ...]
     if spec.flavour == "debian":

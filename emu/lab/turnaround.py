@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emu.images import modules
 from emu.images.context import BuildContext
-from emu.images.kernels import spec
+from emu.images.kernel_specs import spec
 from emu.stack.drivers import checked_driver, load_drivers
 from emu.stack.stack import Artifacts, running
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.images.kernels import full_name
+from emu.images.kernel_specs import full_name
 from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 

@@ -21,7 +21,8 @@ from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, modules
 from emu.images.context import BuildContext
-from emu.images.kernels import Kernel, full_name, get_kernel, spec, specs
+from emu.images.kernel_specs import full_name, spec, specs
+from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
 from emu.images.modules import End
 from emu.runprogram import run

@@ -21,8 +21,8 @@ from emu.emulator.accel import AccelChoice
 from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
+from emu.images.kernel_specs import spec as kernel_spec
 from emu.images.kernels import Kernel, get_kernel
-from emu.images.kernels import spec as kernel_spec
 from emu.images.manifest import JSON
 from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from emu.emulator import choice as emulator
 from emu.emulator.accel import Requested
 from emu.errors import InputError
-from emu.images.kernels import full_name
+from emu.images.kernel_specs import full_name
 from emu.machine.spec import Clock
 from emu.xen.config import DomuConfig
 

@@ -11,7 +11,7 @@ from small_modules import RELEASE, build_kernel, build_module, symvers
 
 from emu import paths
 from emu.errors import InputError
-from emu.images import depends, kbuild, kconfig, kernels
+from emu.images import depends, kbuild, kconfig, kernel_specs, kernels
 from emu.images.packages import load_wanted
 
 CONFIG = """\
@@ -26,7 +26,7 @@ NOTES = {1: 0, 17: 0x8801, 18: 0}
 
 def test_kernels_name_existing_files_and_sets() -> None:
     sets = {want.name for want in load_wanted()}
-    for spec in kernels.specs().values():
+    for spec in kernel_specs.specs().values():
         assert set(spec.packages.values()) <= sets
         assert spec.flavour in ("debian", "lab")
         for fragment in spec.config:
@@ -34,7 +34,7 @@ def test_kernels_name_existing_files_and_sets() -> None:
         for series in (*spec.patches, spec.driver_patches):
             assert series is None or kbuild.series(series, spec.version)
     with pytest.raises(InputError, match="no kernel 'debian-5") as refused:
-        kernels.spec("debian-5")
+        kernel_specs.spec("debian-5")
     assert "debian-6.1, lab-6.1" in str(refused.value.hint)
 
 
@@ -54,13 +54,13 @@ def test_patch_may_have_a_variant_for_one_kernel(tmp_path: Path) -> None:
 
 
 def test_lab_configuration_meets_the_requirements(tmp_path: Path) -> None:
-    for spec in kernels.specs().values():
+    for spec in kernel_specs.specs().values():
         if spec.flavour == "lab":
             config = tmp_path / "config"
             # Selected by CONFIG_XEN_SAVE_RESTORE, and by CONFIG_XEN in 7.3.
             selected = ["CONFIG_HIBERNATE_CALLBACKS=y\n"]
             config.write_text("".join([f.read_text() for f in spec.config] + selected))
-            kconfig.check_requirements(config, kernels.requirements())
+            kconfig.check_requirements(config, kernel_specs.requirements())
 
 
 def test_our_patches_are_in_gits_format() -> None:
@@ -126,7 +126,7 @@ def given(tmp_path: Path) -> Path:
     build_kernel(root / "vmlinux", notes=NOTES)
     (root / "release").write_text(f"{RELEASE}\n")
     (root / "Module.symvers").write_text(symvers(printk=0x92997ED8))
-    asked = kernels.requirements()
+    asked = kernel_specs.requirements()
     options = dict.fromkeys(asked.modules, "m") | dict.fromkeys(asked.built_in + asked.either, "y")
     (root / "config").write_text("".join(f"{name}={value}\n" for name, value in options.items()))
     modules = root / "lib/modules" / RELEASE

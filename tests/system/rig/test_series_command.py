@@ -19,7 +19,7 @@ from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images import kbuild, modules
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.kernels import spec
+from emu.images.kernel_specs import spec
 from emu.series import check as series
 from emu.series.check import SeriesReport, SeriesWish
 from emu.series.checkpatch import ALLOWED
