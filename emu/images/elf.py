@@ -215,6 +215,12 @@ def _check_vermagic(module: ModuleInfo, kernel: KernelInfo) -> None:
             f"{module.path} was built for another kernel: its vermagic is "
             f'"{module.vermagic.strip()}", the kernel\'s "{kernel.vermagic.strip()}"'
         )
+    if "modversions" in theirs.split() and not module.versions:
+        # The loader refuses it without a word (check_version(), try_to_force_load()).
+        raise InputError(
+            f"{module.path} says that it has symbol versions, but has none",
+            hint="build it for a kernel with CONFIG_BASIC_MODVERSIONS=y",
+        )
 
 
 def _check_symbol(module: ModuleInfo, kernel: KernelInfo, symbol: str, export: Export) -> None:
@@ -290,6 +296,10 @@ def _module(path: Path, elf: ELFFile) -> ModuleInfo:
         name.partition(b"\0")[0].decode(): crc & 0xFFFFFFFF
         for crc, name in _MODVERSION.iter_unpack(table[: len(table) // 64 * 64])
     }
+    # CONFIG_EXTENDED_MODVERSIONS (from 6.14 on): names of any length in a section of their own.
+    names = _section(elf, "__version_ext_names").split(b"\0")
+    crcs = struct.iter_unpack("<I", _section(elf, "__version_ext_crcs"))
+    versions.update((name.decode(), crc) for name, (crc,) in zip(names, crcs, strict=False))
     pre = [part.partition("pre:")[2].partition("post:")[0] for part in facts.get("softdep", [])]
     return ModuleInfo(
         path=path,

@@ -22,10 +22,12 @@ def build_module(
     licence: str = "GPL",
     layout: int | None = LAYOUT,
     build_id: bool = True,
+    extended: bool = False,
 ) -> Path:
     """A loadable-looking module at `path`: it uses and exports symbols (name to CRC).
 
-    Without a `layout` (the CRC of module_layout) it has no CRCs of what it uses.
+    Without a `layout` (the CRC of module_layout) it has no CRCs of what it uses. `extended`
+    has them as CONFIG_EXTENDED_MODVERSIONS alone writes them.
     """
     uses, exports = {"printk": 0x92997ED8} if uses is None else uses, exports or {}
     name = name or path.name.partition(".")[0].replace("-", "_")
@@ -39,12 +41,18 @@ def build_module(
         f'.section ___kcrctab,\\"a\\"\\n__crc_{s}: .long {crc:#x}\\n.text");\n'
         for s, crc in exports.items()
     )
+    kept = f"""static const struct {{ unsigned long crc; char name[56]; }}
+            versions[] IN("__versions") = {{ {versions} }};"""
+    if extended:
+        names = "".join(f"{symbol}\\0" for symbol in table)
+        crcs = ", ".join(f"{crc:#x}" for crc in table.values())
+        kept = f"""static const unsigned int crcs[] IN("__version_ext_crcs") = {{ {crcs} }};
+            static const char names[] IN("__version_ext_names") = "{names}";"""
     source = f"""
         #define IN(name) __attribute__((section(name), used, aligned(1)))
         static const char modinfo[] IN(".modinfo") = "{modinfo}";
         static char this_module[64] IN(".gnu.linkonce.this_module");
-        static const struct {{ unsigned long crc; char name[56]; }}
-            versions[] IN("__versions") = {{ {versions} }};
+        {kept}
         {calls}{offered}
     """
     return _link(source, path, ["--build-id=sha1" if build_id else "--build-id=none"])

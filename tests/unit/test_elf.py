@@ -93,6 +93,21 @@ def test_module_of_another_release_passes_if_its_crcs_match(
     elf.check_module(elf.read_module(other), kernel)
 
 
+def test_extended_versions_are_read(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+    module = elf.read_module(build_module(tmp_path / "a.ko", extended=True))
+    assert module.versions == {"printk": PRINTK, "module_layout": LAYOUT}
+    elf.check_module(module, kernel)
+    other = elf.read_module(build_module(tmp_path / "b.ko", extended=True, layout=0x5))
+    with pytest.raises(InputError, match="another version of module_layout"):
+        elf.check_module(other, kernel)
+
+
+def test_module_without_versions_is_refused(tmp_path: Path, kernel: elf.KernelInfo) -> None:
+    module = elf.read_module(build_module(tmp_path / "a.ko", layout=None))
+    with pytest.raises(InputError, match="says that it has symbol versions, but has none"):
+        elf.check_module(module, kernel)
+
+
 @pytest.mark.parametrize(
     ("vermagic", "layout"),
     [
