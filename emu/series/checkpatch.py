@@ -97,7 +97,6 @@ def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> S
         str(tool / "checkpatch.pl"),
         "--strict",
         "--no-tree",
-        "--no-signoff",
         "--show-types",
     ]
     done = run(

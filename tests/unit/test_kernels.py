@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import lzma
-import re
 from pathlib import Path
 
 import pytest
 from small_modules import RELEASE, build_kernel, build_module, symvers
 
-from emu import paths
 from emu.errors import InputError
 from emu.images import depends, kbuild, kconfig, kernel_specs, kernels
 from emu.images.packages import load_wanted
@@ -61,19 +59,6 @@ def test_lab_configuration_meets_the_requirements(tmp_path: Path) -> None:
             selected = ["CONFIG_HIBERNATE_CALLBACKS=y\n"]
             config.write_text("".join([f.read_text() for f in spec.config] + selected))
             kconfig.check_requirements(config, kernel_specs.requirements())
-
-
-def test_our_patches_are_in_gits_format() -> None:
-    for patch in paths.guest_images().glob("patches/**/*.patch"):
-        text = patch.read_text()
-        assert text.startswith("From ")
-        assert re.search(r"^Subject: \[PATCH\] [a-z][\w/, -]*: [a-z]", text, re.MULTILINE), patch
-
-
-def test_series_is_left_to_be_signed_by_whoever_sends_it() -> None:
-    patches = list(paths.guest_images().glob("patches/xen-block/**/*.patch"))
-    assert patches
-    assert [patch for patch in patches if "\nSigned-off-by: " in patch.read_text()] == []
 
 
 def test_later_line_of_a_configuration_counts() -> None:
