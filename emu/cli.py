@@ -11,6 +11,7 @@ from types import FrameType
 
 from emu.commands.parser import parser
 from emu.errors import EXIT_INTERRUPTED, EXIT_NOT_HELD, EmuError
+from emu.images import replaced
 from emu.screen import fail
 
 
@@ -24,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
     try:
-        status: int = arguments.command(arguments)
+        if getattr(arguments, "locked", False):
+            os.environ[replaced.INSIST] = "1"
+        # A locked package that the archive has replaced changes all that is made of it.
+        status: int = replaced.settled(arguments.command)(arguments)
         sys.stdout.flush()  # the report is out, whatever Python's exit has to wait for
     except EmuError as error:
         fail(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, add_qemu_option, build_context, count
+from emu.commands.options import Commands, add_locked_option, add_qemu_option, build_context, count
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.lab import bench
 from emu.screen import Screen
@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
     add_qemu_option(parser)
+    add_locked_option(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.set_defaults(command=_bench)
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, add_kernel_option, ago, build_context, show, size, table
+from emu.commands.options import (
+    Commands,
+    add_kernel_option,
+    add_locked_option,
+    ago,
+    build_context,
+    show,
+    size,
+    table,
+)
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
-from emu.images.packages import Lock
+from emu.images.replaced import lock_in_use
 from emu.lab import store
 from emu.screen import Screen
 
@@ -30,6 +39,7 @@ def add(commands: Commands) -> None:
         description="Fetch and build the kernel, the guest images and the patched drivers.",
     )
     add_kernel_option(build)
+    add_locked_option(build)
     build.set_defaults(command=_build)
     lock = further.add_parser(
         "lock",
@@ -41,7 +51,8 @@ def add(commands: Commands) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = store.images(Cache(), Lock.load())
+    cache = Cache()
+    found = store.images(cache, lock_in_use(cache))
     if arguments.json:
         print(json.dumps(store.images_as_json(found), indent=2))
         return EXIT_HELD

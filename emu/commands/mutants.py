@@ -12,7 +12,7 @@ from textwrap import shorten
 
 from rich.markup import escape
 
-from emu.commands.options import Commands, count, show, table
+from emu.commands.options import Commands, add_locked_option, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -51,6 +51,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--list", action="store_true", help="print them and the tests; run nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_locked_option(parser)
     parser.set_defaults(command=_mutants)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emu.emulator import choice as emulator
-from emu.images import patched
+from emu.images import patched, replaced
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.progress import Progress
@@ -69,6 +69,7 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", help="boot instead of starting from a checkpoint"
     )
+    add_locked_option(parser)
 
 
 def add_kernel_option(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,17 @@ def add_kernel_option(parser: argparse.ArgumentParser) -> None:
         default="debian",
         metavar="NAME",
         help="debian (default), lab, or a name of guest-images/kernels.toml",
+    )
+
+
+def add_locked_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that insists on the locked packages; `cli.main` heeds it."""
+    parser.add_argument(
+        replaced.INSIST_OPTION,
+        dest="locked",
+        action="store_true",
+        help="refuse a package that the archive has replaced; by default the newest of its series "
+        f"is taken, with a line that says so (${replaced.INSIST}=1 does the same)",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from emu.commands.options import Commands, build_context, count
+from emu.commands.options import Commands, add_locked_option, build_context, count
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
 from emu.screen import Screen
@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "arguments", nargs="*", metavar="ARGUMENT", help="for pytest, after a `--`: -- -m quick"
     )
+    add_locked_option(parser)
     parser.set_defaults(command=_prepare)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from emu.commands.options import Commands, show, table
+from emu.commands.options import Commands, add_locked_option, show, table
 from emu.emulator.build import PATCHED
 from emu.errors import EXIT_HELD
 from emu.images.cache import Cache
@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
         default=next(iter(PATCHED)),
         help="which (default %(default)s)",
     )
+    add_locked_option(build)
     build.set_defaults(command=_build)
 
 

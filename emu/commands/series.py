@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from emu.commands.options import Commands, show, table
+from emu.commands.options import Commands, add_locked_option, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
         help="only this kernel of guest-images/kernels.toml; repeatable (default: every debian-…)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_locked_option(parser)
     parser.set_defaults(command=_series)
 
 

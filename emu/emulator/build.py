@@ -26,6 +26,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import Lock, lock_digest
+from emu.images.replaced import lock_in_use, settled
 from emu.progress import Progress
 from emu.runprogram import run
 
@@ -109,6 +110,7 @@ def not_needed(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if row}
 
 
+@settled
 def build(wanted: Patched, context: BuildContext) -> Path:
     """The program, built (5 minutes on 2 cores) unless the cache has it.
 
@@ -134,7 +136,7 @@ def build(wanted: Patched, context: BuildContext) -> Path:
 
 def built(wanted: Patched, cache: Cache) -> Path | None:
     """The program if it is built already; builds nothing."""
-    entry = cache.find(KIND, inputs(wanted, Lock.load()))
+    entry = cache.find(KIND, inputs(wanted, lock_in_use(cache)))
     return None if entry is None else entry / "bin" / PROGRAM
 
 

@@ -81,6 +81,7 @@ class Record:
     """A package as the archive's index has it; `size` is that of the .deb in bytes.
 
     Of a source package (`arch` is "source" or "packaging") hash and size are those of a tarball.
+    `source` is the name of the source package that it is built from.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Record:
     size: int
     depends: Depends
     provides: tuple[str, ...]
+    source: str
 
 
 def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
@@ -163,6 +165,7 @@ def parse_records(text: str) -> list[Record]:
             size=int(stanza["Size"]),
             depends=(*parse_depends(stanza, "Pre-Depends"), *parse_depends(stanza, "Depends")),
             provides=tuple(names[0] for names in parse_depends(stanza, "Provides")),
+            source=stanza.get("Source", stanza["Package"]).partition(" ")[0],
         )
         for stanza in deb822.Packages.iter_paragraphs(text, use_apt_pkg=False)
         if "Package" in stanza
@@ -181,6 +184,7 @@ def parse_sources_index(text: str, part: str = SOURCE) -> list[Record]:
             size=int(file["size"]),
             depends=(),
             provides=(),
+            source=stanza["Package"],
         )
         for stanza in deb822.Sources.iter_paragraphs(text, use_apt_pkg=False)
         for file in stanza.get("Checksums-Sha256", ())
@@ -229,7 +233,8 @@ class Apt:
     def solve(self, roots: Iterable[str]) -> list[tuple[str, str]]:
         """(name, version) of `roots` and all they depend on, as apt would install them.
 
-        Of source packages `roots` alone, in their newest versions.
+        A root may be name=version. Raises RigError when they can't be installed together. Of
+        source packages `roots` alone, in their newest versions.
         """
         if self.archive.source:
             return [(name, version) for name in roots for version in self.versions(name)[:1]]
@@ -242,21 +247,27 @@ class Apt:
     def records(self, packages: Iterable[tuple[str, str]]) -> list[Record]:
         """The index's records of these (name, version); those it does not have are left out."""
         wanted = set(packages)
-        names = {name for name, _ in wanted}
-        if self.archive.source:
-            names = {name for name in names if self.versions(name)}
-            text = self._ask(["apt-cache", "showsrc", *sorted(names)]) if names else ""
-            known = parse_sources_index(text, self.archive.part)
-        else:
-            names &= set(self._ask(["apt-cache", "pkgnames"]).split())
-            text = self._ask(["apt-cache", "show", *sorted(names)]) if names else ""
-            known = parse_records(text)
         found = {
             (record.name, record.version): record
-            for record in known
+            for record in self.every_record(name for name, _ in wanted)
             if (record.name, record.version) in wanted
         }
         return [found[key] for key in sorted(found)]
+
+    def every_record(self, names: Iterable[str]) -> list[Record]:
+        """The index's records of all versions of these packages; unknown names are left out."""
+        asked = set(names)
+        if self.archive.source:
+            asked = {name for name in asked if self.versions(name)}
+            text = self._ask(["apt-cache", "showsrc", *sorted(asked)]) if asked else ""
+            return parse_sources_index(text, self.archive.part)
+        asked &= self.names()
+        text = self._ask(["apt-cache", "show", *sorted(asked)]) if asked else ""
+        return parse_records(text)
+
+    def names(self, prefix: str = "") -> set[str]:
+        """The names of packages in the index, and of those that packages only mention."""
+        return set(self._ask(["apt-cache", "pkgnames", *filter(None, [prefix])]).split())
 
     def versions(self, name: str) -> list[str]:
         """Versions of a package the mirror has now, the newest first."""

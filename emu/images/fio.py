@@ -15,6 +15,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.images.replaced import settled
 from emu.progress import Progress
 from emu.runprogram import run
 
@@ -32,6 +33,7 @@ _STEPS = 110
 """Lines of progress that make prints."""
 
 
+@settled
 def build(context: BuildContext) -> Path:
     """The program, gzipped (0.9 MiB of 2.7): for a channel of 0.4 MiB/s into a domU.
 

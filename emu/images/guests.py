@@ -25,6 +25,7 @@ from emu.images.fetch import fetch
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
 from emu.images.packages import Package, Wanted, load_wanted, lock_digest
+from emu.images.replaced import settled
 from emu.images.tree import FileTree
 from emu.progress import Progress
 from emu.runprogram import run
@@ -85,6 +86,7 @@ class GuestImages:
         return self.root / "scratch.qcow2"
 
 
+@settled
 def get_guests(
     kernel: Kernel, context: BuildContext, *, domu_kernel: Kernel | None = None
 ) -> GuestImages:

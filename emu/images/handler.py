@@ -23,6 +23,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.images.replaced import settled
 from emu.runprogram import run
 
 NAME = "handler_ledger.so"
@@ -47,6 +48,7 @@ _PROVIDED = re.compile(r"tcmur?_\w+")
 _UNVERSIONED = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
 
 
+@settled
 def build(context: BuildContext) -> Path:
     """The handler, from the cache or built (seconds).
 

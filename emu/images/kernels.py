@@ -19,6 +19,7 @@ from emu.images.depends import find_modules, order_of, plain
 from emu.images.kconfig import check_requirements
 from emu.images.kernel_specs import requirements, spec
 from emu.images.packaged_kernel import packaged_kernel
+from emu.images.replaced import settled
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Kernel:
         return order_of(self.modules, names)
 
 
+@settled
 def get_kernel(name: str, context: BuildContext) -> Kernel:
     """The kernel `name`, from the cache or made now (lab: minutes).
 

@@ -25,6 +25,7 @@ from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
 from emu.images.patched import MORE_PATCHES, PatchedDrivers
 from emu.images.patched import End as End
+from emu.images.replaced import settled
 from emu.progress import Progress
 from emu.runprogram import run
 
@@ -60,6 +61,7 @@ class Driver:
         return self.info.build_id
 
 
+@settled
 def get_driver(
     end: End,
     which: str | Path,
@@ -156,6 +158,7 @@ def build_drivers(kernel: Kernel, patches: Sequence[Path], context: BuildContext
     return context.entry("drivers", inputs, build)
 
 
+@settled
 def driver_source(wanted: Spec, context: BuildContext) -> Path:
     """A directory with `drivers/block/…` as the kernel's source package has it, unpatched."""
     inputs: dict[str, JSON] = {

@@ -47,6 +47,8 @@ class Package:
     """One line of the lock; `size` is that of the file in bytes, `sets` those it is in.
 
     The file is a .deb or, where `arch` is "source", upstream's tarball ("packaging": Debian's).
+    `instead_of` is empty for what the lock has; of a package that was taken in place of a locked
+    one it has name and version of that (emu.images.replaced).
     """
 
     archive: str
@@ -56,6 +58,7 @@ class Package:
     sha256: str
     size: int
     sets: tuple[str, ...]
+    instead_of: str = ""
 
     @property
     def file_name(self) -> str:

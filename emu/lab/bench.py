@@ -20,7 +20,7 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernel_specs import full_name
 from emu.images.manifest import usage
-from emu.images.packages import Lock
+from emu.images.replaced import lock_in_use
 from emu.lab import store, turnaround
 from emu.machine.identity import host_cpu
 from emu.progress import Progress
@@ -223,7 +223,7 @@ def _lab_is_built(cache: Cache) -> bool:
     name = full_name("lab")
     return any(
         image.kind == "kernel-lab" and image.name == name
-        for image in store.images(cache, Lock.load())
+        for image in store.images(cache, lock_in_use(cache))
     )
 
 

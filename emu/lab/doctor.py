@@ -28,6 +28,7 @@ from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
+from emu.images.replaced import described, lock_in_use
 from emu.lab import hostkernel, store
 from emu.machine.hostmemory import host_memory
 from emu.machine.identity import host_cpu, qemu_version
@@ -229,12 +230,16 @@ def _compiler() -> Check:
 
 def _locked(cache: Cache | None) -> Iterator[Check]:
     try:
-        lock, wanted = Lock.load(), load_wanted()
+        locked, wanted = Lock.load(), load_wanted()
+        lock = lock_in_use(cache, locked) if cache else locked
     except EmuError as error:
         yield Check("packages", "missing", error.message, error.hint)
         return
     if lock.wants != digest_of_wanted(wanted):
         text = "packages.lock was made from another packages.toml"
+        yield Check("lock", "note", text, "emu images lock")
+    if others := described(lock.entries):
+        text = f"in place of locked ones, which the archive has replaced: {'; '.join(others)}"
         yield Check("lock", "note", text, "emu images lock")
     debs = cache.root / "store/debs" if cache else None
     there = [

@@ -7,8 +7,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from emu.images import replaced
 from emu.images.modules import Driver, End
 from emu.stack.stack import Stack
+
+REPLACED = "replaced-packages"
+"""The name of what was used in place of locked packages, where anything was."""
 
 
 def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
@@ -18,6 +22,7 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
     keys of the cache) or versions.
     """
     artifacts = stack.artifacts
+    others = replaced.described(artifacts.packages)
     return {
         "qemu": _qemu(stack),
         "accelerator": artifacts.accel.name,
@@ -30,6 +35,7 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
             f"{driver.end}-driver": f"{driver.which} build id {driver.build_id}"
             for driver in loaded.values()
         },
+        **({REPLACED: "; ".join(others)} if others else {}),
         "run": str(stack.machine.rundir.path),
     }
 

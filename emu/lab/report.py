@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from emu.images import replaced
 from emu.images.modules import Driver, End
+from emu.images.packages import Package
 from emu.progress import Progress
 from emu.stack.stack import Artifacts
 from emu.stack.wish import RunWish
@@ -76,6 +78,8 @@ class RunReport:
     built: dict[End, Driver]
     timing: Timing
     checks: tuple[Check, ...] = ()
+    packages: tuple[Package, ...] = ()
+    """Those that all of it is made of."""
 
     @property
     def held(self) -> bool:
@@ -190,6 +194,15 @@ def as_json(report: RunReport) -> dict[str, Any]:
             "sha256": report.written,
         },
         "drivers": {"front": driver("front", report.front), "back": driver("back", report.back)},
+        "packages": [
+            {
+                "name": package.name,
+                "version": package.version,
+                "sha256": package.sha256,
+                "instead_of": package.instead_of or None,
+            }
+            for package in report.packages
+        ],
         "timing": {name: round(value, 3) for name, value in report.timing.stages.items()},
     }
 
@@ -222,6 +235,7 @@ def lines(report: RunReport) -> list[str]:
         f"dom0, SHA-256 {'equal' if equal else 'DIFFERENT'}",
         f"drivers blkback {report.back.build_id[:12]} ({_kind(report.built['back'])}) · "
         f"blkfront {report.front.build_id[:12]} ({_kind(report.built['front'])})",
+        *(f"package {line}" for line in replaced.described(report.packages)),
     ]
 
 

@@ -31,13 +31,16 @@ def perform(wish: RunWish, context: BuildContext) -> RunReport:
     RigError when the rig did.
     """
     timing = Timing()
-    with timing.stage("prepare_s", "preparing", context.progress):
+    with (
+        timing.stage("prepare_s", "preparing", context.progress),
+        context.recording() as packages,
+    ):
         artifacts = prepare(wish.stack, context)
         built = drivers_for(artifacts, context, front=wish.front, back=wish.back)
     with staged(running(artifacts, context), context.progress, STARTING, STOPPING) as stack:
         timing.stages["start_s"] = stack.start_s
         report = _drive(wish, artifacts, built, stack, timing, context)
-        report = replace(report, checks=tuple(checks(report)))
+        report = replace(report, checks=tuple(checks(report)), packages=tuple(packages))
         if failed := [check.name for check in report.checks if not check.held]:
             stack.machine.rundir.keep(f"did not hold: {'; '.join(failed)}")
     return report

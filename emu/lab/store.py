@@ -20,6 +20,7 @@ from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
 from emu.images.modules import Driver, End
 from emu.images.packages import Lock, Package, load_wanted, lock_digest
+from emu.images.replaced import described
 from emu.machine import rundir
 from emu.stack.drivers import checked_driver
 
@@ -45,12 +46,16 @@ class Image:
 
     @property
     def main_package(self) -> str:
-        """The most telling package with its version, and the number of the others."""
+        """The most telling package with its version, the number of the others, and what of all
+        is not what the lock has.
+        """
         named = [p for p in self.packages if _MAIN.match(p.name)] or list(self.packages)
         if not named:
             return ""
         more = f" and {len(self.packages) - 1} more" if len(self.packages) > 1 else ""
-        return f"{named[0].name} {named[0].version}{more}"
+        others = described(self.packages)
+        mark = f"; {'; '.join(others)}" if others else ""
+        return f"{named[0].name} {named[0].version}{more}{mark}"
 
 
 def images(cache: Cache, lock: Lock) -> list[Image]:
@@ -107,6 +112,7 @@ def images_as_json(found: Iterable[Image]) -> list[dict[str, Any]]:
             "kernel": image.name,
             "from_this_lock": image.locked,
             "packages": [f"{p.name} {p.version} {p.sha256}" for p in image.packages],
+            "instead_of_locked": described(image.packages),
             **_entry_as_json(image.entry),
         }
         for image in found

@@ -22,12 +22,13 @@ from emu.errors import EmuError, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import GIVEN, MORE_PATCHES
+from emu.images.replaced import INSIST
 from emu.pytestplugin.marks import wish_for
 from emu.stack.wish import Wish
 from emu.suite import preparing
 from emu.suite.preparing import Need
 
-PASSED_ON = (emulator.GIVEN, MORE_PATCHES, *GIVEN.values())
+PASSED_ON = (emulator.GIVEN, MORE_PATCHES, INSIST, *GIVEN.values())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -38,6 +38,7 @@ from emu.pytestplugin.reports import (
     is_of_the_rig,
     is_timeout,
     show_known,
+    show_replaced,
 )
 from emu.pytestplugin.stash import HOST, SECOND, STACK
 from emu.stack.stack import Stack
@@ -102,6 +103,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     show_known(terminalreporter)
+    show_replaced(terminalreporter)
 
 
 def _stacks(item: pytest.Item) -> list[Stack]:

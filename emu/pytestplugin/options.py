@@ -21,6 +21,7 @@ import pytest
 from emu.emulator import choice as emulator
 from emu.images.modules import ENDS, MODULE
 from emu.images.patched import GIVEN, MORE_PATCHES
+from emu.images.replaced import INSIST
 
 PREFIX = "--emu-"
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,6 +43,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "record each host, so that `emu replay` can repeat a failure; implies "
         f"instruction time and, by default, the QEMU {emulator.RECORDING}",
+    },
+    "locked": {
+        "action": "store_true",
+        "help": "refuse a package that the archive has replaced; by default the newest of its "
+        "series is taken, and the end of the run says so",
     },
     "driver-patches": {
         "action": "append",
@@ -87,9 +93,11 @@ def _is_taken(config: pytest.Config, option: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pass on drivers and QEMU. Raises UsageError for a file that does not exist."""
+    """Pass on drivers, QEMU and the like. Raises UsageError for a file that does not exist."""
     if qemu := config.getoption(dest("qemu")):
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
+    if config.getoption(dest("locked")):
+        os.environ[INSIST] = "1"
     patches = [_existing(name) for name in config.getoption(dest("driver-patches"))]
     if patches:
         os.environ[MORE_PATCHES] = os.pathsep.join(patches)

@@ -12,7 +12,7 @@ import pytest
 from emu import paths
 from emu.channel.channel import CommandTimeout
 from emu.errors import EmuError, InputError, RigError
-from emu.lab import statedump
+from emu.lab import provenance, statedump
 from emu.machine.watch import GuestTrouble, WaitTimeout
 from emu.progress import Progress
 from emu.pytestplugin.timer import untimed
@@ -115,15 +115,26 @@ def add_known(item: pytest.Item, stacks: Iterable[Stack]) -> None:
 
 def show_known(terminal: pytest.TerminalReporter) -> None:
     """One line for each known kernel report, with the number of tests that met it."""
+    for value, count in _with_property(terminal, KNOWN):
+        terminal.write_line(f"known kernel report in {count}: {value}")
+
+
+def show_replaced(terminal: pytest.TerminalReporter) -> None:
+    """One line for each choice of packages in place of locked ones, with the number of tests."""
+    for value, count in _with_property(terminal, provenance.REPLACED):
+        terminal.write_line(f"{count} ran with packages in place of locked ones: {value}")
+
+
+def _with_property(terminal: pytest.TerminalReporter, wanted: str) -> Iterator[tuple[str, str]]:
+    """The values of a property, and how many tests have each ("3 tests")."""
     tests: dict[str, set[str]] = {}
     for reports in terminal.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
-                if name == KNOWN:
+                if name == wanted:
                     tests.setdefault(str(value), set()).add(report.nodeid)
     for value, nodes in sorted(tests.items()):
-        count = f"{len(nodes)} test" + ("s" if len(nodes) > 1 else "")
-        terminal.write_line(f"known kernel report in {count}: {value}")
+        yield value, f"{len(nodes)} test" + ("s" if len(nodes) > 1 else "")
 
 
 def last_lines(log: Path, count: int = SHOWN_LINES) -> str:

@@ -24,6 +24,8 @@ from emu.images.guests import GuestImages, get_guests
 from emu.images.kernel_specs import spec as kernel_spec
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
+from emu.images.packages import Package
+from emu.images.replaced import settled
 from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
@@ -60,6 +62,8 @@ class Artifacts:
     guests: GuestImages
     accel: AccelChoice
     spec: MachineSpec
+    packages: tuple[Package, ...] = ()
+    """Those that kernels and guests are made of."""
 
     def checkpoint_key(self) -> dict[str, JSON]:
         """Everything a checkpoint depends on."""
@@ -101,6 +105,7 @@ class Stack:
         return self.host.domain(self.artifacts.wish.domu.name)
 
 
+@settled
 def prepare(wish: Wish, context: BuildContext) -> Artifacts:
     """Find or make everything the machine boots from.
 
@@ -114,11 +119,12 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
             f"a domU of {wish.domu.memory} MiB takes {need} MiB with dom0 and Xen: {most} are here"
         )
     qemu = emulator.program(wish.qemu, context)
-    kernel = get_kernel(wish.kernel_name, context)
-    domu_kernel = kernel
-    if wish.domu_kernel_name != wish.kernel_name:
-        domu_kernel = get_kernel(wish.domu_kernel_name, context)
-    guests = get_guests(kernel, context, domu_kernel=domu_kernel)
+    with context.recording() as packages:
+        kernel = get_kernel(wish.kernel_name, context)
+        domu_kernel = kernel
+        if wish.domu_kernel_name != wish.kernel_name:
+            domu_kernel = get_kernel(wish.domu_kernel_name, context)
+        guests = get_guests(kernel, context, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
@@ -127,7 +133,7 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
     if chosen.name == "tcg":
         cpu = cpu_for(wish, qemu, faults.find(qemu, context))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
-    return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec)
+    return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec, tuple(packages))
 
 
 def _memory_needed(wish: Wish) -> int:

@@ -142,15 +142,19 @@ def read(document: Mapping[str, Any]) -> Collected:
 
 def plan(needs: Sequence[Need], context: BuildContext) -> list[Step]:
     """What is not built yet, in the order in which it has to be."""
-    lookup = Lookup(context.cache, Progress(), context.pinned)
+    lookup = _lookup(context)
     return [step for step in _steps(needs, _times(context.cache)) if _is_missing(step, lookup)]
 
 
 def long_builds(needs: Sequence[Need], context: BuildContext) -> list[Step]:
     """The steps of the plan that take minutes; quick to find out, unlike the whole plan."""
-    lookup = Lookup(context.cache, Progress(), context.pinned)
+    lookup = _lookup(context)
     steps = [step for step in _steps(needs, _times(context.cache)) if step.name.startswith(_LONG)]
     return [step for step in steps if _is_missing(step, lookup)]
+
+
+def _lookup(context: BuildContext) -> Lookup:
+    return Lookup(context.cache, Progress(), context.pinned, insist=context.insist)
 
 
 def _is_missing(step: Step, lookup: Lookup) -> bool:

@@ -24,6 +24,7 @@ from emu import paths
 from emu.errors import EmuError, RigError
 from emu.images.cache import Cache
 from emu.images.manifest import JSON
+from emu.images.replaced import lock_in_use
 from emu.progress import Progress
 
 Kind = Literal["passed", "failed", "skipped", "error"]
@@ -76,6 +77,7 @@ class Runs:
         self._cache = cache
         self._again = again
         self._rig = digest(_rig_files())
+        self._replaced = [list(pair) for pair in _replaced(cache)]
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -119,6 +121,7 @@ class Runs:
             "patch": "" if test.patch is None else diff_digest(test.patch),
             "tests": digest([test.file, *_shared_files()]),
             "rig": self._rig,
+            **({"replaced": self._replaced} if self._replaced else {}),
             "recipe": _RECIPE,
         }
 
@@ -247,6 +250,13 @@ def _rig_files() -> Iterator[Path]:
         if "commands" not in path.parts and path.name not in _NOT_RUN:
             yield path
     yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
+
+
+def _replaced(cache: Cache) -> Iterator[tuple[str, str]]:
+    """Packages in place of those in the lock, which is one of the rig's files."""
+    for package in lock_in_use(cache).entries:
+        if package.instead_of:
+            yield package.name, package.sha256
 
 
 def _shared_files() -> Iterator[Path]:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from debian_archive import Mirror, quietly
 
 from emu.errors import InputError, RigError
 from emu.images import apt
@@ -183,157 +175,7 @@ def test_lock_digest_covers_the_packages_of_its_sets() -> None:
     assert lock_digest(other, ["domu"]) == lock_digest(lock, ["domu"])
 
 
-# -- a small archive with signature, served over HTTP
-
-
-class Mirror:
-    """An archive with one suite that the tests fill, sign and serve."""
-
-    def __init__(self, root: Path, keys: Path) -> None:
-        self.root, self.keys = root, keys
-        self.asked: list[str] = []
-        self.published = time.time() - 1000
-        (root / "pool").mkdir(parents=True)
-        self.go = threading.Event()
-        self.go.set()
-        handler = partial(_Handler, self.asked, self.go, directory=str(root))
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-        url = f"http://127.0.0.1:{self.server.server_port}"
-        self.mirrors = Mirrors(url, url)
-
-    def stop(self) -> None:
-        self.go.set()
-        if self.thread.is_alive():
-            self.server.shutdown()
-            self.thread.join()
-            self.server.server_close()
-
-    def add(self, name: str, version: str = "1", content: str = "", **fields: str) -> None:
-        """Put a package into the pool in place of any other version of it."""
-        for old in (self.root / "pool").glob(f"{name}_*"):
-            old.unlink()
-        with tempfile.TemporaryDirectory() as folder:
-            files = Path(folder)
-            (files / "DEBIAN").mkdir()
-            control = {"Package": name, "Version": version, "Architecture": "amd64", **fields}
-            control |= {"Maintainer": "nobody", "Description": "test"}
-            text = "".join(f"{key.replace('_', '-')}: {value}\n" for key, value in control.items())
-            (files / "DEBIAN/control").write_text(text)
-            (files / name).write_text(content or name)
-            deb = self.root / f"pool/{name}_{version.rpartition(':')[2]}_amd64.deb"
-            _quietly("dpkg-deb", "--root-owner-group", "--build", str(files), str(deb))
-
-    def add_source(self, name: str, version: str, content: str) -> None:
-        """Put a source package into the archive in place of any other version of it."""
-        folder = self.root / "source" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        upstream = version.rpartition(":")[2].rpartition("-")[0]
-        (folder / f"{name}_{upstream}.orig.tar.gz").write_text(content)
-        (folder / f"{name}_{upstream}.orig.tar.gz.asc").write_text("a signature")
-        (folder / f"{name}_{version.rpartition(':')[2]}.debian.tar.xz").write_text("packaging")
-        (folder / f"{name}_{version.rpartition(':')[2]}.dsc").write_text("a description")
-        lines = [
-            f"\n {hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_size} {path.name}"
-            for path in sorted(folder.iterdir())
-        ]
-        (folder / "stanza").write_text(
-            f"Package: {name}\nBinary: {name}\nVersion: {version}\nFormat: 3.0 (quilt)\n"
-            f"Directory: source/{name}\nChecksums-Sha256:{''.join(lines)}\n"
-        )
-
-    def publish(self) -> None:
-        """Write and sign the indexes."""
-        stanzas = []
-        for deb in sorted((self.root / "pool").iterdir()):
-            data = deb.read_bytes()
-            stanzas.append(
-                f"{_quietly('dpkg-deb', '--field', str(deb))}Filename: pool/{deb.name}\n"
-                f"Size: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
-            )
-        suite = self.root / "dists/test"
-        index = suite / "main/binary-amd64/Packages"
-        index.parent.mkdir(parents=True, exist_ok=True)
-        index.write_text("\n".join(stanzas))
-        sources = suite / "main/source/Sources"
-        sources.parent.mkdir(parents=True, exist_ok=True)
-        stanzas = [path.read_text() for path in sorted(self.root.glob("source/*/stanza"))]
-        sources.write_text("\n".join(stanzas))
-        hashes = "".join(
-            f" {hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_size} "
-            f"{path.relative_to(suite)}\n"
-            for path in (index, sources)
-        )
-        (suite / "Release").write_text(
-            f"Origin: Debian\nSuite: test\nCodename: test\nArchitectures: amd64\n"
-            f"Components: main\nDate: {time.strftime('%a, %d %b %Y %H:%M:%S UTC', time.gmtime())}\n"
-            f"SHA256:\n{hashes}"
-        )
-        (suite / "InRelease").unlink(missing_ok=True)
-        gpg = ("gpg", "--homedir", str(self.keys), "--batch", "--clearsign", "--output")
-        _quietly(*gpg, str(suite / "InRelease"), str(suite / "Release"))
-        self.published += 10  # seconds: HTTP compares those
-        os.utime(suite / "InRelease", (self.published, self.published))
-        self.asked.clear()
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def __init__(
-        self, asked: list[str], go: threading.Event, *args: object, directory: str
-    ) -> None:
-        self.asked, self.go = asked, go
-        super().__init__(*args, directory=directory)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        self.log_request()
-        self.go.wait()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            super().do_GET()
-
-    def log_request(self, *_: object) -> None:
-        if self.path not in self.asked:
-            self.asked.append(self.path)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _quietly(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@pytest.fixture(scope="module")
-def keys() -> Iterator[Path]:
-    if not shutil.which("gpg"):
-        pytest.skip("gpg is missing, nothing can sign the test's archive: apt-get install gnupg")
-    home = Path(tempfile.mkdtemp())  # short: gpg-agent's socket is in it
-    gpg = ("gpg", "--homedir", str(home), "--batch")
-    try:
-        _quietly(*gpg, "--passphrase", "", "--quick-generate-key", "test", "ed25519")
-        _quietly(*gpg, "--export", "--output", str(home / "keyring.gpg"))
-        yield home
-    finally:
-        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    monkeypatch.setattr(apt, "KEYRING", keys / "keyring.gpg")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    mirror = Mirror(tmp_path / "mirror", keys)
-    mirror.add("tool", "1:2-3", Depends="lib (>= 1), helper | other, virtual", Recommends="doc")
-    mirror.add("lib", Pre_Depends="deep")
-    mirror.add("helper", Depends="heavy")
-    mirror.add("heavy", Depends="deep")
-    mirror.add("provider", Provides="virtual")
-    for name in ("deep", "doc", "other"):
-        mirror.add(name)
-    mirror.publish()
-    yield mirror
-    mirror.stop()
+# -- lock, fetch and renew, from a small archive with signature
 
 
 @pytest.fixture
@@ -399,7 +241,7 @@ def test_fetched_package_needs_no_network(mirror: Mirror, cache: Cache) -> None:
     assert ("packages (bytes)", total, total) in seen.ticks
     assert sorted(found) == ["deep", "lib", "provider", "tool"]
     assert found["tool"].name == "tool_1%3a2-3_amd64.deb"
-    assert _quietly("dpkg-deb", "--field", str(found["tool"]), "Version") == "1:2-3\n"
+    assert quietly("dpkg-deb", "--field", str(found["tool"]), "Version") == "1:2-3\n"
     assert any("/pool/tool_" in path for path in mirror.asked)
     mirror.asked.clear()
     assert fetched(mirror, BuildContext(cache, pinned=lock)) == found
@@ -488,9 +330,10 @@ def test_version_that_is_gone_is_named(mirror: Mirror, cache: Cache) -> None:
     mirror.add("lib", "2", Pre_Depends="deep")
     mirror.publish()
     with pytest.raises(InputError) as caught:
-        fetched(mirror, BuildContext(cache, pinned=lock))
+        fetched(mirror, BuildContext(cache, pinned=lock, insist=True))
     assert str(caught.value) == (
-        "the mirror no longer has lib 1: it has 2\n  `emu images lock` locks what it has now"
+        "the mirror no longer has lib 1: it has 2\n  `emu images lock` locks what it has now; "
+        "without --locked a run takes what is in its place"
     )
     assert not any("/pool/" in path for path in mirror.asked)
     assert "lib 2 " in locked(mirror, cache).render()
