@@ -141,6 +141,23 @@ emu doctor
     ]
 
 
+WORKFLOWS = sorted((paths.checkout() / ".github/workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: str(path.name))
+def test_commands_of_workflows_are_accepted(path: Path, pytestconfig: pytest.Config) -> None:
+    text = path.read_text().replace("${{ matrix.run }}", "")
+    lines = (re.sub(r"^[- ]*(run:)?", "", line).strip() for line in text.splitlines())
+    found = [line for line in lines if re.match(r"(make|\.venv/bin/emu|\.ci/\w+)\b", line)]
+    assert found
+    for line in found:
+        words = shlex.split(line.partition(" > ")[0])
+        if words[0].startswith(".ci/"):
+            assert (paths.checkout() / words[0]).exists(), line
+        else:
+            check([words[0].removeprefix(".venv/bin/"), *words[1:]], pytestconfig)
+
+
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.name))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
