@@ -133,6 +133,8 @@ def _instead_of(package: Package, locked: Sequence[Package]) -> str:
 
 def remembered(cache: Cache) -> dict[str, tuple[Package, ...]]:
     """What was chosen before, for any lock; nothing if the file can't be read."""
+    if not (cache.root / "store" / _STORE).exists():  # asking does not make it
+        return {}
     try:
         kept = json.loads(_file(cache).read_text())
         os.utime(_file(cache))  # in use: `emu cache prune` goes by its time

@@ -202,6 +202,8 @@ def fill(source: Path, root: Path, without: Sequence[str]) -> None:
     if "store" not in without:
         (root / "store").mkdir()
         (root / "store/debs").symlink_to(source / "store/debs")
+        if (source / "store/replaced").exists():  # else the keys would be those of the lock
+            shutil.copytree(source / "store/replaced", root / "store/replaced")
 
 
 def own_copy(entry: Path) -> Path:
