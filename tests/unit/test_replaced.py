@@ -366,6 +366,11 @@ def test_kernel_stays_within_its_series(mirror: Mirror, cache: Cache) -> None:
         "linux-kbuild-6.1": "6.1.195-1",
         "linux-source-6.1": "6.1.195-1",
     }
+    # Whose driver is not built needs no source, which bears the series in its name.
+    image = replace(lock, entries=lock.packages("kernel"))
+    assert Run(mirror, Cache(cache.root.parent / "other"), image, KERNEL[:1]).fetch("kernel") == {
+        "linux-image-6.1.0-57-amd64": "6.1.195-1"
+    }
 
 
 @pytest.mark.parametrize("there", ["nothing", "an image"])
