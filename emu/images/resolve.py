@@ -1,8 +1,8 @@
 """What a set needs, by the archive's index; and what takes the place of a package that is gone.
 
-A replacement is the newest of the same series: Linux 6.1.x for 6.1.y, the same upstream release
-of a source package; of others the version that the set would resolve to now. All packages of a
-kernel move to one version, and those of one source package move together. Everything else stays
+A replacement is what the set would resolve to now or, where that is of another series, the newest
+of the same: Linux 6.1.x for 6.1.y, the same upstream release of a source package. All packages of
+a kernel move to one version, and those of one source package move together. Everything else stays
 as it is locked, unless what replaces the others does not work with it.
 """
 
@@ -160,7 +160,10 @@ def _kernels(
     sets: Mapping[str, Wanted],
     apt: Apt,
 ) -> dict[str, tuple[Package, ...]]:
-    """All sets with packages of one kernel, at the newest version that all of them have."""
+    """All sets with packages of one kernel, at a version that all of them have.
+
+    The one that they resolve to now, if it is of the same series; else the newest.
+    """
     names = dict.fromkeys(
         name for package in sorted(kernels, key=_by_name) for name in package.sets
     )
@@ -173,7 +176,8 @@ def _kernels(
     ]
     series = _series(main.version)
     versions = {r.version for r in there if _series(r.version) == series} - {main.version}
-    for version in sorted(versions, key=Version, reverse=True):
+    now = {version for want in affected for version in _resolved(want, apt)}
+    for version in sorted(versions, key=lambda one: (one in now, Version(one)), reverse=True):
         offered = {record.name for record in there if record.version == version}
         found = {}
         for want in affected:
@@ -190,6 +194,14 @@ def _kernels(
         f", and no whole Linux {series}.x{parts}",
         f"name another kernel; or change packages.toml, and `{RENEW}`",
     )
+
+
+def _resolved(want: Wanted, apt: Apt) -> set[str]:
+    """The versions of the kernels that a set would be locked with."""
+    try:
+        return {version for name, version in apt.solve(want.packages) if _KERNEL.match(name)}
+    except RigError:
+        return set()
 
 
 def _sources(

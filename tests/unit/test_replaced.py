@@ -373,6 +373,27 @@ def test_kernel_stays_within_its_series(mirror: Mirror, cache: Cache) -> None:
     }
 
 
+def test_kernel_is_the_one_that_a_new_lock_would_have(mirror: Mirror, cache: Cache) -> None:
+    add_kernel(mirror, "6.1.192-2", "6.1.0-56")
+    mirror.publish()
+    lock = locked(mirror, cache, KERNEL)
+    remove_kernel(mirror, "6.1.0-56")
+    add_kernel(mirror, "6.1.195-1", "6.1.0-57")
+    add_kernel(mirror, "6.1.199-1", "6.1.0-58", beside=True)
+    for name in ("image", "headers"):  # as where it comes from another suite
+        mirror.remove(f"linux-{name}-amd64")
+        mirror.add(f"linux-{name}-amd64", "6.1.195-1", Depends=f"linux-{name}-6.1.0-57-amd64")
+    for name in ("kbuild", "source"):
+        mirror.remove(f"linux-{name}-6.1")
+        mirror.add(f"linux-{name}-6.1", "6.1.195-1")
+    mirror.publish()
+    found = Run(mirror, cache, lock, KERNEL[:2]).fetch("kernel", "headers")
+    assert set(found.values()) == {"6.1.195-1"}
+    only = replace(lock, entries=lock.packages("kernel"))
+    other = Cache(cache.root.parent / "other")
+    assert set(Run(mirror, other, only, KERNEL[:1]).fetch("kernel").values()) == {"6.1.195-1"}
+
+
 @pytest.mark.parametrize("there", ["nothing", "an image"])
 def test_series_that_is_gone_is_an_error(mirror: Mirror, cache: Cache, there: str) -> None:
     add_kernel(mirror, "6.1.192-2", "6.1.0-56")
