@@ -32,6 +32,8 @@
 /* Linux' hvc reads 16 bytes at a time from its ring and sends an event for each: too many for
  * dom0 on an emulated CPU. While data flows, poll the ring at this interval instead. */
 #define POLL_NS 300000
+/* Seconds in which a front end has to answer that we are connected. */
+#define ANSWER_S 20
 
 /* xen/include/public/io/xenbus.h */
 enum xenbus_state {
@@ -49,6 +51,7 @@ static char frontend[XS_VALUE_MAX];
 static char watched[XS_VALUE_MAX + 16];
 static struct ring ring;
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static time_t answer_due; /* CLOCK_MONOTONIC; 0: none is awaited */
 static int listener = -1, client = -1;
 static int qmp_listener = -1, qmp_client = -1;
 
@@ -96,6 +99,37 @@ static void disconnect(void)
 	ring_disconnect(&ring);
 	hang_up();
 	report("disconnected");
+}
+
+static time_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec;
+}
+
+/*
+ * Let the guest probe its device anew when the front end has not answered.
+ *
+ * Linux 7 takes a front end's state that it has just read, and which the driver has changed
+ * meanwhile, for one that was reset (xenbus_dev_changed(), seen with 7.3.4 on a busy machine): it
+ * drops the device, and does not probe a new one because the state is no longer Initialising.
+ */
+static void expect_answer(void)
+{
+	char path[XS_VALUE_MAX + 16];
+
+	if (!answer_due || now() < answer_due)
+		return;
+	answer_due = 0;
+	if (read_number(frontend, "state") != INITIALISED)
+		return;
+	report("the front end does not answer: resetting it");
+	disconnect();
+	snprintf(path, sizeof path, "%s/state", frontend);
+	xs_replace(path, "1");
+	set_state(INIT_WAIT);
 }
 
 static void connect_ring(void)
@@ -146,6 +180,8 @@ static bool follow(void)
 		set_state(CLOSED);
 		return back || xs_is_introduced(domid);
 	}
+	if (front != INITIALISED)
+		answer_due = 0;
 	switch (front) {
 	case INITIALISING:
 		/* First connection, or the front end's module was loaded again. */
@@ -153,6 +189,10 @@ static bool follow(void)
 		set_state(INIT_WAIT);
 		break;
 	case INITIALISED:
+		connect_ring();
+		if (!answer_due)
+			answer_due = now() + ANSWER_S;
+		break;
 	case CONNECTED:
 		connect_ring();
 		break;
@@ -224,9 +264,10 @@ static bool shuttle(short client_events)
 
 static int serve(int xenstore, int signals)
 {
-	static const struct timespec interval = { .tv_nsec = POLL_NS };
+	static const struct timespec interval = { .tv_nsec = POLL_NS }, second = { .tv_sec = 1 };
 
 	for (;;) {
+		expect_answer();
 		/* Before poll(): an event may have arrived with an answer. */
 		while (xs_changed())
 			if (!follow())
@@ -246,8 +287,10 @@ static int serve(int xenstore, int signals)
 			{ .fd = qmp_listener, .events = POLLIN },
 			{ .fd = qmp_client, .events = POLLIN },
 		};
-		if (ppoll(p, sizeof p / sizeof *p, ring.page && ring.masked ? &interval : NULL,
-			  NULL) < 0)
+		const struct timespec *limit = ring.page && ring.masked ? &interval
+					       : answer_due		? &second
+									: NULL;
+		if (ppoll(p, sizeof p / sizeof *p, limit, NULL) < 0)
 			return die("poll");
 		if (p[0].revents)
 			return 0;
