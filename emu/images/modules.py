@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.errors import InputError, RigError
+from emu.errors import InputError
 from emu.images import elf, kbuild, packed
-from emu.images.built_kernel import source_deb
 from emu.images.context import BuildContext
 from emu.images.depends import plain
-from emu.images.kernel_specs import Spec, spec
+from emu.images.driver_source import DriverSource, package_source
+from emu.images.driver_source import driver_source as driver_source
+from emu.images.kernel_specs import spec
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
-from emu.images.packages import lock_digest
 from emu.images.patched import MORE_PATCHES, PatchedDrivers
 from emu.images.patched import End as End
 from emu.images.replaced import settled
@@ -35,7 +34,6 @@ MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
 """The module of each end, as its file is called."""
 
 _WHERE = "drivers/block"
-_SOURCES = (f"{_WHERE}/xen-blkfront.c", f"{_WHERE}/xen-blkback/")
 _KBUILD = "obj-m := xen-blkfront.o xen-blkback/\n"
 _RECIPE = 2
 """Raised when the way modules are built changes the outcome; a part of cache keys."""
@@ -112,6 +110,11 @@ def patches_of(kernel: Kernel, patched: PatchedDrivers) -> tuple[Path, ...]:
     return (*kbuild.series(wanted.driver_patches, wanted.version), *more)
 
 
+def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
+    """Where the source of a kernel's drivers comes from."""
+    return package_source(spec(kernel.name), context)
+
+
 def for_guest(driver: Driver, into: Path) -> Path:
     """The module in directory `into`, uncompressed and without debug information.
 
@@ -130,24 +133,23 @@ def build_drivers(kernel: Kernel, patches: Sequence[Path], context: BuildContext
     Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
     a source that does not compile.
     """
-    wanted = spec(kernel.name)
+    source = source_of(kernel, context)
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,
-        "source": lock_digest(context.lock, [wanted.packages["source"]]),
+        "source": source.digest,
         "patches": kbuild.digest(patches),
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
     }
 
     def build(made: Path) -> None:
-        source = driver_source(wanted, context)
         with (
             context.progress.stage(f"building the drivers for {kernel.release}"),
             kbuild.workplace(context.cache, "drivers") as scratch,
         ):
             tree = scratch / "source"
-            shutil.copytree(source / "drivers", tree / "drivers")
+            source.copy(tree, context)
             for patch in patches:
                 kbuild.apply_patch(patch, tree)
             unpack_devel(kernel, scratch, context.progress)
@@ -156,49 +158,6 @@ def build_drivers(kernel: Kernel, patches: Sequence[Path], context: BuildContext
                 shutil.copy(built, made / f"{MODULE[end]}.ko")
 
     return context.entry("drivers", inputs, build)
-
-
-@settled
-def driver_source(wanted: Spec, context: BuildContext) -> Path:
-    """A directory with `drivers/block/…` as the kernel's source package has it, unpatched."""
-    inputs: dict[str, JSON] = {
-        "source": lock_digest(context.lock, [wanted.packages["source"]]),
-        "files": list(_SOURCES),
-        "recipe": _RECIPE,
-    }
-
-    def build(made: Path) -> None:
-        deb = source_deb(wanted, context)
-        with context.progress.stage(f"taking the drivers' source out of {deb.name}"):
-            extract(deb, _SOURCES, made, lambda done: context.progress.tick("read (bytes)", done))
-
-    return context.entry("driver-source", inputs, build)
-
-
-def extract(deb: Path, wanted: tuple[str, ...], made: Path, tick: Callable[[int], None]) -> None:
-    """Write these files (and directories: with a slash at the end) of a linux-source package.
-
-    The archive is sorted, so reading stops behind them.
-    """
-    found: set[str] = set()
-    with (
-        packed.source_tar(deb) as source,
-        tarfile.open(fileobj=source, mode="r|") as archive,
-    ):
-        for member in archive:
-            name = member.name.partition("/")[2]
-            if name.startswith(wanted) and member.isfile():
-                content = archive.extractfile(member)
-                assert content is not None
-                path = made / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.read())
-                found.add(next(one for one in wanted if name.startswith(one)))
-            elif len(found) == len(wanted):
-                return
-            tick(member.offset)
-    if len(found) < len(wanted):
-        raise RigError(f"{deb.name} has no {', '.join(sorted(set(wanted) - found))}")
 
 
 def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images.built_kernel import source_deb
 from emu.images.context import BuildContext
+from emu.images.driver_source import extract
 from emu.images.kernel_specs import Spec
 from emu.images.manifest import JSON
-from emu.images.modules import extract
 from emu.images.packages import lock_digest
 from emu.runprogram import run
 
