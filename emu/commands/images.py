@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from emu.commands.driver_options import add_patched_options, context_for
 from emu.commands.options import (
     Commands,
     add_kernel_option,
@@ -40,6 +41,7 @@ def add(commands: Commands) -> None:
     )
     add_kernel_option(build)
     add_locked_option(build)
+    add_patched_options(build)
     build.set_defaults(command=_build)
     lock = further.add_parser(
         "lock",
@@ -76,11 +78,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     with Screen() as screen:
-        built = store.build(arguments.kernel, build_context(screen))
+        built = store.build(arguments.kernel, context_for(arguments, screen))
     print(f"kernel   {built.kernel.name}, Linux {built.kernel.release}, {built.kernel.root}")
     print(f"guests   {built.guests.root}")
     for end, driver in built.drivers.items():
-        print(f"{end:<8} {driver.path} (build id {driver.build_id[:12]})")
+        print(f"{end:<8} {driver.path} ({driver.made_of}, build id {driver.build_id[:12]})")
     return EXIT_HELD
 
 

@@ -16,7 +16,7 @@ from emu.commands.options import Commands, add_locked_option, count, show, table
 from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.patched import GIVEN, MORE_PATCHES
+from emu.images.patched import VARIABLES
 from emu.screen import Screen, fail
 from emu.suite import mutants
 from emu.suite.mutants import Judged, Verdict
@@ -70,7 +70,7 @@ def _mutants(arguments: argparse.Namespace) -> int:
             rows.add_row(*map(escape, cells))
         show(rows)
         return EXIT_HELD
-    for name in (MORE_PATCHES, *GIVEN.values()):
+    for name in VARIABLES:
         os.environ.pop(name, None)  # mutants are of our series
     with Screen() as screen:
         results = mutants.perform(

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.table import Table
 
+from emu.commands.driver_options import add_patched_options
 from emu.emulator import choice as emulator
 from emu.images import patched, replaced
 from emu.images.cache import Cache
@@ -104,8 +105,8 @@ def add_qemu_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_driver_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select drivers and ring."""
+def add_driver_options(parser: argparse.ArgumentParser, *, reads_input: bool = False) -> None:
+    """Add the options that select drivers and ring; `reads_input` as `add_patched_options`."""
     parser.add_argument(
         "--ring-pages",
         type=int,
@@ -121,6 +122,7 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
             metavar="DRIVER",
             help="patched (default), stock, or the path of a .ko",
         )
+    add_patched_options(parser, reads_input=reads_input)
 
 
 def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from emu.commands.driver_options import context_for
 from emu.commands.options import (
     EPILOG,
     Commands,
     add_driver_options,
     add_stack_options,
-    build_context,
     wish_from_options,
 )
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "detach, and report what held.",
         epilog=EPILOG,
     )
-    add_driver_options(parser)
+    add_driver_options(parser, reads_input=True)
     parser.add_argument(
         "--data",
         type=int,
@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         data_mib=arguments.data,
     )
     with Screen() as screen:
-        report = runs.perform(wish, build_context(screen))
+        report = runs.perform(wish, context_for(arguments, screen))
     if arguments.json:
         print(json.dumps(reports.as_json(report), indent=2))
     else:

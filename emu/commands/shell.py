@@ -7,11 +7,11 @@ import contextlib
 import os
 import sys
 
+from emu.commands.driver_options import context_for
 from emu.commands.options import (
     Commands,
     add_driver_options,
     add_stack_options,
-    build_context,
     wish_from_options,
 )
 from emu.lab import shell
@@ -65,7 +65,7 @@ def _shell(arguments: argparse.Namespace) -> int:
     terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
     with contextlib.ExitStack() as opened:
         with Screen(quiet=not terminal and not sys.stderr.isatty()) as screen:
-            entered = shell.opened(stack_wish, attachment, build_context(screen))
+            entered = shell.opened(stack_wish, attachment, context_for(arguments, screen))
             stack = opened.enter_context(entered)
         if not terminal:
             channel = shell.channel_of(stack, arguments.guest)

@@ -26,6 +26,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import Lock, lock_digest
+from emu.images.patching import apply_patch
 from emu.images.replaced import lock_in_use, settled
 from emu.progress import Progress
 from emu.runprogram import run
@@ -127,7 +128,7 @@ def build(wanted: Patched, context: BuildContext) -> Path:
             version = unpack(wanted, scratch, context)
             for patch in wanted.series:
                 context.progress.tick(f"applying {patch.name}")
-                kbuild.apply_patch(patch, scratch)
+                apply_patch(patch, scratch)
             _compile(wanted, scratch, version, context)
             _collect(scratch / "build" / PROGRAM, made, context.progress)
 

@@ -19,6 +19,7 @@ from emu.images.kernel_files import pack, seal
 from emu.images.kernel_specs import Spec, requirements
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.images.patching import apply_patch
 from emu.progress import Progress
 from emu.runprogram import SILENCE, bounded, find_program, run
 
@@ -54,7 +55,7 @@ def built_kernel(wanted: Spec, context: BuildContext) -> Path:
             _unpack_source(deb, tree)
             for patch in patches:
                 context.progress.tick(f"applying {patch.name}")
-                kbuild.apply_patch(patch, tree)
+                apply_patch(patch, tree)
             fragment = "".join(path.read_text() for path in wanted.config)
             (scratch / "fragment").write_text(fragment)
             make = functools.partial(

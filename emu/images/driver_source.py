@@ -61,18 +61,32 @@ class DriverSource(abc.ABC):
         return ".".join(self.release.split(".")[:2])
 
     @abc.abstractmethod
-    def copy(self, into: Path, context: BuildContext) -> None:
-        """Write the files below `into`, by their names in a kernel tree."""
+    def copy(self, into: Path, context: BuildContext, *, header: bool = False) -> None:
+        """Write the files below `into`, by their names in a kernel tree.
+
+        `header`: with that of the protocol, where there is none without.
+        """
 
 
 @dataclass(frozen=True)
 class PackageSource(DriverSource):
-    """The source in a linux-source package, which is fetched when it is first copied."""
+    """The source in a linux-source package, which is fetched when it is first copied.
+
+    `headers` is a tar of the kernel's headers, which has the protocol's.
+    """
 
     spec: Spec
+    headers: Path | None = None
 
-    def copy(self, into: Path, context: BuildContext) -> None:
+    def copy(self, into: Path, context: BuildContext, *, header: bool = False) -> None:
         shutil.copytree(driver_source(self.spec, context) / "drivers", into / "drivers")
+        if header and self.headers is not None:
+            with tarfile.open(self.headers) as archive:
+                member = next(one for one in archive if one.name.endswith(f"/{HEADER}"))
+                content = archive.extractfile(member)
+                assert content is not None
+                (into / HEADER).parent.mkdir(parents=True)
+                (into / HEADER).write_bytes(content.read())
 
 
 @dataclass(frozen=True)
@@ -83,22 +97,29 @@ class TreeSource(DriverSource):
     git: GitState | None
     files: tuple[tuple[str, bytes], ...] = field(repr=False)
 
-    def copy(self, into: Path, context: BuildContext) -> None:
+    @property
+    def state(self) -> str:
+        """The commit and whether the drivers differ from it, or the version without git."""
+        return str(self.git or f"Linux {self.release}")
+
+    def copy(self, into: Path, context: BuildContext, *, header: bool = False) -> None:
         for name, content in self.files:
             path = into / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
 
-def package_source(wanted: Spec, context: BuildContext) -> PackageSource:
-    """The drivers' source of a kernel of kernels.toml."""
+def package_source(
+    wanted: Spec, context: BuildContext, headers: Path | None = None
+) -> PackageSource:
+    """The drivers' source of a kernel of kernels.toml; `headers` as in `PackageSource`."""
     sets = [wanted.packages["source"]]
     package = next(
         one for one in context.lock.packages(*sets) if one.name.startswith("linux-source-")
     )
     release = package.version.partition("-")[0].partition("~")[0]
     digest = lock_digest(context.lock, sets)
-    return PackageSource(f"{package.name} {package.version}", release, digest, wanted)
+    return PackageSource(f"{package.name} {package.version}", release, digest, wanted, headers)
 
 
 def read_tree(tree: Path) -> TreeSource:

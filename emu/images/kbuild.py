@@ -27,7 +27,6 @@ from emu.runprogram import run
 _EPOCH = "2026-01-01 00:00:00 UTC"
 _STEP = re.compile(r" {2,4}[A-Z]+(?: \[M\])? +\S")
 _TEMPORARY = "emu-build-"
-_PATCH = "apt-get install patch"
 _GELF = b"#include <gelf.h>\n"
 
 
@@ -37,6 +36,12 @@ class Toolchain:
 
     cc: str
     version: str
+
+
+class BuildFailed(InputError):
+    """What make was to build cannot be built; `output` is all that it printed."""
+
+    output: tuple[str, ...] = ()
 
 
 def find_toolchain(config: str = "") -> Toolchain:
@@ -105,38 +110,6 @@ def digest(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
 
 
-def apply_patch(patch: Path, tree: Path) -> None:
-    """Apply one patch below `tree`, exactly (lines may have moved, context must be the same).
-
-    Raises InputError naming the file and the hunk that did not apply, with what the file
-    has there.
-    """
-    for name in re.findall(r"^--- (?:a/)?(\S+)", patch.read_text(errors="replace"), re.MULTILINE):
-        if name != "/dev/null" and not (tree / name).is_file():
-            raise InputError(f"{patch.name} changes {name}, which is not in the source")
-    command = ["patch", "-p1", "-N", "-F0", "--no-backup-if-mismatch", "-r-", "-i"]
-    env = {**_environ(), "LC_ALL": "C"}
-    done = run([*command, str(patch.absolute())], cwd=tree, env=env, missing=_PATCH)
-    if done.status == 0:
-        return
-    failed = re.search(
-        r"^patching file (\S+)\n(?:(?!patching file).*\n)*?Hunk #(\d+) FAILED at (\d+)",
-        done.text,
-        re.MULTILINE,
-    )
-    if "previously applied" in done.text:
-        raise InputError(f"{patch.name} is in this source already")
-    if failed is None:
-        raise InputError(f"{patch.name} cannot be applied", lines=done.tail(5))
-    name, hunk, line = failed[1], failed[2], int(failed[3])
-    raise InputError(
-        f"{patch.name} does not apply: hunk {hunk} of {name} does not fit at line {line}, "
-        "which reads",
-        lines=_around(tree / name, line),
-        hint="rebase the patch onto this source",
-    )
-
-
 @contextlib.contextmanager
 def workplace(cache: Cache, what: str) -> Iterator[Path]:
     """An empty directory whose path kbuild can take: one without spaces and colons.
@@ -170,7 +143,7 @@ def make(
 ) -> list[str]:
     """Run make in `tree`, report each step of about `steps`; returns the lines it printed.
 
-    `hide` is the directory whose name must not get into the result. Raises InputError
+    `hide` is the directory whose name must not get into the result. Raises BuildFailed
     with the compiler's errors when it fails. make does not outlive this process.
     """
     hide = (hide or tree).resolve()
@@ -190,7 +163,9 @@ def make(
     status, lines = follow(command, tree, each, progress)
     lines = [line.replace(f"{hide}/", "") for line in lines]
     if status:
-        raise InputError(f"{what} cannot be built", lines=first_errors(lines))
+        failed = BuildFailed(f"{what} cannot be built", lines=first_errors(lines))
+        failed.output = tuple(lines)
+        raise failed
     return lines
 
 
@@ -216,12 +191,6 @@ def first_errors(lines: list[str]) -> list[str]:
     """The lines that show why a build failed: a few from the first error on."""
     first = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR)\b", line)), None)
     return lines[-8:] if first is None else lines[first : first + 8]
-
-
-def _around(path: Path, line: int) -> list[str]:
-    text = path.read_text(errors="replace").splitlines()
-    first = max(0, min(line, len(text)) - 3)
-    return [f"{n}: {row}" for n, row in enumerate(text[first : first + 6], first + 1)]
 
 
 def _need_tools(packages: Mapping[str, str]) -> None:

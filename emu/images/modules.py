@@ -15,14 +15,14 @@ from pathlib import Path
 
 from emu.errors import InputError
 from emu.images import elf, kbuild, packed
+from emu.images.build_errors import explained
 from emu.images.context import BuildContext
 from emu.images.depends import plain
-from emu.images.driver_source import DriverSource, package_source
+from emu.images.driver_recipe import Recipe, apply_all, recipe_for, source_of
 from emu.images.driver_source import driver_source as driver_source
-from emu.images.kernel_specs import spec
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
-from emu.images.patched import MORE_PATCHES, PatchedDrivers
+from emu.images.patch_files import Patch
 from emu.images.patched import End as End
 from emu.images.replaced import settled
 from emu.progress import Progress
@@ -45,18 +45,27 @@ class Driver:
     """One end's driver, checked against its kernel.
 
     `which` is "stock", "patched" or the path that was given; `path` is the .ko on
-    this machine, uncompressed for what we build.
+    this machine, uncompressed for what we build. `recipe` is what a patched one was built
+    from; None for a module that was given.
     """
 
     end: End
     which: str
     path: Path
     info: elf.ModuleInfo
+    recipe: Recipe | None = None
 
     @property
     def build_id(self) -> str:
         """In hex; the guest has it in /sys/module/<name>/notes/.note.gnu.build-id."""
         return self.info.build_id
+
+    @property
+    def made_of(self) -> str:
+        """In a few words: "stock", "series", "series + 1 patch", "tree …", a file's name."""
+        if self.recipe is not None:
+            return str(self.recipe)
+        return self.which if self.which == STOCK else self.path.name
 
 
 @settled
@@ -73,46 +82,32 @@ def get_driver(
     `parameters` are those it will be loaded with. Raises InputError if it would not load,
     is the other end's, or cannot be built.
     """
+    recipe: Recipe | None = None
     if which == STOCK:
         path = kernel.module(MODULE[end])
     elif which == PATCHED and (given := context.patched.given(end)):
         path = given
     elif which == PATCHED:
-        patches = patches_of(kernel, context.patched)
-        path = build_drivers(kernel, patches, context) / f"{MODULE[end]}.ko"
+        recipe = recipe_for(kernel, context).of(end)
+        if recipe.plain:
+            path = kernel.module(MODULE[end])
+        else:
+            path = build(recipe, kernel, context) / f"{MODULE[end]}.ko"
     else:
         path = Path(which)
     info = elf.read_module(path)
     if info.name != plain(MODULE[end]):
         raise InputError(f"{path} is the module {info.name}, the {end} end is {MODULE[end]}")
     elf.check_module(info, kernel.info(), parameters=parameters)
-    return Driver(end, str(which), path, info)
+    return Driver(end, str(which), path, info, recipe)
 
 
-def patches_of(kernel: Kernel, patched: PatchedDrivers) -> tuple[Path, ...]:
-    """The patches that `patched` drivers of `kernel` have, in order: the series, then others.
+def patches_of(kernel: Kernel, context: BuildContext) -> tuple[Patch, ...]:
+    """The patches that `patched` drivers of `kernel` have, in order.
 
     Raises InputError for a kernel that none are made for, or a patch that is not there.
     """
-    if kernel.flavour == "given":
-        raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
-    wanted = spec(kernel.name)
-    if wanted.driver_patches is None:
-        raise InputError(f"kernels.toml names no driver patches for {kernel.name}")
-    more: list[Path] = []
-    for path in patched.patches:
-        if path.is_dir():
-            more += kbuild.series(path, wanted.version)
-        elif path.is_file():
-            more.append(path)
-        else:
-            raise InputError(f"there is no driver patch {path}", hint=f"${MORE_PATCHES} names it")
-    return (*kbuild.series(wanted.driver_patches, wanted.version), *more)
-
-
-def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
-    """Where the source of a kernel's drivers comes from."""
-    return package_source(spec(kernel.name), context)
+    return recipe_for(kernel, context).patches
 
 
 def for_guest(driver: Driver, into: Path) -> Path:
@@ -127,37 +122,45 @@ def for_guest(driver: Driver, into: Path) -> Path:
     return file
 
 
-def build_drivers(kernel: Kernel, patches: Sequence[Path], context: BuildContext) -> Path:
-    """A directory with both drivers of `kernel`, its source changed by `patches` in order.
+def build_drivers(kernel: Kernel, patches: Sequence[Patch], context: BuildContext) -> Path:
+    """A directory with both drivers of `kernel`, its own source changed by `patches` in order."""
+    return build(Recipe(source_of(kernel, context), "stock", (), tuple(patches)), kernel, context)
+
+
+def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
+    """A directory with both drivers, made for `kernel` as the recipe says.
 
     Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
     a source that does not compile.
     """
-    source = source_of(kernel, context)
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,
-        "source": source.digest,
-        "patches": kbuild.digest(patches),
+        "source": recipe.source.digest,
+        "patches": [patch.key for patch in recipe.patches],
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
     }
 
-    def build(made: Path) -> None:
+    def make(made: Path) -> None:
         with (
             context.progress.stage(f"building the drivers for {kernel.release}"),
             kbuild.workplace(context.cache, "drivers") as scratch,
         ):
             tree = scratch / "source"
-            source.copy(tree, context)
-            for patch in patches:
-                kbuild.apply_patch(patch, tree)
+            recipe.copy(tree, context)
+            versions = apply_all(recipe, tree, context)
             unpack_devel(kernel, scratch, context.progress)
-            compile_drivers(kernel, scratch, toolchain, context.progress)
+            try:
+                compile_drivers(
+                    kernel, scratch, toolchain, context.progress, "--output-sync=target"
+                )
+            except kbuild.BuildFailed as failed:
+                raise explained(failed, recipe, kernel, versions) from None
             for end, built in compiled(scratch, kernel).items():
                 shutil.copy(built, made / f"{MODULE[end]}.ko")
 
-    return context.entry("drivers", inputs, build)
+    return context.entry("drivers", inputs, make)
 
 
 def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:
@@ -183,7 +186,10 @@ def compile_drivers(
     InputError with the compiler's errors.
     """
     source = place / "source" / _WHERE
-    (source / "Kbuild").write_text(_KBUILD)
+    include = place / "source/include"
+    # Before the kernel's own directories, so that a header of the source is taken, not theirs.
+    own = f"LINUXINCLUDE := -I{os.path.realpath(include)} $(LINUXINCLUDE)\n"
+    (source / "Kbuild").write_text(_KBUILD + (own if include.is_dir() else ""))
     return kbuild.make(
         place / "devel/build", f"M={os.path.realpath(source)}", "modules",
         # The series may be built for a kernel that has one of the two switched off.

@@ -31,13 +31,18 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
         "dom0-kernel": f"{artifacts.kernel.release} {_sha256(artifacts.kernel.vmlinux)}",
         "domu-kernel": f"{artifacts.domu_kernel.release} {_sha256(artifacts.domu_kernel.vmlinux)}",
         "guest-images": artifacts.guests.root.name,
-        **{
-            f"{driver.end}-driver": f"{driver.which} build id {driver.build_id}"
-            for driver in loaded.values()
-        },
         **({REPLACED: "; ".join(others)} if others else {}),
+        **{f"{driver.end}-driver": _driver(driver) for driver in loaded.values()},
         "run": str(stack.machine.rundir.path),
     }
+
+
+def _driver(driver: Driver) -> str:
+    said = f"{driver.which} build id {driver.build_id}"
+    if driver.recipe is None:
+        return said
+    patches = "".join(f"; {patch}, SHA-256 {patch.sha256}" for patch in driver.recipe.more)
+    return f"{said}: {driver.made_of}{patches}"
 
 
 def _qemu(stack: Stack) -> str:

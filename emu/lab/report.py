@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from emu.images import replaced
+from emu.images.driver_patches import ends_of
 from emu.images.modules import Driver, End
 from emu.images.packages import Package
+from emu.images.patch_files import Patch
 from emu.progress import Progress
 from emu.stack.stack import Artifacts
 from emu.stack.wish import RunWish
@@ -141,6 +142,8 @@ def as_json(report: RunReport) -> dict[str, Any]:
             "which": report.built[end].which,
             "build_id": loaded.build_id,
             "parameters": dict(loaded.parameters),
+            "made_of": report.built[end].made_of,
+            **(recipe.as_json() if (recipe := report.built[end].recipe) else {}),
         }
 
     return {
@@ -233,10 +236,22 @@ def lines(report: RunReport) -> list[str]:
         f"{grants[2]} after detach",
         f"data    {report.bytes_moved // lun.MIB} MiB written, read back in the domU and in "
         f"dom0, SHA-256 {'equal' if equal else 'DIFFERENT'}",
-        f"drivers blkback {report.back.build_id[:12]} ({_kind(report.built['back'])}) · "
-        f"blkfront {report.front.build_id[:12]} ({_kind(report.built['front'])})",
+        f"drivers blkback {report.back.build_id[:12]} ({report.built['back'].made_of}) · "
+        f"blkfront {report.front.build_id[:12]} ({report.built['front'].made_of})",
+        *_patch_lines(report.built),
         *(f"package {line}" for line in replaced.described(report.packages)),
     ]
+
+
+def _patch_lines(built: Mapping[End, Driver]) -> Iterator[str]:
+    """The patches that somebody asked for, with the ends that they change."""
+    ends: dict[Patch, list[str]] = {}
+    for end, driver in sorted(built.items(), reverse=True):
+        for patch in driver.recipe.more if driver.recipe else ():
+            if end in ends_of([patch]):
+                ends.setdefault(patch, []).append(_NAMES[end])
+    for patch, changed in ends.items():
+        yield f"patch   {' and '.join(changed)}: {patch}, SHA-256 {patch.sha256[:12]}"
 
 
 def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:
@@ -266,10 +281,6 @@ def _counts(queue: QueueView) -> str:
 def _shown(queues: tuple[QueueView, ...] | None) -> list[dict[str, int]] | None:
     """An end's queues as JSON, by the driver's own names; null where it shows none."""
     return None if queues is None else [{"queue": q.number, **q.numbers()} for q in queues]
-
-
-def _kind(driver: Driver) -> str:
-    return driver.which if driver.which in ("stock", "patched") else Path(driver.which).name
 
 
 def spans(numbers: tuple[int, ...]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from emu.images import modules
 from emu.images.context import BuildContext
+from emu.images.driver_patches import driver_patch
 from emu.images.kernel_specs import spec
 from emu.stack.drivers import checked_driver, load_drivers
 from emu.stack.stack import Artifacts, running
@@ -21,12 +22,12 @@ def measure(artifacts: Artifacts, context: BuildContext) -> float:
     """Seconds to build both modules of a source that was not built before, patched with the
     series, and to load them into guests started from the checkpoint."""
     source = modules.driver_source(spec(artifacts.kernel.name), context)
-    series = modules.patches_of(artifacts.kernel, context.patched)
+    series = modules.patches_of(artifacts.kernel, context)
     with context.cache.scratch("turnaround") as folder:
         change = folder / "0000-a-change.patch"
         change.write_text("".join(_change(source)))
         began = time.monotonic()
-        made = modules.build_drivers(artifacts.kernel, [change, *series], context)
+        made = modules.build_drivers(artifacts.kernel, [driver_patch(change), *series], context)
         built = {
             end: checked_driver(
                 end, str(made / f"{modules.MODULE[end]}.ko"), artifacts.kernel, context

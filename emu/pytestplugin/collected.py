@@ -21,14 +21,14 @@ from emu.emulator import choice as emulator
 from emu.errors import EmuError, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.patched import GIVEN, MORE_PATCHES
+from emu.images.patched import VARIABLES
 from emu.images.replaced import INSIST
 from emu.pytestplugin.marks import wish_for
 from emu.stack.wish import Wish
 from emu.suite import preparing
 from emu.suite.preparing import Need
 
-PASSED_ON = (emulator.GIVEN, MORE_PATCHES, INSIST, *GIVEN.values())
+PASSED_ON = (emulator.GIVEN, INSIST, *VARIABLES)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 
 from emu.emulator import choice as emulator
+from emu.errors import InputError
+from emu.images.driver_patches import driver_patches
+from emu.images.driver_source import read_tree
 from emu.images.modules import ENDS, MODULE
-from emu.images.patched import GIVEN, MORE_PATCHES
+from emu.images.patched import BASES, GIVEN, MORE_PATCHES, ON, TREE, from_environment
 from emu.images.replaced import INSIST
 
 PREFIX = "--emu-"
@@ -53,8 +56,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "append",
         "default": [],
         "metavar": "PATH",
-        "help": 'add this patch to the series that makes the "patched" drivers (a directory: '
-        "all its patches, by name); repeatable",
+        "help": 'add these patches to the series that makes the "patched" drivers: a diff, a mail, '
+        "a mailbox, a maildir, a directory; repeatable",
+    },
+    "on": {
+        "choices": BASES,
+        "help": "apply them on the series (default), or on the stock drivers",
+    },
+    "tree-drivers": {
+        "metavar": "DIR",
+        "help": 'build the "patched" drivers from this kernel tree, without the series',
     },
     **{
         end: {"metavar": "FILE.ko", "help": f'use this {MODULE[end]} as the "patched" one'}
@@ -93,17 +104,27 @@ def _is_taken(config: pytest.Config, option: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pass on drivers, QEMU and the like. Raises UsageError for a file that does not exist."""
+    """Pass on drivers and QEMU. Raises UsageError for a file that does not exist or is no patch."""
     if qemu := config.getoption(dest("qemu")):
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     if config.getoption(dest("locked")):
         os.environ[INSIST] = "1"
-    patches = [_existing(name) for name in config.getoption(dest("driver-patches"))]
-    if patches:
-        os.environ[MORE_PATCHES] = os.pathsep.join(patches)
     for end in ENDS:
         if given := config.getoption(dest(end)):
             os.environ[GIVEN[end]] = _existing(given)
+    patches = [_existing(name) for name in config.getoption(dest("driver-patches"))]
+    tree, on = (config.getoption(dest(name)) for name in ("tree-drivers", "on"))
+    if not (patches or tree or on):
+        return
+    asked = {MORE_PATCHES: os.pathsep.join(patches), ON: on, TREE: _existing(tree) if tree else ""}
+    try:
+        drivers = from_environment({**os.environ, **{k: v for k, v in asked.items() if v}})
+        driver_patches(drivers, "", lambda line: None)
+        if drivers.tree is not None:
+            read_tree(drivers.tree)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
+    os.environ.update(drivers.environ())
 
 
 def _existing(name: str) -> str:

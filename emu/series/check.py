@@ -20,21 +20,22 @@ from elftools.elf.elffile import ELFFile
 from emu import paths
 from emu.errors import InputError
 from emu.images import kbuild, modules
-from emu.images.context import BuildContext
-from emu.images.kernel_specs import full_name, spec, specs
-from emu.images.kernels import Kernel, get_kernel
-from emu.images.manifest import JSON
-from emu.images.modules import End
-from emu.runprogram import run
-from emu.series import checkpatch, git_am
-from emu.series.checkpatch import Allowed, Remark, Style
-from emu.series.compiler_messages import (
+from emu.images.compiler_messages import (
     Message,
     messages_as_json,
     messages_of_json,
     new_messages,
     read_messages,
 )
+from emu.images.context import BuildContext
+from emu.images.kernel_specs import full_name, spec, specs
+from emu.images.kernels import Kernel, get_kernel
+from emu.images.manifest import JSON
+from emu.images.modules import End
+from emu.images.patching import apply_patch
+from emu.runprogram import run
+from emu.series import checkpatch, git_am
+from emu.series.checkpatch import Allowed, Remark, Style
 
 PATCHES = "patches/xen-block"
 """Our series, below guest-images/."""
@@ -224,7 +225,7 @@ def _on_kernel(
 def _step(patch: Path, tree: Path, repository: git_am.Repository, builder: _Builder) -> Step:
     faults: list[Failure] = []
     try:
-        kbuild.apply_patch(patch, tree)
+        apply_patch(patch, tree)
     except InputError as error:
         return Step((_fault("does not apply", error),))
     wanted = repository.tree_id()
@@ -235,7 +236,7 @@ def _step(patch: Path, tree: Path, repository: git_am.Repository, builder: _Buil
             faults.append(Failure("git am differs", message))
     except InputError as error:
         faults.append(_fault("git am fails", error))
-        kbuild.apply_patch(patch, tree)
+        apply_patch(patch, tree)
         repository.commit(patch.name)
     try:
         return Step(tuple(faults), builder.build(tree, wanted, patch.name))

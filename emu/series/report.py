@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from emu.images.compiler_messages import messages_as_json
 from emu.images.modules import ENDS, MODULE
 from emu.series.check import Build, KernelReport, Patch, SeriesReport, Step
 from emu.series.checkpatch import Remark, Style
-from emu.series.compiler_messages import messages_as_json
 
 _SHOWN = 12
 """Lines of one message that are shown."""

@@ -29,8 +29,8 @@ from emu import paths
 from emu.errors import EmuError, InputError
 from emu.images import modules
 from emu.images.context import BuildContext
+from emu.images.driver_patches import driver_patch
 from emu.images.kernels import get_kernel
-from emu.images.patched import PatchedDrivers
 from emu.progress import Progress
 from emu.suite.testruns import Outcome, Runs, Trial
 
@@ -193,9 +193,10 @@ def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext)
     quiet = Progress()  # several build at once, and a screen has one line
     try:
         kernel = get_kernel(mutant.kernel, BuildContext(context.cache))
-        patches = [*modules.patches_of(kernel, PatchedDrivers()), mutant.path]
+        plain = BuildContext(context.cache)
+        patches = [*modules.patches_of(kernel, plain), driver_patch(mutant.path)]
         context.progress.tick(f"building {mutant.name}")
-        modules.build_drivers(kernel, patches, BuildContext(context.cache))
+        modules.build_drivers(kernel, patches, plain)
         decided = judged(Verdict.KILLED, "", "")
         for node in mutant.caught_by:
             context.progress.tick(f"{node} on the series")

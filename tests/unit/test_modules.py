@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_modules import RELEASE, build_kernel, build_module, symvers
+from small_patches import change
 
 from emu import paths
 from emu.errors import InputError
@@ -15,7 +16,8 @@ from emu.images import kbuild, modules
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
-from emu.images.patched import GIVEN, MORE_PATCHES, PatchedDrivers, from_environment
+from emu.images.patched import GIVEN, MORE_PATCHES, ON, PatchedDrivers, from_environment
+from emu.images.patching import apply_patch
 from emu.progress import Progress
 
 SOURCE = "".join(f"line {n}\n" for n in range(1, 31))
@@ -63,17 +65,21 @@ def test_given_module_is_checked(kernel: Kernel, cache: Cache, tmp_path: Path) -
 def test_patched_drivers_are_what_the_environment_asks_for(
     kernel: Kernel, cache: Cache, tmp_path: Path
 ) -> None:
-    ours = modules.patches_of(kernel, PatchedDrivers())
+    ours = modules.patches_of(kernel, BuildContext(cache))
     assert ours
     for name in ("b/2.patch", "b/1.patch", "a.patch"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(change())
     environ = {MORE_PATCHES: f"{tmp_path}/a.patch:{tmp_path}/b"}
-    more = modules.patches_of(kernel, from_environment(environ))[len(ours) :]
-    assert [path.name for path in more] == ["a.patch", "1.patch", "2.patch"]
+    asked = from_environment(environ)
+    more = modules.patches_of(kernel, BuildContext(cache, patched=asked))
+    assert more[: len(ours)] == ours
+    assert [one.file for one in more[len(ours) :]] == ["a.patch", "1.patch", "2.patch"]
+    on_stock = from_environment({**environ, ON: "stock"})
+    assert modules.patches_of(kernel, BuildContext(cache, patched=on_stock)) == more[len(ours) :]
+    with pytest.raises(InputError, match=f"{ON} is 'sand'"):
+        from_environment({**environ, ON: "sand"})
     environ = {MORE_PATCHES: f"{tmp_path}/a.patch:{tmp_path}/c.patch"}
-    with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
-        modules.patches_of(kernel, from_environment(environ))
     context = BuildContext(cache, patched=from_environment(environ))
     with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
         modules.get_driver("back", "patched", kernel, context)
@@ -94,13 +100,19 @@ def test_environment_is_read_only_at_the_edges(
     )
     context = BuildContext(cache)
     assert context.patched == PatchedDrivers()
-    assert modules.patches_of(kernel, context.patched)
+    assert modules.patches_of(kernel, context)
     readers = {
         str(path.relative_to(paths.checkout() / "emu"))
         for path in (paths.checkout() / "emu").rglob("*.py")
         if "from_environment(" in path.read_text()
     }
-    assert readers == {"commands/options.py", "images/patched.py", "pytestplugin/fixtures.py"}
+    assert readers == {
+        "commands/driver_options.py",
+        "commands/options.py",
+        "images/patched.py",
+        "pytestplugin/fixtures.py",
+        "pytestplugin/options.py",
+    }
 
 
 def patch_of(tmp_path: Path, name: str, before: str, after: str) -> Path:
@@ -122,7 +134,7 @@ def test_patch_applies_though_lines_have_moved(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "drivers").mkdir(parents=True)
     (tree / "drivers/x.c").write_text("moved\n" * 5 + SOURCE)
-    kbuild.apply_patch(patch, tree)
+    apply_patch(patch, tree)
     assert (tree / "drivers/x.c").read_text().count("changed\n") == 1
     assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
 
@@ -134,13 +146,22 @@ def test_patch_that_does_not_apply_names_the_hunk_and_shows_the_lines(tmp_path: 
     (tree / "drivers").mkdir(parents=True)
     (tree / "drivers/x.c").write_text(SOURCE.replace("line 20\n", "line twenty\n"))
     with pytest.raises(InputError) as refused:
-        kbuild.apply_patch(patch, tree)
+        apply_patch(patch, tree)
     assert "0001-change.patch does not apply: hunk 2 of drivers/x.c" in refused.value.message
-    assert "20: line twenty" in refused.value.lines
+    assert refused.value.lines == (
+        "     17  line 17",
+        "     18  line 18",
+        "     19  line 19",
+        "-        line 20",
+        "+    20  line twenty",
+        "     21  line 21",
+        "     22  line 22",
+        "     23  line 23",
+    )
     assert [path.name for path in tree.rglob("*") if path.is_file()] == ["x.c"]
     (tree / "drivers/x.c").unlink()
     with pytest.raises(InputError, match=r"changes drivers/x\.c, which is not in the source"):
-        kbuild.apply_patch(patch, tree)
+        apply_patch(patch, tree)
 
 
 def test_patch_that_is_already_applied_is_refused(tmp_path: Path) -> None:
@@ -150,7 +171,7 @@ def test_patch_that_is_already_applied_is_refused(tmp_path: Path) -> None:
     tree.mkdir()
     (tree / "x.c").write_text(changed)
     with pytest.raises(InputError, match=r"0001-change\.patch is in this source already"):
-        kbuild.apply_patch(patch, tree)
+        apply_patch(patch, tree)
 
 
 def test_workplace_has_no_space_whatever_the_cache(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_patches import change
 
 from emu import paths
 
@@ -65,7 +66,7 @@ def test_short_names(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(SHORT_CONFTEST)
     (tmp_path / "test_names.py").write_text(SHORT)
     for name in ("one", "two"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(change())
     patches = ["--driver-patches", "one", "--emu-driver-patches=two"]
     output = run(tmp_path, "test_names.py", "--kernel", "lab", *patches)
     assert "1 passed" in output, output

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_patches import change
 
 from emu import cli
 from emu.errors import EXIT_HELD, EXIT_INPUT, InputError, RigError
@@ -68,7 +69,7 @@ def test_collected_stacks(pytester: pytest.Pytester) -> None:
 
 
 def test_collected_stacks_follow_the_options(pytester: pytest.Pytester) -> None:
-    (pytester.path / "my.patch").touch()
+    (pytester.path / "my.patch").write_text(change())
     collected = wishes(
         pytester, "--kernel", "debian-6.12", "--driver-patches", "my.patch", "-k", "two or again"
     )

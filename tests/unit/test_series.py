@@ -14,16 +14,16 @@ from test_modules import SOURCE, patch_of
 from emu import cli, paths
 from emu.errors import EXIT_INPUT, InputError, RigError
 from emu.images import kbuild
-from emu.series import check as series
-from emu.series import checkpatch, git_am
-from emu.series.checkpatch import Allowed
-from emu.series.compiler_messages import (
+from emu.images.compiler_messages import (
     Message,
     messages_as_json,
     messages_of_json,
     new_messages,
     read_messages,
 )
+from emu.series import check as series
+from emu.series import checkpatch, git_am
+from emu.series.checkpatch import Allowed
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 BACK = "drivers/block/xen-blkback"

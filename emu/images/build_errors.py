@@ -1,0 +1,112 @@
+"""Why drivers do not compile: which interface of the kernel is another, whose patch has the line.
+
+The compiler's messages are read as they are (gcc 12, with LC_ALL=C) and said in terms of the
+kernel that the drivers are built against.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+from emu.errors import InputError
+from emu.images.compiler_messages import Message, read_messages
+from emu.images.driver_recipe import Recipe, Version
+from emu.images.driver_source import TreeSource
+from emu.images.kbuild import BuildFailed
+from emu.images.kernels import Kernel
+from emu.images.patch_files import Patch
+
+_SHOWN = 8
+_MOVED = (
+    (r"implicit declaration of function '(\w+)'", "has no {0}()"),
+    (r"'((?:struct|union) \w+)'.* has no member named '(\w+)'", "has no {1} in {0}"),
+    (r"too (?:few|many) arguments to function '(\w+)'", "has {0}() with other arguments"),
+    (r"passing argument (\d+) of '(\w+)' .*", "has {1}() with another type of argument {0}"),
+    (r"'(\w+)' undeclared .*", "has no {0}"),
+    (r"unknown type name '(\w+)'", "has no type {0}"),
+    (r"(\S+\.h): No such file or directory", "has no header {0}"),
+    (r"initialization of '(.+?)' .* from incompatible pointer type '.+?'.*",
+     "wants a function of another type here: {0}"),
+    (r"invalid use of undefined type '(.+?)'", "has no {0}"),
+    (r"storage size of '.+?' isn't known", "has no such type: {text}"),
+    (r"macro \"(\w+)\" .*(?:arguments|given \d+).*", "has {0}() with other arguments"),
+    (r"\"(\w+)\" \[.*\] undefined!", "does not export {0}()"),
+)  # fmt: skip
+"""The messages about an interface that the kernel has otherwise, and what it has instead."""
+
+
+def explained(
+    failed: BuildFailed, recipe: Recipe, kernel: Kernel, versions: Sequence[Version]
+) -> InputError:
+    """The error for a build that failed: its first messages, one a line.
+
+    Each has the file, the line and the patch that wrote this line last, if it was one of
+    `recipe.more`: `versions` are the sources before and after each of these.
+    """
+    errors = [one for one in read_messages(failed.output) if _is_error(one)]
+    if not errors:
+        return failed
+    owners = {name: owners_of(name, versions) for name in {one.file for one in errors}}
+    lines: list[str] = []
+    moved = False
+    for one in errors:
+        said = _said(one)
+        moved |= said is not None
+        where = f"{one.file}:{one.line}" if one.line else one.file
+        lines.append(f"{where}: {f'this kernel {said}' if said else one.text}{_owner(one, owners)}")
+    lines = list(dict.fromkeys(lines))
+    count = len(lines)
+    lines = [*lines[:_SHOWN], *([f"… and {count - _SHOWN} more"] if count > _SHOWN else [])]
+    return InputError(
+        f"the drivers ({recipe}) do not build for Linux {kernel.release}: "
+        f"{count} error{'s' if count > 1 else ''}",
+        lines=lines,
+        hint=_hint(recipe, kernel) if moved else None,
+    )
+
+
+def _is_error(message: Message) -> bool:
+    return any(re.search(r"(?:^|[ :])(?:error|ERROR): ", line) for line in message.lines)
+
+
+def _said(message: Message) -> str | None:
+    text = re.sub(r" \[-W[^\]]*\]$", "", message.text)
+    for pattern, words in _MOVED:
+        if found := re.search(pattern, re.sub(r"[‘’]", "'", text)):
+            return words.format(*found.groups(), text=text)
+    return None
+
+
+def _hint(recipe: Recipe, kernel: Kernel) -> str | None:
+    if isinstance(recipe.source, TreeSource):
+        return (
+            f"the tree is Linux {recipe.source.release}, the kernel {kernel.release}: take a "
+            "kernel of the tree's version (--kernel), or build the tree's own (--tree)"
+        )
+    return f"the patches are for another Linux than {kernel.release}: see --kernel" if (
+        recipe.more
+    ) else None  # fmt: skip
+
+
+def _owner(message: Message, owners: Mapping[str, Sequence[Patch | None]]) -> str:
+    of_file = owners[message.file]
+    if message.line is None or not 0 < message.line <= len(of_file):
+        return ""
+    patch = of_file[message.line - 1]
+    return f"  [line of {patch}]" if patch else ""
+
+
+def owners_of(name: str, versions: Sequence[Version]) -> list[Patch | None]:
+    """For each line of a file which patch wrote it last; None: none of these patches."""
+    owners: list[Patch | None] = []
+    rows: list[str] = []
+    for number, version in enumerate(versions):
+        after = version.files.get(name, b"").decode("utf-8", "surrogateescape").split("\n")
+        matcher = difflib.SequenceMatcher(None, rows, after, autojunk=False)
+        now: list[Patch | None] = [version.patch if number else None] * len(after)
+        for block in matcher.get_matching_blocks() if number else ():
+            now[block.b : block.b + block.size] = owners[block.a : block.a + block.size]
+        owners, rows = now, after
+    return owners
