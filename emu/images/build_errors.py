@@ -1,7 +1,7 @@
 """Why drivers do not compile: which interface of the kernel is another, whose patch has the line.
 
-The compiler's messages are read as they are (gcc 12, with LC_ALL=C) and said in terms of the
-kernel that the drivers are built against.
+The compiler's messages (gcc's, with LC_ALL=C) are shown by line; those of a tree that is for
+another Linux than the kernel are said in terms of what this kernel has.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from emu.errors import InputError
 from emu.images.compiler_messages import Message, read_messages
+from emu.images.driver_patches import in_kernel
 from emu.images.driver_recipe import Recipe, Version
 from emu.images.driver_source import TreeSource
 from emu.images.kbuild import BuildFailed
@@ -23,14 +25,13 @@ _MOVED = (
     (r"implicit declaration of function '(\w+)'", "has no {0}()"),
     (r"'((?:struct|union) \w+)'.* has no member named '(\w+)'", "has no {1} in {0}"),
     (r"too (?:few|many) arguments to function '(\w+)'", "has {0}() with other arguments"),
-    (r"passing argument (\d+) of '(\w+)' .*", "has {1}() with another type of argument {0}"),
+    (r"passing argument \d+ of '(\w+)' ", "has {0}() with other arguments"),
     (r"'(\w+)' undeclared .*", "has no {0}"),
     (r"unknown type name '(\w+)'", "has no type {0}"),
     (r"(\S+\.h): No such file or directory", "has no header {0}"),
-    (r"initialization of '(.+?)' .* from incompatible pointer type '.+?'.*",
-     "wants a function of another type here: {0}"),
+    (r"initialization of .* from incompatible pointer type '.+?'.*\n.*near initialization for "
+     r"'([\w.]+)'", "has another type of function for {0}"),
     (r"invalid use of undefined type '(.+?)'", "has no {0}"),
-    (r"storage size of '.+?' isn't known", "has no such type: {text}"),
     (r"macro \"(\w+)\" .*(?:arguments|given \d+).*", "has {0}() with other arguments"),
     (r"\"(\w+)\" \[.*\] undefined!", "does not export {0}()"),
 )  # fmt: skip
@@ -45,18 +46,34 @@ def explained(
     Each has the file, the line and the patch that wrote this line last, if it was one of
     `recipe.more`: `versions` are the sources before and after each of these.
     """
-    errors = [one for one in read_messages(failed.output) if _is_error(one)]
+    # From 6.13 on make runs in the directory of the drivers, and names files from there.
+    errors = [
+        replace(one, file=in_kernel(one.file))
+        for one in read_messages(failed.output)
+        if _is_error(one)
+    ]
     if not errors:
         return failed
     owners = {name: owners_of(name, versions) for name in {one.file for one in errors}}
-    lines: list[str] = []
-    moved = False
+    moved = {(one.file, one.line) for one in errors if _said(one)}
+    found: dict[tuple[str, str], list[Message]] = {}
+    other = isinstance(recipe.source, TreeSource) and not kernel.release.startswith(
+        (f"{recipe.source.version}.", f"{recipe.source.version}-")
+    )
     for one in errors:
         said = _said(one)
-        moved |= said is not None
-        where = f"{one.file}:{one.line}" if one.line else one.file
-        lines.append(f"{where}: {f'this kernel {said}' if said else one.text}{_owner(one, owners)}")
-    lines = list(dict.fromkeys(lines))
+        # What else the compiler says of such a line follows from it.
+        if said is None and (one.file, one.line) in moved:
+            continue
+        text = f"this kernel {said}" if said and other else one.text
+        found.setdefault((one.file, text), []).append(one)
+    lines = []
+    for (file, text), messages in found.items():
+        first = messages[0]
+        where = f"{file}:{first.line}" if first.line else file
+        places = len({one.line for one in messages})
+        more = f" ({places} places)" if places > 1 else ""
+        lines.append(f"{where}: {text}{more}{_owner(first, owners)}")
     count = len(lines)
     lines = [*lines[:_SHOWN], *([f"… and {count - _SHOWN} more"] if count > _SHOWN else [])]
     return InputError(
@@ -72,22 +89,21 @@ def _is_error(message: Message) -> bool:
 
 
 def _said(message: Message) -> str | None:
-    text = re.sub(r" \[-W[^\]]*\]$", "", message.text)
+    near = [line for line in message.lines if "(near initialization for" in line]
+    text = "\n".join([re.sub(r" \[-W[^\]]*\]$", "", message.text), *near])
     for pattern, words in _MOVED:
-        if found := re.search(pattern, re.sub(r"[‘’]", "'", text)):
-            return words.format(*found.groups(), text=text)
+        if found := re.search(pattern, text):
+            return words.format(*found.groups())
     return None
 
 
 def _hint(recipe: Recipe, kernel: Kernel) -> str | None:
-    if isinstance(recipe.source, TreeSource):
-        return (
-            f"the tree is Linux {recipe.source.release}, the kernel {kernel.release}: take a "
-            "kernel of the tree's version (--kernel), or build the tree's own (--tree)"
-        )
-    return f"the patches are for another Linux than {kernel.release}: see --kernel" if (
-        recipe.more
-    ) else None  # fmt: skip
+    if not isinstance(recipe.source, TreeSource):
+        return None
+    return (
+        f"the tree is Linux {recipe.source.release}, the kernel {kernel.release}: take a "
+        "kernel of the tree's version (--kernel), or build the tree's own (--tree)"
+    )
 
 
 def _owner(message: Message, owners: Mapping[str, Sequence[Patch | None]]) -> str:

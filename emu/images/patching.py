@@ -131,9 +131,25 @@ def _explained(
             moved = at - max(hunk.old_start - 1, 0) + len(hunk.after) - len(hunk.before)
         whole[diff.name] = rows
     if not misfits:
-        return None
+        return _anchored(what, diffs)
     total = sum(len(diff.hunks) for diff in diffs)
     return _shown(what, misfits, total)
+
+
+def _anchored(what: str, diffs: Sequence[FileDiff]) -> PatchRefused | None:
+    """The error for a hunk that patch(1) takes for the end of the file: less context behind."""
+    for diff in diffs:
+        for number, hunk in enumerate(diff.hunks, 1):
+            changed = [n for n, line in enumerate(hunk.lines) if line[0] in "+-"]
+            before, behind = changed[0], len(hunk.lines) - 1 - changed[-1]
+            if behind < before:
+                return PatchRefused(
+                    f"{what} does not apply: hunk {number} of {diff.name} has {before} lines of "
+                    f"context before its changes and {behind} behind them, so that it fits at the "
+                    "end of the file alone",
+                    hint="make it with the usual context: git diff, diff -u",
+                )
+    return None
 
 
 def _is_in(diffs: Sequence[FileDiff], before: Mapping[str, bytes | None]) -> bool:
