@@ -21,6 +21,8 @@ _EXTENDED = re.compile(
 )
 _RENAME = re.compile(r"(?:rename|copy) (from|to) (.*)")
 _BINARY = re.compile(r"GIT binary patch$|Binary files .* differ$")
+_BEHIND = re.compile(r"diff |Index: |@@|Only in |From |commit [0-9a-f]|base-commit: |=+$")
+"""What may follow the last line of a hunk, beside an empty line and a mail's signature."""
 _RAW_HINT = (
     "a mail program or a web page has changed it: take the mail itself (the archive's mbox, or "
     "b4), or send with git send-email"
@@ -213,6 +215,8 @@ class _Reader:
         signature = behind.rstrip() in ("--", "---") or self._is_header()
         if (behind[:1] in ("+", "-") or (behind[:1] == " " and behind.strip())) and not signature:
             raise self._error(f"{what} has more lines than its header says")
+        if behind.strip() and not signature and not _BEHIND.match(behind):
+            raise self._error(f"{what} has a line behind it that is none of a diff: it was wrapped")
         return Hunk(int(found[1]), int(found[3]), found[5].strip(), tuple(lines))
 
 
