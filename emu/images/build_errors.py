@@ -70,10 +70,10 @@ def explained(
     lines = []
     for (file, text), messages in found.items():
         first = messages[0]
-        where = f"{file}:{first.line}" if first.line else file
+        where = f"{file}:{first.line}: " if first.line else f"{file}: " if file else ""
         places = len({one.line for one in messages})
         more = f" ({places} places)" if places > 1 else ""
-        lines.append(f"{where}: {text}{more}{_owner(first, owners)}")
+        lines.append(f"{where}{text}{more}{_owner(first, owners)}")
     count = len(lines)
     lines = [*lines[:_SHOWN], *([f"… and {count - _SHOWN} more"] if count > _SHOWN else [])]
     return InputError(

@@ -219,11 +219,14 @@ def _words(line: str) -> str:
 def _compared(hunk: Hunk, rows: Sequence[str], at: int) -> tuple[list[str], str]:
     """What the hunk expects and what stands there, as a diff with the file's line numbers."""
     expected = hunk.before
-    first = max(at - _AROUND, 0)
-    there = rows[first : at + len(expected) + _AROUND]
+    first, behind = max(at - _AROUND, 0), at + len(expected) + _AROUND
+    exact = rows[at : at + len(expected)]
+    white = [*map(_words, exact)] == [*map(_words, expected)]
+    if white:
+        first, behind = at, at + len(expected)
+    there = rows[first:behind]
     matcher = difflib.SequenceMatcher(None, expected, there, autojunk=False)
     lines: list[tuple[str, str]] = []
-    differing: list[tuple[str, str]] = []
     for kind, old, old_end, new, new_end in matcher.get_opcodes():
         # What stands before and behind the hunk is none of it.
         outside = kind == "insert" and old in (0, len(expected))
@@ -232,13 +235,9 @@ def _compared(hunk: Hunk, rows: Sequence[str], at: int) -> tuple[list[str], str]
         elif not outside:
             lines += [("-", f"        {expected[n]}") for n in range(old, old_end)]
             lines += [("+", f"{first + n + 1:6}  {there[n]}") for n in range(new, new_end)]
-            differing.append(
-                (_words(" ".join(expected[old:old_end])), _words(" ".join(there[new:new_end])))
-            )
     changed = [n for n, (mark, _) in enumerate(lines) if mark != " "]
     near = [n for n in range(len(lines)) if any(abs(n - one) <= _AROUND for one in changed)]
     shown = [f"{lines[n][0]}{lines[n][1]}".expandtabs() for n in near]
     if len(shown) > _SHOWN:
         shown = [*shown[:_SHOWN], f"… and {len(shown) - _SHOWN} more lines"]
-    white = bool(differing) and all(old == new for old, new in differing)
     return shown, _RETABBED if white else _REBASE
