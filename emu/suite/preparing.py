@@ -154,7 +154,8 @@ def long_builds(needs: Sequence[Need], context: BuildContext) -> list[Step]:
 
 
 def _lookup(context: BuildContext) -> Lookup:
-    return Lookup(context.cache, Progress(), context.pinned, insist=context.insist)
+    cache, pinned, patched = context.cache, context.pinned, context.patched
+    return Lookup(cache, Progress(), pinned, patched, insist=context.insist)
 
 
 def _is_missing(step: Step, lookup: Lookup) -> bool:

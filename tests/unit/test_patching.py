@@ -51,11 +51,14 @@ def refused(one: Patch, tree: Path) -> PatchRefused:
 
 
 def test_misfit_is_shown_where_the_context_fits_best(tree: Path) -> None:
-    """Not at the line that the hunk names: twelve lines were put before it meanwhile."""
+    """Twelve lines were put before it meanwhile, which an earlier hunk may have shown already."""
     meanwhile = changed((20, "\tline(20, a, c);\n"), (30, "\tother();\n"))
     (tree / "x.c").write_text("".join(["/* new */\n"] * 12 + meanwhile))
+    alone = refused(patch(LINES, changed((21, "twenty-one\n"))), tree)
+    assert "hunk 1 of x.c does not fit at line 18; most like it is line 30" in alone.message
     one = patch(LINES, changed((3, "three\n"), (21, "twenty-one\n"), (38, "late\n")))
     error = refused(one, tree)
+    assert error.lines == alone.lines
     assert error.message == (
         "1.patch (a change) does not apply: hunk 2 of x.c does not fit at line 30"
     )

@@ -70,3 +70,17 @@ def test_short_names(tmp_path: Path) -> None:
     patches = ["--driver-patches", "one", "--emu-driver-patches=two"]
     output = run(tmp_path, "test_names.py", "--kernel", "lab", *patches)
     assert "1 passed" in output, output
+
+
+def test_bad_drivers_end_the_session_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "test_names.py").write_text("def test_one(): pass\n")
+    (tmp_path / "words").write_text("no patch\n")
+    for options, message in {
+        ("--driver-patches", "words"): "ERROR: words holds no patch",
+        ("--driver-patches", "gone"): "ERROR: there is no gone",
+        ("--tree-drivers", "."): f"ERROR: {tmp_path} is no kernel tree",
+        ("--on", "stock"): "ERROR: drivers on stock without patches",
+    }.items():
+        output = run(tmp_path, "test_names.py", *options)
+        assert message in output
+        assert "INTERNALERROR" not in output

@@ -14,7 +14,7 @@ from emu import cli
 from emu.errors import EXIT_HELD, EXIT_INPUT, InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.patched import MORE_PATCHES
+from emu.images.patched import MORE_PATCHES, ON
 from emu.progress import Progress
 from emu.stack.wish import Wish
 from emu.suite import preparing
@@ -71,13 +71,15 @@ def test_collected_stacks(pytester: pytest.Pytester) -> None:
 def test_collected_stacks_follow_the_options(pytester: pytest.Pytester) -> None:
     (pytester.path / "my.patch").write_text(change())
     collected = wishes(
-        pytester, "--kernel", "debian-6.12", "--driver-patches", "my.patch", "-k", "two or again"
-    )
+        pytester, "--kernel", "debian-6.12", "--driver-patches", "my.patch", "--on", "stock",
+        "-k", "two or again",
+    )  # fmt: skip
     assert {(need.wish.kernel, need.two_hosts) for need in collected.needs} == {
         ("debian-6.12", False),
         ("lab-6.12", True),
     }
     assert collected.environ[MORE_PATCHES] == str(pytester.path / "my.patch")
+    assert collected.environ[ON] == "stock"
 
 
 def test_session_names_tests_that_wait_for_a_kernel(

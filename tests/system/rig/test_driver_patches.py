@@ -1,15 +1,17 @@
 """Driver patches and trees of one's own: from what people have to drivers in running guests.
 
-Three tests start guests; the others need a kernel's headers and the source of its drivers.
+Four tests start guests; the others need a kernel's headers and the source of its drivers.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,6 +103,33 @@ def test_patch_on_stock_leaves_the_other_end_alone(
     assert f"blkfront {stock.build_id[:12]} (stock)" in line
     assert "(stock + 1 patch) · " in line
     assert "patch   blkback: mark.patch (A parameter.), SHA-256 " in done.stdout
+
+
+TEST = """
+from emu.pytestplugin.short_names import *
+
+def test_it(host, lun):
+    assert host.create(disk=lun, ring_pages=1).ring(lun).pages == 1
+"""
+
+
+def test_report_of_tests_has_the_patches(everything: Cache, source: Path, tmp_path: Path) -> None:
+    """Also of a worker of `pytest -n`, which gets them in the environment."""
+    (tmp_path / "mark.patch").write_text(f"A parameter.\n\n{marked(source)}")
+    (tmp_path / "test_it.py").write_text(TEST)
+    report = tmp_path / "report.xml"
+    options = ["--driver-patches=mark.patch", "--on=stock", "-n1", f"--junitxml={report}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    found = {one.get("name"): one.get("value") or "" for one in ElementTree.parse(report).iter()}
+    digest = hashlib.sha256((tmp_path / "mark.patch").read_bytes()).hexdigest()
+    assert found["front-driver"].endswith(
+        f": stock + 1 patch; mark.patch (A parameter.), SHA-256 {digest}"
+    )
+    assert found["back-driver"].endswith(": stock")
 
 
 def test_patch_that_does_not_apply_shows_what_stands_there(
