@@ -14,6 +14,7 @@ from emu.commands.options import (
     add_stack_options,
     wish_from_options,
 )
+from emu.errors import InputError
 from emu.lab import shell
 from emu.screen import Screen
 from emu.stack.wish import check_ring_pages
@@ -58,6 +59,8 @@ def _shell(arguments: argparse.Namespace) -> int:
     pages = arguments.ring_pages if arguments.attach else 1
     stack_wish = wish_from_options(arguments, pages)
     attachment = None
+    if not arguments.attach and (arguments.driver_patches or arguments.tree_drivers):
+        raise InputError("patched drivers are loaded with --attach alone", hint="add --attach")
     if arguments.attach:
         check_ring_pages(pages)
         attachment = shell.Attachment(pages, arguments.front, arguments.back)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from emu.images.driver_source import HEADER, DriverSource, TreeSource, package_s
 from emu.images.kernel_specs import spec
 from emu.images.kernels import Kernel
 from emu.images.patch_files import Patch
-from emu.images.patched import Base, End
+from emu.images.patched import Base, End, PatchedDrivers
 from emu.images.patching import PatchRefused, apply, fits
 
 
@@ -91,7 +92,7 @@ def recipe_for(kernel: Kernel, context: BuildContext) -> Recipe:
     """
     asked = context.patched
     own = source_of(kernel, context)
-    source = read_tree(asked.tree) if asked.tree is not None else own
+    source = _tree(asked.tree) if asked.tree is not None else own
     folder = spec(kernel.name).driver_patches
     if folder is None and asked.base == "series":
         raise InputError(
@@ -100,7 +101,7 @@ def recipe_for(kernel: Kernel, context: BuildContext) -> Recipe:
         )
     files = kbuild.series(folder, source.version) if folder else ()
     series = tuple(map(driver_patch, files))
-    return Recipe(source, asked.base, series, driver_patches(asked, source.version, _silent))
+    return Recipe(source, asked.base, series, _more(asked, source.version))
 
 
 def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
@@ -183,5 +184,14 @@ def _changes(patch: Patch) -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def _silent(line: str) -> None:
-    pass
+# Read once in a process, so that both ends of a run are of one moment, though somebody edits.
+
+
+@functools.lru_cache
+def _tree(tree: Path) -> TreeSource:
+    return read_tree(tree)
+
+
+@functools.lru_cache
+def _more(asked: PatchedDrivers, version: str) -> tuple[Patch, ...]:
+    return driver_patches(asked, version, lambda line: None)

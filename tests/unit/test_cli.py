@@ -258,3 +258,21 @@ def test_bench_with_a_missed_target_has_not_held() -> None:
     assert not bad.held
     assert any(line.startswith("MISSED") for line in bench.lines(bad))
     assert bench.as_json(bad)["results"]["dom0_s"]["median"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("shell --driver-patches my.patch", "loaded with --attach alone"),
+        ("shell --attach --driver-patches -", "- (standard input) is for `emu run` alone"),
+        ("images build --driver-patches gone", "there is no driver patch gone"),
+        ("images build --tree-drivers gone", "there is no directory"),
+        ("images build --on stock", "drivers on stock without patches"),
+    ],
+)
+@pytest.mark.usefixtures("cache")
+def test_drivers_that_nobody_can_build_are_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == EXIT_INPUT
+    assert message in capsys.readouterr().err
