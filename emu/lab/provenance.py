@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emu.images import replaced
-from emu.images.modules import Driver, End
+from emu.images.modules import STOCK, Driver, End
 from emu.stack.stack import Stack
 
 REPLACED = "replaced-packages"
@@ -40,7 +40,7 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
 def _driver(driver: Driver) -> str:
     said = f"{driver.which} build id {driver.build_id}"
     if driver.recipe is None:
-        return said
+        return said if driver.which in (STOCK, str(driver.path)) else f"{said}: {driver.path}"
     patches = "".join(f"; {patch}, SHA-256 {patch.sha256}" for patch in driver.recipe.more)
     return f"{said}: {driver.made_of}{patches}"
 
