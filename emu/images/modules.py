@@ -168,7 +168,10 @@ def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:
     devel = place / "devel"
     devel.mkdir()
     progress.tick("unpacking the headers")
-    command = ["tar", "-x", "-f", str(kernel.devel), "-C", str(devel)]
+    # Half of the files are empty ones, one an option, by which make sees what has changed since
+    # an earlier build.
+    options = "--exclude=*/include/config/[A-Z0-9]*"
+    command = ["tar", "-x", "-f", str(kernel.devel), "-C", str(devel), options]
     run(command, f"cannot unpack {kernel.devel}", lines=3, progress=progress)
 
 
