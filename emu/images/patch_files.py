@@ -204,17 +204,19 @@ def _mail(content: bytes, what: str, sha256: str) -> _Mail:
             version = int(found[1])
         if found := _NUMBER.search(tag[1]):
             number, count = int(found[1]), int(found[2])
-    body = "\n".join(_text_of(part, what) for part in _text_parts(message, what))
+    # What a reply has is not looked at, where there are patches.
+    parts = _text_parts(message, what, needed=not reply)
+    body = "\n".join(map(_text_of, parts))
     return _Mail(what, subject, version, number, count, reply, body, sha256)
 
 
-def _text_parts(message: EmailMessage, what: str) -> list[EmailMessage]:
+def _text_parts(message: EmailMessage, what: str, *, needed: bool) -> list[EmailMessage]:
     parts = [part for part in message.walk() if not part.is_multipart()]
     # A patch that is attached is of any type: text/x-patch, application/octet-stream.
     named = [one for one in parts if (one.get_filename() or "").endswith((".patch", ".diff"))]
     plain = [one for one in parts if one.get_content_type() == "text/plain" and one not in named]
     texts = [one for one in parts if one in plain or one in named]
-    if not texts:
+    if needed and not texts:
         types = ", ".join(sorted({one.get_content_type() for one in parts}))
         raise InputError(
             f"{what} has no text, only {types or 'nothing'}",
@@ -223,7 +225,7 @@ def _text_parts(message: EmailMessage, what: str) -> list[EmailMessage]:
     return texts
 
 
-def _text_of(part: EmailMessage, what: str) -> str:
+def _text_of(part: EmailMessage) -> str:
     """A part decoded (base64, quoted-printable); bytes that are no UTF-8 stay what they are."""
     content = part.get_payload(decode=True)
     assert isinstance(content, bytes)
@@ -253,7 +255,7 @@ def _patches(mails: Sequence[_Mail], where: str, note: Note, named: Named) -> li
     if left:
         note(f"{', '.join(left)}: no diff (a cover letter), left out")
     if replies and len(replies) < len(mails):
-        note(f"{where}: {len(replies)} replies left out")
+        note(f"{where}: {len(replies)} repl{'ies' if len(replies) > 1 else 'y'} left out")
     latest = max(mail.version for mail, _ in with_diff)
     numbered = all(mail.number is not None for mail, _ in with_diff)
     if numbered and (old := sorted({m.version for m, _ in with_diff} - {latest})):

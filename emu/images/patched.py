@@ -62,7 +62,16 @@ class PatchedDrivers:
         return self.front if end == "front" else self.back
 
     def environ(self) -> dict[str, str]:
-        """The variables that ask for the same, with absolute paths."""
+        """The variables that ask for the same, with absolute paths.
+
+        Raises InputError for a patch whose name has the separator of paths in it.
+        """
+        if odd := [path for path in self.patches if os.pathsep in str(path.absolute())]:
+            raise InputError(
+                f"{odd[0].absolute()} has a {os.pathsep!r} in its name, which separates the paths "
+                f"in ${MORE_PATCHES}",
+                hint="give it another name, or its directory",
+            )
         asked = {
             MORE_PATCHES: os.pathsep.join(str(path.absolute()) for path in self.patches),
             ON: self.on or "",

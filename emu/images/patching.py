@@ -32,9 +32,7 @@ _SHOWN = 16
 
 
 class PatchRefused(InputError):
-    """A patch that does not apply; `there` says that the source has what it does already."""
-
-    there = False
+    """A patch that does not apply."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,7 @@ def _explained(
     what: str, diffs: Sequence[FileDiff], before: Mapping[str, bytes | None]
 ) -> PatchRefused | None:
     if _is_in(diffs, before):
-        refused = PatchRefused(f"{what} is in this source already")
-        refused.there = True
-        return refused
+        return PatchRefused(f"{what} is in this source already")
     misfits: list[_Misfit] = []
     whole = {name: _rows(content) for name, content in before.items()}
     for diff in diffs:

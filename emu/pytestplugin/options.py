@@ -23,7 +23,7 @@ from emu.errors import InputError
 from emu.images.driver_patches import driver_patches
 from emu.images.driver_source import read_tree
 from emu.images.modules import ENDS, MODULE
-from emu.images.patched import BASES, GIVEN, MORE_PATCHES, ON, TREE, from_environment
+from emu.images.patched import BASES, GIVEN, PatchedDrivers, from_environment
 from emu.images.replaced import INSIST
 
 PREFIX = "--emu-"
@@ -116,15 +116,21 @@ def pytest_configure(config: pytest.Config) -> None:
     tree, on = (config.getoption(dest(name)) for name in ("tree-drivers", "on"))
     if not (patches or tree or on):
         return
-    asked = {MORE_PATCHES: os.pathsep.join(patches), ON: on, TREE: _existing(tree) if tree else ""}
     try:
-        drivers = from_environment({**os.environ, **{k: v for k, v in asked.items() if v}})
+        drivers = from_environment()
+        drivers = PatchedDrivers(
+            tuple(map(Path, patches)) or drivers.patches,
+            drivers.front,
+            drivers.back,
+            on or drivers.on,
+            Path(_existing(tree)) if tree else drivers.tree,
+        )
         driver_patches(drivers, "", lambda line: None)
         if drivers.tree is not None:
             read_tree(drivers.tree)
+        os.environ.update(drivers.environ())
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    os.environ.update(drivers.environ())
 
 
 def _existing(name: str) -> str:

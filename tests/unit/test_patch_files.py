@@ -78,11 +78,13 @@ def test_mailbox_is_put_in_order_without_its_cover_letter(
 def test_thread_of_a_list_archive(read: Read, notes: list[str], tmp_path: Path) -> None:
     """Gzipped, with replies, and with the version before."""
     reply = mail("Re: [PATCH v2 1/2] front: change 1", f"> {change()}\nLike this?\n{change(BACK)}")
-    text = mbox(1, 2, version=" v1", count=2) + mbox(0, 2, 1, version=" v2", count=2) + reply
+    html = mail("Re: [PATCH v2 2/2] front: change 2", "<p>ok", "Content-Type: text/html")
+    series = mbox(1, 2, version=" v1", count=2) + mbox(0, 2, 1, version=" v2", count=2)
+    text = series + reply + html
     thread = written(tmp_path / "t.mbox.gz", gzip.compress(text.encode()))
     patches = read(thread)
     assert [one.file for one in patches] == ["t.mbox.gz, mail 5", "t.mbox.gz, mail 4"]
-    assert f"{thread}: 1 replies left out" in notes
+    assert f"{thread}: 2 replies left out" in notes
     assert f"{thread}: v2 is taken, v1 left out" in notes
 
 

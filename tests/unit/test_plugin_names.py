@@ -75,9 +75,11 @@ def test_short_names(tmp_path: Path) -> None:
 def test_bad_drivers_end_the_session_before_it_begins(tmp_path: Path) -> None:
     (tmp_path / "test_names.py").write_text("def test_one(): pass\n")
     (tmp_path / "words").write_text("no patch\n")
+    (tmp_path / "a:b").write_text(change())
     for options, message in {
         ("--driver-patches", "words"): "ERROR: words holds no patch",
         ("--driver-patches", "gone"): "ERROR: there is no gone",
+        ("--driver-patches", "a:b"): f"ERROR: {tmp_path}/a:b has a ':' in its name",
         ("--tree-drivers", "."): f"ERROR: {tmp_path} is no kernel tree",
         ("--on", "stock"): "ERROR: drivers on stock without patches",
     }.items():
