@@ -174,10 +174,7 @@ class Cache:
         """Everything the cache holds, by kind, the last used first."""
         found = [self._info(path) for path in self._entry_paths()]
         for path in sorted((self.root / "store").iterdir()):
-            times = [item.lstat().st_mtime for item in path.rglob("*")] or [path.stat().st_mtime]
-            found.append(
-                EntryInfo(path.name, "", path, {}, usage(path), min(times), max(times)),
-            )
+            found.append(EntryInfo(path.name, "", path, {}, *manifest.extent(path)))
         return sorted(found, key=lambda info: (info.kind, -info.last_used))
 
     def prune(

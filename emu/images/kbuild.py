@@ -27,6 +27,8 @@ from emu.runprogram import run
 _EPOCH = "2026-01-01 00:00:00 UTC"
 _STEP = re.compile(r" {2,4}[A-Z]+(?: \[M\])? +\S")
 _TEMPORARY = "emu-build-"
+_CCACHE_SIZE = "2G"
+"""Of compiled files, compressed; a lab kernel's are some 100 MB."""
 _GELF = b"#include <gelf.h>\n"
 
 
@@ -140,16 +142,20 @@ def make(
     what: str,
     steps: int | None = None,
     hide: Path | None = None,
+    ccache: Path | None = None,
 ) -> list[str]:
     """Run make in `tree`, report each step of about `steps`; returns the lines it printed.
 
-    `hide` is the directory whose name must not get into the result. Raises BuildFailed
+    `hide` is the directory whose name must not get into the result. `ccache` is where what is
+    compiled is kept for the next time, if this machine has ccache. Raises BuildFailed
     with the compiler's errors when it fails. make does not outlive this process.
     """
     hide = (hide or tree).resolve()
+    environ = {} if ccache is None else _ccache(ccache, hide)
+    cc = f"ccache {toolchain.cc}" if environ else toolchain.cc
     command = [
-        "make", f"-j{len(os.sched_getaffinity(0))}", f"CC={toolchain.cc}",
-        f"HOSTCC={toolchain.cc}", f"KCFLAGS=-ffile-prefix-map={hide}=.",
+        "make", f"-j{len(os.sched_getaffinity(0))}", f"CC={cc}",
+        f"HOSTCC={cc}", f"KCFLAGS=-ffile-prefix-map={hide}=.",
         f"KAFLAGS=-ffile-prefix-map={hide}=.", *arguments,
     ]  # fmt: skip
     done = 0
@@ -160,13 +166,30 @@ def make(
             done += 1
             progress.tick(line.strip().replace(f"{hide}/", ""), done, steps)
 
-    status, lines = follow(command, tree, each, progress)
+    status, lines = follow(command, tree, each, progress, environ=environ)
     lines = [line.replace(f"{hide}/", "") for line in lines]
     if status:
         failed = BuildFailed(f"{what} cannot be built", lines=first_errors(lines))
         failed.output = tuple(lines)
         raise failed
     return lines
+
+
+def _ccache(place: Path, hide: Path) -> dict[str, str]:
+    """The environment that makes ccache keep its files in `place`; empty without ccache.
+
+    A directory whose name does not get into the result need not be the same for a hit.
+    """
+    if not shutil.which("ccache"):
+        return {}
+    return {
+        "CCACHE_DIR": str(place),
+        "CCACHE_BASEDIR": str(hide),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_DEPEND": "1",
+        "CCACHE_MAXSIZE": _CCACHE_SIZE,
+        "CCACHE_SLOPPINESS": "time_macros",
+    }
 
 
 def follow(

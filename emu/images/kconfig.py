@@ -18,6 +18,18 @@ class Requirements:
     either: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What a .config of somebody's gets beside the requirements.
+
+    `built_in`: what these depend on, and what the guests' programs use; set where it is not, if
+    the kernel has it. `replaced`: options with the value that they must not differ from.
+    """
+
+    built_in: tuple[str, ...]
+    replaced: tuple[tuple[str, str], ...]
+
+
 def read_config(text: str) -> dict[str, str]:
     """Options of a .config or a fragment: CONFIG_X to its value, "n" if it is not set.
 
@@ -27,18 +39,22 @@ def read_config(text: str) -> dict[str, str]:
     return {unset or option: "n" if unset else value for unset, option, value in found}
 
 
-def check_fragment(fragment: str, config: str) -> None:
-    """Raise InputError naming the options of `fragment` that are otherwise in `config`.
+def lost_options(fragment: str, config: str) -> list[str]:
+    """The options of `fragment` that are otherwise in `config`, and what they became.
 
     kconfig silently drops an option when a dependency is missing.
     """
     final = read_config(config)
-    lost = [
+    return [
         f"{option}={wanted} became {final.get(option, 'n')}"
         for option, wanted in read_config(fragment).items()
         if final.get(option, "n") != wanted
     ]
-    if lost:
+
+
+def check_fragment(fragment: str, config: str) -> None:
+    """Raise InputError naming the options of `fragment` that are otherwise in `config`."""
+    if lost := lost_options(fragment, config):
         raise InputError(
             f"kconfig did not take {len(lost)} of the options asked for",
             lines=lost,
@@ -46,11 +62,18 @@ def check_fragment(fragment: str, config: str) -> None:
         )
 
 
-def check_requirements(config: Path, asked: Requirements) -> None:
-    """Raise InputError naming the options a kernel lacks for this rig."""
+def check_requirements(config: Path, asked: Requirements, what: str = "") -> None:
+    """Raise InputError naming the options that a kernel (`what`) lacks for this rig."""
     final = read_config(config.read_text())
-    lacks = [f"{option}=y" for option in asked.built_in if final.get(option) != "y"]
-    lacks += [f"{option}=m" for option in asked.modules if final.get(option) != "m"]
-    lacks += [f"{option}=y or m" for option in asked.either if final.get(option) not in ("y", "m")]
+    lacks = [
+        f"{option}={' or '.join(values)}: it is {final.get(option, 'n')}"
+        for options, values in (
+            (asked.built_in, ("y",)),
+            (asked.modules, ("m",)),
+            (asked.either, ("y", "m")),
+        )
+        for option in options
+        if final.get(option, "n") not in values
+    ]
     if lacks:
-        raise InputError(f"{config} lacks what this rig needs of a kernel", lines=lacks)
+        raise InputError(f"{what or config} lacks what this rig needs of a kernel", lines=lacks)

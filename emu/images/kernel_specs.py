@@ -11,7 +11,7 @@ from typing import Any
 
 from emu import paths
 from emu.errors import InputError
-from emu.images.kconfig import Requirements
+from emu.images.kconfig import Completion, Requirements
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,6 +72,12 @@ def requirements() -> Requirements:
     """What kernels.toml asks of every kernel's configuration."""
     asked = document()["requires"]
     return Requirements(tuple(asked["built-in"]), tuple(asked["modules"]), tuple(asked["either"]))
+
+
+def completion() -> Completion:
+    """What kernels.toml adds to somebody's .config, and what it replaces there."""
+    asked = document()["completes"]
+    return Completion(tuple(asked["built-in"]), tuple(asked["replaced"].items()))
 
 
 def document() -> dict[str, Any]:

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emu.errors import InputError
 from emu.images import elf
-from emu.images.built_kernel import built_kernel
+from emu.images.built_kernel import lab_kernel
 from emu.images.context import BuildContext
 from emu.images.depends import find_modules, order_of, plain
 from emu.images.kconfig import check_requirements
 from emu.images.kernel_specs import requirements, spec
 from emu.images.packaged_kernel import packaged_kernel
 from emu.images.replaced import settled
+from emu.images.source_tree import Tree
+from emu.images.tree_kernel import TreeWish, tree_kernel
 
 
 @dataclass(frozen=True)
 class Kernel:
     """A kernel on this machine, with all its files below `root`.
 
-    `name` is that of kernels.toml (or the path of a given one), `release` what
-    `uname -r` prints in the guest, `version` its whole banner ("Linux version …").
+    `name` is that of kernels.toml (or the path of a given one, or of a tree), `release` what
+    `uname -r` prints in the guest, `version` its whole banner ("Linux version …"). `tree` is
+    what it was built of where that is a tree on this machine.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Kernel:
     release: str
     version: str
     root: Path
+    tree: Tree | None = None
 
     @property
     def vmlinux(self) -> Path:
@@ -84,15 +88,26 @@ class Kernel:
 
 
 @settled
-def get_kernel(name: str, context: BuildContext) -> Kernel:
-    """The kernel `name`, from the cache or made now (lab: minutes).
+def get_kernel(wanted: str | TreeWish, context: BuildContext) -> Kernel:
+    """A kernel by its name, or of a tree, from the cache or made now (lab, tree: minutes).
 
     Raises InputError for an unknown name, a missing tool, a patch or an option that does
-    not take, or a kernel without Xen support.
+    not take, a kernel without Xen support, or a tree that is none or does not compile.
     """
-    wanted = spec(name)
-    make = {"debian": packaged_kernel, "lab": built_kernel}[wanted.flavour]
-    return _load(make(wanted, context), name, wanted.flavour)
+    if isinstance(wanted, TreeWish):
+        root, tree = tree_kernel(wanted, context)
+        return replace(_load(root, str(wanted), "tree"), tree=tree)
+    known = spec(wanted)
+    make = {"debian": packaged_kernel, "lab": lab_kernel}[known.flavour]
+    return _load(make(known, context), wanted, known.flavour)
+
+
+def check_choice(wanted: str | TreeWish) -> None:
+    """Raise InputError for a kernel that `get_kernel` refuses before it fetches or builds."""
+    if isinstance(wanted, TreeWish):
+        wanted.check()
+    else:
+        spec(wanted)
 
 
 def kernel_at(root: Path) -> Kernel:

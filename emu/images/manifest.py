@@ -158,6 +158,19 @@ def usage(path: Path) -> int:
     return total
 
 
+def extent(path: Path) -> tuple[int, float, float]:
+    """Bytes on the disk below `path`, and the times of its oldest and newest change."""
+    total, times = 0, list[float]()
+    with contextlib.suppress(OSError):
+        for name in walk(path):
+            with contextlib.suppress(OSError):
+                found = os.lstat(f"{path}/{name}")
+                total += found.st_blocks * 512
+                times.append(found.st_mtime)
+    times = times or [path.stat().st_mtime]
+    return total, min(times), max(times)
+
+
 def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

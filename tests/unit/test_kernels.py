@@ -98,9 +98,9 @@ def test_missing_options_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks what this rig needs") as refused:
         kconfig.check_requirements(config, asked)
     assert refused.value.lines == (
-        "CONFIG_XEN_BLKDEV_FRONTEND=y",
-        "CONFIG_XEN=m",
-        "CONFIG_XENFS=y or m",
+        "CONFIG_XEN_BLKDEV_FRONTEND=y: it is m",
+        "CONFIG_XEN=m: it is y",
+        "CONFIG_XENFS=y or m: it is n",
     )
 
 
@@ -136,7 +136,7 @@ def test_incomplete_kernel_is_refused(given: Path) -> None:
     (given / "config").write_text(config.replace("CONFIG_XEN_PVH=y\n", ""))
     with pytest.raises(InputError, match="lacks") as refused:
         kernels.kernel_at(given)
-    assert refused.value.lines == ("CONFIG_XEN_PVH=y",)
+    assert refused.value.lines == ("CONFIG_XEN_PVH=y: it is n",)
     (given / "config").write_text(config)
     build_kernel(given / "vmlinux", notes={})
     with pytest.raises(InputError, match="without Xen support"):
