@@ -11,6 +11,7 @@ from typing import Any
 from emu import paths
 from emu.commands.options import Commands, ago, show, size, table
 from emu.errors import EXIT_HELD
+from emu.images import tree_copy
 from emu.images.cache import Cache, EntryInfo
 from emu.lab import store
 
@@ -80,6 +81,9 @@ def _about(entry: EntryInfo) -> str:
     """How this entry differs from others of its kind, in a few words."""
     inputs: Mapping[str, Any] = entry.inputs
     words = []
+    if entry.kind.startswith("tree-"):
+        with contextlib.suppress(OSError):
+            words.append((entry.path / tree_copy.PATH).read_text().strip())
     if isinstance(domu := inputs.get("domu"), dict):
         words.append(f"domU {domu.get('kind')} {domu.get('memory')} MiB")
     if isinstance(argv := inputs.get("argv"), list) and "-icount" in argv:

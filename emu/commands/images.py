@@ -21,6 +21,7 @@ from emu.images.cache import Cache
 from emu.images.replaced import lock_in_use
 from emu.lab import store
 from emu.screen import Screen
+from emu.stack.wish import Wish
 
 
 def add(commands: Commands) -> None:
@@ -68,7 +69,7 @@ def _list(arguments: argparse.Namespace) -> int:
             entry.key[:8],
             size(entry.size),
             ago(entry.last_used),
-            origin if image.locked else "of another lock",
+            origin if image.locked else _elsewhere(image),
         )
     show(rows)
     if not found:
@@ -76,9 +77,14 @@ def _list(arguments: argparse.Namespace) -> int:
     return EXIT_HELD
 
 
+def _elsewhere(image: store.Image) -> str:
+    return "of a tree" if image.kind == "kernel-tree" else "of another lock"
+
+
 def _build(arguments: argparse.Namespace) -> int:
+    wish = Wish(kernel=arguments.kernel, tree=arguments.tree, config=arguments.config)
     with Screen() as screen:
-        built = store.build(arguments.kernel, context_for(arguments, screen))
+        built = store.build(wish.dom0_choice, context_for(arguments, screen))
     print(f"kernel   {built.kernel.name}, Linux {built.kernel.release}, {built.kernel.root}")
     print(f"guests   {built.guests.root}")
     for end, driver in built.drivers.items():

@@ -37,8 +37,10 @@ def build_context(progress: Progress) -> BuildContext:
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the stack."""
     add_kernel_option(parser)
-    parser.add_argument(
-        "--domu-kernel", metavar="NAME", help="the domU's kernel (default: that of --kernel)"
+    domus = parser.add_mutually_exclusive_group()
+    domus.add_argument("--domu-kernel", metavar="NAME", help="the domU's kernel (default: dom0's)")
+    domus.add_argument(
+        "--domu-tree", metavar="DIR", help="build the domU's kernel from this source tree"
     )
     parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
     parser.add_argument(
@@ -74,12 +76,25 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_kernel_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that selects the guests' kernel."""
-    parser.add_argument(
+    """Add the options that select the guests' kernel: by name, or a source tree."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--kernel",
         default="debian",
         metavar="NAME",
         help="debian (default), lab, or a name of guest-images/kernels.toml",
+    )
+    which.add_argument(
+        "--tree",
+        metavar="DIR",
+        help="build the kernel from this source tree, with its own block drivers; nothing is "
+        "written there, and only what has changed is built the next time",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configure trees from this .config, completed by what the guests need, or from the "
+        "lab kernel's configuration with this fragment after it (default: without)",
     )
 
 
@@ -131,6 +146,9 @@ def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wis
     return Wish(
         kernel=arguments.kernel,
         domu_kernel=arguments.domu_kernel,
+        tree=arguments.tree,
+        domu_tree=arguments.domu_tree,
+        config=arguments.config,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
         clock=arguments.clock,

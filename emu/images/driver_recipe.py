@@ -13,11 +13,12 @@ from emu.images import kbuild
 from emu.images.context import BuildContext
 from emu.images.driver_patches import driver_patch, driver_patches, ends_of
 from emu.images.driver_source import HEADER, DriverSource, TreeSource, package_source, read_tree
-from emu.images.kernel_specs import spec
+from emu.images.kernel_specs import full_name, spec
 from emu.images.kernels import Kernel
 from emu.images.patch_files import Patch
 from emu.images.patched import Base, End, PatchedDrivers
 from emu.images.patching import PatchRefused, apply, fits
+from emu.images.source_tree import Tree
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ def recipe_for(kernel: Kernel, context: BuildContext) -> Recipe:
     asked = context.patched
     own = source_of(kernel, context)
     source = _tree(asked.tree) if asked.tree is not None else own
-    folder = spec(kernel.name).driver_patches
+    if kernel.tree is not None and asked.on is None:
+        return Recipe(source, "stock", (), _more(asked, source.version))
+    name = "debian" if kernel.tree is not None else kernel.name
+    folder = spec(full_name(name)).driver_patches
     if folder is None and asked.base == "series":
         raise InputError(
             f"there is no driver series for {kernel.name}",
@@ -106,9 +110,17 @@ def recipe_for(kernel: Kernel, context: BuildContext) -> Recipe:
 
 def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
     """Where the source of a kernel's own drivers comes from. InputError if that is not known."""
+    if kernel.tree is not None:
+        return _of_tree(kernel.tree)
     if kernel.flavour == "given":
         raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
     return package_source(spec(kernel.name), context, kernel.devel)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_tree(tree: Tree) -> DriverSource:
+    """That of a tree in the state in which it was read."""
+    return read_tree(tree.path)
 
 
 @dataclass(frozen=True)

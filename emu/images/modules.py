@@ -2,6 +2,7 @@
 
 `stock` is the module the kernel came with. `patched` is built out of tree from the same
 source with the series of kernels.toml, and whatever else `BuildContext.patched` asks for.
+The drivers of a tree are the tree's own: both names stand for them, and the series for nothing.
 Nothing is handed out that the kernel would not load (`elf.check_module`).
 """
 
@@ -45,8 +46,8 @@ class Driver:
     """One end's driver, checked against its kernel.
 
     `which` is "stock", "patched" or the path that was given; `path` is the .ko on
-    this machine, uncompressed for what we build. `recipe` is what a patched one was built
-    from; None for a module that was given.
+    this machine, uncompressed for what we build. `recipe` is what a patched one, or one of a
+    tree, was built from; None for a module that was given.
     """
 
     end: End
@@ -83,7 +84,10 @@ def get_driver(
     is the other end's, or cannot be built.
     """
     recipe: Recipe | None = None
-    if which == STOCK:
+    if which == STOCK and kernel.tree is not None:
+        recipe = Recipe(source_of(kernel, context), "stock", (), ())
+        path = build(recipe, kernel, context) / f"{MODULE[end]}.ko"
+    elif which == STOCK:
         path = kernel.module(MODULE[end])
     elif which == PATCHED and (given := context.patched.given(end)):
         path = given

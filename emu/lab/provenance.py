@@ -30,6 +30,11 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
         "xen-sha256": _sha256(artifacts.guests.xen),
         "dom0-kernel": f"{artifacts.kernel.release} {_sha256(artifacts.kernel.vmlinux)}",
         "domu-kernel": f"{artifacts.domu_kernel.release} {_sha256(artifacts.domu_kernel.vmlinux)}",
+        **{
+            f"{guest}-tree": f"{kernel.tree} sha256 {kernel.tree.digest}"
+            for guest, kernel in (("dom0", artifacts.kernel), ("domu", artifacts.domu_kernel))
+            if kernel.tree is not None
+        },
         "guest-images": artifacts.guests.root.name,
         **({REPLACED: "; ".join(others)} if others else {}),
         **{f"{driver.end}-driver": _driver(driver) for driver in loaded.values()},

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from emu.images import replaced
+from emu.images import configuration, replaced
 from emu.images.driver_patches import ends_of
+from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End
 from emu.images.packages import Package
 from emu.images.patch_files import Patch
@@ -157,6 +158,7 @@ def as_json(report: RunReport) -> dict[str, Any]:
         "origin": report.origin,
         "xen": report.xen,
         "kernel": artifacts.kernel.name,
+        "trees": {"dom0": _tree(artifacts.kernel), "domu": _tree(artifacts.domu_kernel)},
         "dom0_kernel": report.dom0_release,
         "domu": {
             "kind": artifacts.wish.domu.kind,
@@ -240,6 +242,7 @@ def lines(report: RunReport) -> list[str]:
         f"blkfront {report.front.build_id[:12]} ({report.built['front'].made_of})",
         *_patch_lines(report.built),
         *(f"package {line}" for line in replaced.described(report.packages)),
+        *_tree_lines(artifacts),
     ]
 
 
@@ -252,6 +255,33 @@ def _patch_lines(built: Mapping[End, Driver]) -> Iterator[str]:
                 ends.setdefault(patch, []).append(_NAMES[end])
     for patch, changed in ends.items():
         yield f"patch   {' and '.join(changed)}: {patch}, SHA-256 {patch.sha256[:12]}"
+
+
+def _tree_lines(artifacts: Artifacts) -> Iterator[str]:
+    """What the trees are that the kernels were built of."""
+    guests = {"dom0": artifacts.kernel, "domU": artifacts.domu_kernel}
+    for kernel in dict.fromkeys(guests.values()):
+        if kernel.tree is not None:
+            names = " and ".join(name for name, one in guests.items() if one == kernel)
+            made = configuration.notes_of(kernel.root).get("from", "")
+            yield f"tree    {names}: {kernel.tree} · {made}"
+
+
+def _tree(kernel: Kernel) -> dict[str, Any] | None:
+    """The tree that a kernel was built of as JSON; null for a kernel that has a name."""
+    tree = kernel.tree
+    if tree is None:
+        return None
+    return {
+        "path": str(tree.path),
+        "release": tree.release,
+        "commit": tree.commit,
+        "described": tree.described,
+        "dirty": list(tree.dirty),
+        "digest": tree.digest,
+        "kernel_digest": tree.kernel_digest,
+        "configuration": configuration.notes_of(kernel.root),
+    }
 
 
 def _queue_lines(ring: Ring, views: Views) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,25 +16,26 @@ from emu.images.cache import Cache, EntryInfo
 from emu.images.context import BuildContext
 from emu.images.fetch import renew
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernel_specs import full_name
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
 from emu.images.modules import Driver, End
 from emu.images.packages import Lock, Package, load_wanted, lock_digest
 from emu.images.replaced import described
+from emu.images.tree_kernel import TreeWish
 from emu.machine import rundir
 from emu.stack.drivers import checked_driver
 
 GUEST_SETS = ("xen", "dom0", "domu")
 _MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
-_KINDS = ("kernel-debian", "kernel-lab", "guests", "drivers", "checkpoint")
+_KINDS = ("kernel-debian", "kernel-lab", "kernel-tree", "guests", "drivers", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Image:
     """A cache entry that guests boot, load or start from.
 
-    `name` is that of its kernel in kernels.toml ("" when no current kernel has that source),
+    `name` is that of its kernel in kernels.toml ("" when no current kernel has that source), and
+    what `uname -r` prints of a tree's,
     `packages` the locked packages it was built from; empty, and `locked` false, when the
     current lock has other versions of them.
     """
@@ -67,7 +69,11 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
     for entry in sorted(entries, key=lambda entry: _KINDS.index(entry.kind)):
         inputs, name = entry.inputs, ""
         sets: tuple[str, ...] = ()
-        if entry.kind.startswith("kernel-"):
+        if entry.kind == "kernel-tree":
+            with contextlib.suppress(OSError):
+                name = (entry.path / "release").read_text().strip()
+            names[entry.key] = name
+        elif entry.kind.startswith("kernel-"):
             for candidate, (kind, wanted, these) in sources.items():
                 if kind == entry.kind and all(inputs.get(k) == v for k, v in wanted.items()):
                     name, sets = candidate, these
@@ -76,7 +82,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
             name = names.get(str(inputs.get("kernel")), "")
         if entry.kind == "guests" and inputs.get("packages") == lock_digest(lock, GUEST_SETS):
             sets = GUEST_SETS
-        if entry.kind == "drivers" and name:
+        if entry.kind == "drivers" and name in sources:
             source = kernel_specs.spec(name).packages["source"]
             if inputs.get("source") == lock_digest(lock, [source]):
                 sets = (source,)
@@ -128,12 +134,12 @@ class Built:
     drivers: Mapping[End, Driver]
 
 
-def build(kernel: str, context: BuildContext) -> Built:
-    """Find or build everything that a run needs; `kernel` as `Wish.kernel`.
+def build(choice: str | TreeWish, context: BuildContext) -> Built:
+    """Find or build everything that a run needs; the kernel as `Wish.dom0_choice`.
 
     Raises InputError as `get_kernel`, `get_guests` and `checked_driver`.
     """
-    made = get_kernel(full_name(kernel), context)
+    made = get_kernel(choice, context)
     guests = get_guests(made, context)
     ends: tuple[End, ...] = ("front", "back")
     drivers = {end: checked_driver(end, "patched", made, context) for end in ends}

@@ -8,6 +8,7 @@
     @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what the host is made of
     @pytest.mark.trouble("kernel panic")                            what the test provokes
     pytest --emu-kernel debian-6.12                                 on another kernel
+    pytest --emu-tree ~/linux                                       on the kernel of a tree
     pytest --emu-driver-patches mine.patch                          on other drivers
     pytest --emu-qemu patched                                       on another QEMU
     pytest --emu-record                                             failures can be replayed

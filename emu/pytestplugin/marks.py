@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from emu.images.kernel_specs import full_name
@@ -30,13 +32,15 @@ def asked_by(node: pytest.Item) -> dict[str, object]:
 
 
 def wish_for(node: pytest.Item) -> Wish:
-    """The stack that a test asks for, under the options for kernel, clock and recording.
+    """The stack that a test asks for, under the options for kernels, clock and recording.
 
     Two hosts always have wall time (see emu.rig.hosts). They are not recorded, nor are tests that
     ask for wall time (qemu-patches/REPLAY.md). `Wish` finds `--emu-qemu` in the environment.
     """
     asked = asked_by(node)
-    kernel = kernel_for(asked.pop("kernel", None), node.config.getoption("emu_kernel"))
+    trees = (node.config.getoption(f"emu_{name}") for name in ("tree", "domu_tree", "config"))
+    kernel = trees_for(asked, *trees)
+    kernel |= kernel_for(asked.pop("kernel", None), node.config.getoption("emu_kernel"))
     clock = node.config.getoption("emu_clock")
     if "emu_two_hosts" in getattr(node, "fixturenames", ()):
         clock = None
@@ -55,6 +59,25 @@ def kernel_for(asked: object, option: str | None) -> dict[str, object]:
     if asked == "lab":
         return {"kernel": f"lab-{full_name(option).partition('-')[2]}"}
     return {"kernel": option if asked is None else asked}
+
+
+def trees_for(
+    asked: Mapping[str, object], tree: str | None, domu_tree: str | None, config: str | None
+) -> dict[str, object]:
+    """The trees of a stack, as arguments of `Wish`, from those of the options.
+
+    A test that names a kernel is about that kernel: it keeps it, for dom0 and the domU each.
+    """
+    found: dict[str, object] = {}
+    if "kernel" in asked:
+        return found
+    if tree:
+        found["tree"] = tree
+    if domu_tree and "domu_kernel" not in asked:
+        found["domu_tree"] = domu_tree
+    if found and config:
+        found["config"] = config
+    return found
 
 
 def wish_from_marks(

@@ -1,6 +1,7 @@
 """The plugin's options: which kernel, clock, QEMU and drivers the tests run on.
 
     pytest --emu-kernel debian-6.12 tests/system          on another kernel
+    pytest --emu-tree ~/linux tests/system                on the kernel of a source tree
     pytest --emu-driver-patches my.patch tests/system     the series with one more patch
     pytest --emu-front my/xen-blkfront.ko tests/system    this module as the patched front end
 
@@ -32,6 +33,19 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "the kernel of tests that name none, as `emu run` takes it; tests that ask for "
         '"lab" get the lab kernel of the same release',
+    },
+    "tree": {
+        "metavar": "DIR",
+        "help": "the kernel tree that the kernel of tests that name none is built of, with its own "
+        "block drivers",
+    },
+    "domu-tree": {
+        "metavar": "DIR",
+        "help": "the same for the domU's kernel alone",
+    },
+    "config": {
+        "metavar": "FILE",
+        "help": "what trees are configured from, as `emu run --config` has it",
     },
     "clock": {
         "choices": ("wall", "icount"),
@@ -109,6 +123,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     if config.getoption(dest("locked")):
         os.environ[INSIST] = "1"
+    if config.getoption(dest("tree")) and config.getoption(dest("kernel")):
+        raise pytest.UsageError(f"{PREFIX}tree and {PREFIX}kernel exclude each other")
+    for name in ("tree", "domu-tree", "config"):
+        if given := config.getoption(dest(name)):
+            setattr(config.option, dest(name), _existing(given))
     for end in ENDS:
         if given := config.getoption(dest(end)):
             os.environ[GIVEN[end]] = _existing(given)

@@ -21,8 +21,7 @@ from emu.emulator.accel import AccelChoice
 from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernel_specs import spec as kernel_spec
-from emu.images.kernels import Kernel, get_kernel
+from emu.images.kernels import Kernel, check_choice, get_kernel
 from emu.images.manifest import JSON
 from emu.images.packages import Package
 from emu.images.replaced import settled
@@ -111,8 +110,8 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
 
     Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
     """
-    for name in (wish.kernel_name, wish.domu_kernel_name):
-        kernel_spec(name)  # refuses an unknown name now, not after a QEMU was built
+    for choice in (wish.dom0_choice, wish.domu_choice):
+        check_choice(choice)  # refuses an unknown name now, not after a QEMU was built
     need, most = _memory_needed(wish), host_memory().total // 2**20
     if need > most:
         raise InputError(
@@ -120,10 +119,10 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
         )
     qemu = emulator.program(wish.qemu, context)
     with context.recording() as packages:
-        kernel = get_kernel(wish.kernel_name, context)
+        kernel = get_kernel(wish.dom0_choice, context)
         domu_kernel = kernel
-        if wish.domu_kernel_name != wish.kernel_name:
-            domu_kernel = get_kernel(wish.domu_kernel_name, context)
+        if wish.domu_choice != wish.dom0_choice:
+            domu_kernel = get_kernel(wish.domu_choice, context)
         guests = get_guests(kernel, context, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")

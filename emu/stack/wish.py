@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from emu.emulator import choice as emulator
 from emu.emulator.accel import Requested
 from emu.errors import InputError
 from emu.images.kernel_specs import full_name
+from emu.images.tree_kernel import TreeWish
 from emu.machine.spec import Clock
 from emu.xen.config import DomuConfig
 
@@ -21,7 +23,9 @@ DATA_MIB = 64
 class Wish:
     """A stack that was asked for. A kernel is a name of kernels.toml, perhaps without its release.
 
-    `domu_kernel` is the domU's where it is not dom0's. `qemu` is a name of `emulator` or a
+    `domu_kernel` is the domU's where it is not dom0's. `tree` is the path of a kernel tree in place
+    of `kernel`, `domu_tree` one in place of `domu_kernel`, `config` a file that configures the
+    trees. `qemu` is a name of `emulator` or a
     path (default: $EMU_QEMU, or the host's); `cpu` the model that TCG emulates, where it is not
     the one that QEMU's faults leave. `clock` is wall time by default. A run with `record` can be
     replayed (emu.lab.replay): that means instruction time, and by default a QEMU that records.
@@ -31,6 +35,9 @@ class Wish:
 
     kernel: str = "debian"
     domu_kernel: str | None = None
+    tree: str | None = None
+    domu_tree: str | None = None
+    config: str | None = None
     domu: DomuConfig = field(default_factory=DomuConfig)
     accel: Requested = "auto"
     clock: Clock | None = None
@@ -42,6 +49,17 @@ class Wish:
     sector: int = 512
 
     def __post_init__(self) -> None:
+        if self.domu_tree is not None and self.domu_kernel is not None:
+            raise InputError("the domU's kernel is a tree's or a named one, not both")
+        if self.config is not None and self.tree is self.domu_tree is None:
+            raise InputError(
+                "a configuration is for a kernel of a tree",
+                hint="--tree or --domu-tree",
+            )
+        # A test or a recording may have another current directory when it resolves them.
+        for name in ("tree", "domu_tree", "config"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, str(Path(given).expanduser().absolute()))
         if self.lun_mib < 1:
             raise InputError(f"a LUN of {self.lun_mib} MiB is no disk")
         # Resolved here, so that nobody below has to know what a recording needs.
@@ -65,14 +83,29 @@ class Wish:
         return self.clock
 
     @property
+    def dom0_choice(self) -> str | TreeWish:
+        """dom0's kernel, as `get_kernel` takes it: its full name in kernels.toml, or a tree."""
+        return full_name(self.kernel) if self.tree is None else self._of_tree(self.tree)
+
+    @property
+    def domu_choice(self) -> str | TreeWish:
+        """The domU's kernel likewise."""
+        if self.domu_tree is not None:
+            return self._of_tree(self.domu_tree)
+        return self.dom0_choice if self.domu_kernel is None else full_name(self.domu_kernel)
+
+    @property
     def kernel_name(self) -> str:
-        """The full name in kernels.toml of dom0's kernel."""
-        return full_name(self.kernel)
+        """The full name in kernels.toml of dom0's kernel, or the path of its tree."""
+        return str(self.dom0_choice)
 
     @property
     def domu_kernel_name(self) -> str:
-        """The full name of the domU's."""
-        return full_name(self.domu_kernel or self.kernel)
+        """The full name of the domU's, or the path of its tree."""
+        return str(self.domu_choice)
+
+    def _of_tree(self, tree: str) -> TreeWish:
+        return TreeWish(Path(tree), None if self.config is None else Path(self.config))
 
 
 @dataclass(frozen=True)

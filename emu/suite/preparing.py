@@ -27,6 +27,7 @@ from emu.images.guests import get_guests
 from emu.images.kernels import get_kernel
 from emu.images.manifest import JSON
 from emu.images.modules import get_driver
+from emu.images.tree_kernel import TreeWish
 from emu.progress import Progress
 from emu.rig.hosts import pair_key, two_hosts
 from emu.stack.stack import prepare, running
@@ -45,6 +46,7 @@ _SECONDS = {
     "kernel lab-debug": 900.0,
     "kernel lab-kasan": 900.0,
     "kernel lab": 480.0,
+    "kernel /": 600.0,
     "guest images": 20.0,
     "drivers": 25.0,
     "checkpoint of two hosts": 35.0,
@@ -53,7 +55,7 @@ _SECONDS = {
 """Seconds by the beginning of a step's name, on 2 idle cores; for steps not built here before."""
 _OTHER = 60.0
 """Seconds of a step that the table does not have."""
-_LONG = ("QEMU ", "kernel lab")
+_LONG = ("QEMU ", "kernel lab", "kernel /")
 """How the names of steps begin that take minutes."""
 _LAST_LINES = 12
 
@@ -181,8 +183,8 @@ def _steps(needs: Sequence[Need], times: Mapping[str, float]) -> list[Step]:
         if wish.qemu in PATCHED:
             add(f"QEMU {wish.qemu}", need.tests, _qemu(wish))
     for need in needs:
-        for kernel in dict.fromkeys((need.wish.kernel_name, need.wish.domu_kernel_name)):
-            add(f"kernel {kernel}", need.tests, _kernel(kernel))
+        for choice in dict.fromkeys((need.wish.dom0_choice, need.wish.domu_choice)):
+            add(f"kernel {choice}", need.tests, _kernel(choice))
     for need in needs:
         names = " and ".join(dict.fromkeys((need.wish.kernel_name, need.wish.domu_kernel_name)))
         add(f"guest images with {names}", need.tests, _guests(need.wish))
@@ -208,11 +210,11 @@ def _described(wish: Wish) -> str:
     """A stack in a few words, distinct for distinct wishes."""
     domu, default = wish.domu, Wish()
     words = [wish.kernel_name, domu.kind, f"{domu.memory} MiB"]
-    words += [f"domU's {wish.domu_kernel_name}"] * (wish.domu_kernel is not None)
+    words += [f"domU's {wish.domu_kernel_name}"] * (wish.domu_choice != wish.dom0_choice)
     words += [f"{domu.vcpus} vcpus"] * (domu.vcpus > 1)
     words += [f"{domu.grant_frames} grant frames"] * (domu.grant_frames is not None)
     words += [domu.kernel_options] * bool(domu.kernel_options)
-    plain = {"kernel", "domu_kernel", "domu", "record", "cold"}
+    plain = {"kernel", "domu_kernel", "tree", "domu_tree", "domu", "record", "cold"}
     for field, value in vars(wish).items():
         if field not in plain and value != getattr(default, field):
             words.append(f"{field} {value}")
@@ -223,22 +225,22 @@ def _qemu(wish: Wish) -> Build:
     return lambda context: emulator.program(wish.qemu, context)
 
 
-def _kernel(name: str) -> Build:
-    return lambda context: get_kernel(name, context)
+def _kernel(choice: str | TreeWish) -> Build:
+    return lambda context: get_kernel(choice, context)
 
 
 def _guests(wish: Wish) -> Build:
     return lambda context: get_guests(
-        get_kernel(wish.kernel_name, context),
+        get_kernel(wish.dom0_choice, context),
         context,
-        domu_kernel=get_kernel(wish.domu_kernel_name, context),
+        domu_kernel=get_kernel(wish.domu_choice, context),
     )
 
 
 def _drivers(wish: Wish) -> Build:
     def build(context: BuildContext) -> None:
-        get_driver("back", "patched", get_kernel(wish.kernel_name, context), context)
-        get_driver("front", "patched", get_kernel(wish.domu_kernel_name, context), context)
+        get_driver("back", "patched", get_kernel(wish.dom0_choice, context), context)
+        get_driver("front", "patched", get_kernel(wish.domu_choice, context), context)
 
     return build
 

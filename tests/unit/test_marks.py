@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,6 +11,7 @@ import pytest
 from emu.errors import InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.tree_kernel import TreeWish
 from emu.pytestplugin.marks import wish_for
 from emu.rig.hosts import two_hosts
 from emu.stack.stack import Artifacts
@@ -20,7 +22,10 @@ stack = pytest.mark.stack
 
 def item(*marks: pytest.MarkDecorator, fixture: str = "emu_host", **options: object) -> pytest.Item:
     """A collected test, as far as it is used."""
-    chosen: dict[str, object] = {"emu_kernel": None, "emu_clock": None, "emu_record": False}
+    chosen: dict[str, object] = dict.fromkeys(
+        f"emu_{name}" for name in ("kernel", "tree", "domu_tree", "config", "clock")
+    )
+    chosen["emu_record"] = False
     chosen |= {f"emu_{name}": value for name, value in options.items()}
     node = SimpleNamespace(
         iter_markers=lambda name: [each.mark for each in marks if each.name == name],
@@ -49,6 +54,23 @@ def test_marker_goes_before_the_clock_option(
 ) -> None:
     marks = [stack(clock=asked)] if asked else []
     assert wish_for(item(*marks, clock=option)).clock == given
+
+
+def test_tree_is_the_kernel_of_tests_that_name_none() -> None:
+    wish = wish_for(item(tree="/a/linux", config="/a/config"))
+    assert (wish.tree, wish.domu_tree, wish.config) == ("/a/linux", None, "/a/config")
+    assert wish.dom0_choice == wish.domu_choice == TreeWish(Path("/a/linux"), Path("/a/config"))
+    named = wish_for(item(stack(kernel="lab"), tree="/a/linux", config="/a/config"))
+    assert (named.kernel_name, named.domu_kernel_name) == ("lab-6.1", "lab-6.1")
+    other = wish_for(item(stack(domu_kernel="lab"), tree="/a/linux"))
+    assert (other.kernel_name, other.domu_kernel_name) == ("/a/linux", "lab-6.1")
+
+
+def test_tree_may_be_the_domus_alone() -> None:
+    wish = wish_for(item(kernel="debian-6.12", domu_tree="/a/linux"))
+    assert (wish.kernel_name, wish.domu_kernel_name) == ("debian-6.12", "/a/linux")
+    named = wish_for(item(stack(kernel="lab"), domu_tree="/a/linux"))
+    assert (named.kernel_name, named.domu_kernel_name) == ("lab-6.1", "lab-6.1")
 
 
 def test_recording_implies_instruction_time() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from emu.errors import InputError
+from emu.images.tree_kernel import TreeWish
 from emu.stack.wish import RunWish, Wish, check_ring_pages
 from emu.xen.config import DomuConfig
 
@@ -36,3 +39,26 @@ def test_ring_without_a_power_of_two_pages_is_refused(pages: int) -> None:
 def test_lun_without_a_block_is_refused() -> None:
     with pytest.raises(InputError, match="is no disk"):
         Wish(lun_mib=0)
+
+
+def test_tree_is_the_kernel_of_both_unless_the_domu_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wish = Wish(tree="linux", config="mine")
+    assert wish.dom0_choice == wish.domu_choice
+    assert wish.dom0_choice == TreeWish(tmp_path / "linux", tmp_path / "mine")
+    assert wish.kernel_name == str(tmp_path / "linux")
+    monkeypatch.chdir("/")  # the path is that of where it was asked for
+    assert Wish(**{**vars(wish)}) == wish
+    named = Wish(tree="/linux", domu_kernel="debian")
+    assert (named.kernel_name, named.domu_choice) == ("/linux", "debian-6.1")
+    named = Wish(kernel="debian", domu_tree="/linux")
+    assert (named.dom0_choice, named.domu_kernel_name) == ("debian-6.1", "/linux")
+
+
+def test_tree_and_name_and_a_configuration_of_none_are_refused() -> None:
+    with pytest.raises(InputError, match="not both"):
+        Wish(domu_tree="/linux", domu_kernel="debian")
+    with pytest.raises(InputError, match="a configuration is for a kernel of a tree"):
+        Wish(config="/mine")
