@@ -38,6 +38,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="time a first run with an empty cache as well"
     )
+    parser.add_argument(
+        "--tree", metavar="DIR", help="time a changed driver of this kernel tree as well"
+    )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
     add_qemu_option(parser)
     add_locked_option(parser)
@@ -52,6 +55,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         cold_repeats=max(1, arguments.cold_repeat),
         lab=arguments.lab,
         fresh=arguments.fresh,
+        tree=arguments.tree,
     )
     with Screen() as screen:
         report = bench.perform(wish, build_context(screen))
