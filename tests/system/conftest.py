@@ -100,7 +100,12 @@ def entries(artifacts: Artifacts, everything: Cache) -> dict[str, Path]:
         # One of ours: <cache>/qemu/<key>/bin/qemu-system-x86_64.
         **({"qemu": qemu.parents[1]} if everything.root in qemu.parents else {}),
         artifacts.kernel.root.parent.name: artifacts.kernel.root,
-        "driver-source": driver_source(spec(artifacts.kernel.name), BuildContext(everything)),
+        # A tree has its drivers itself.
+        **(
+            {"driver-source": driver_source(spec(artifacts.kernel.name), BuildContext(everything))}
+            if artifacts.kernel.tree is None
+            else {}
+        ),
         "drivers": driver_for(
             "front", "patched", artifacts, BuildContext(everything, patched=from_environment())
         ).path.parent,
