@@ -92,7 +92,7 @@ def read_module(path: Path) -> ModuleInfo:
 
     Raises InputError: not an ELF file, truncated, for another machine, not a module.
     """
-    elf = _open_elf(path, unpacked(path))
+    elf = read_elf(path)
     if elf["e_type"] != "ET_REL" or elf.get_section_by_name(".gnu.linkonce.this_module") is None:
         raise InputError(f"{path} is an ELF file but not a kernel module")
     try:
@@ -259,6 +259,11 @@ def _gpl_compatible(text: str) -> bool:
 # -- below: how ELF has it
 
 
+def read_elf(path: Path) -> ELFFile:
+    """An ELF file, perhaps compressed. Raises InputError: not ELF, truncated, not for x86-64."""
+    return _open_elf(path, unpacked(path))
+
+
 def _open_elf(path: Path, data: bytes) -> ELFFile:
     if not data.startswith(b"\x7fELF"):
         raise InputError(f"{path} is not an ELF file")
@@ -355,7 +360,7 @@ def _symbols(elf: ELFFile) -> Iterable[Any]:
 
 
 def _notes(path: Path) -> dict[tuple[str, int], bytes]:
-    elf = _open_elf(path, unpacked(path))
+    elf = read_elf(path)
     try:
         return _notes_of(elf)
     except _BROKEN as error:
