@@ -32,7 +32,7 @@ class _Asked:
 class BuildContext:
     """Where builds are kept, where progress is reported, and which packages they may use.
 
-    `pinned` replaces the lock of guest-images/, which is read at its first use. A build
+    `pinned` replaces the locks of guest-images/, which are read at their first use. A build
     whose progress is reported shows those who wait for it that it is not stuck. `patched` is
     what drivers of that name are. With `insist` nothing takes the place of a locked package
     (by default as the environment asks, emu.images.replaced).
@@ -111,4 +111,4 @@ class BuildContext:
 
 @functools.lru_cache(maxsize=1)
 def _lock() -> Lock:
-    return Lock.load()
+    return Lock.load_all()

@@ -11,7 +11,15 @@ from emu.images import replaced
 from emu.images.apt import Apt, Archive, Mirrors, Record, find_mirrors
 from emu.images.context import BuildContext
 from emu.images.manifest import sha256_of
-from emu.images.packages import RENEW, Lock, Package, Wanted, digest_of_wanted, load_wanted
+from emu.images.packages import (
+    RENEW,
+    Lock,
+    Package,
+    Wanted,
+    digest_of_wanted,
+    load_archives,
+    load_wanted,
+)
 from emu.images.resolve import Apts, closure, locked, no_longer_there, replacements
 from emu.progress import Progress
 
@@ -36,6 +44,7 @@ def fetch(
     store = context.cache.store(_DEBS)
     missing = _missing(packages, store, context.progress)
     if missing:
+        known = load_archives() if wanted is None else {w.archive.name: w.archive for w in wanted}
         wanted = tuple(wanted or load_wanted())
         with context.cache.lock(_DEBS, "fetches packages", context.progress):
             context.look_again()
@@ -45,7 +54,7 @@ def fetch(
             missing = _missing(packages, store, context.progress)
             context.cache.need(sum(package.size for package in missing), "fetching packages")
             with context.progress.stage(f"fetching {len(missing)} packages"):
-                apts = _Apts({want.archive.name: want.archive for want in wanted}, context, mirrors)
+                apts = _Apts(known, context, mirrors)
                 apts.update(missing)
                 if gone := _not_offered(missing, apts):
                     _replace(gone, sets, wanted, apts, context)

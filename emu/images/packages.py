@@ -3,14 +3,18 @@
 `guest-images/packages.toml` lists what is wanted: named sets of packages, where from, and
 what is dropped of all they depend on. `guest-images/packages.lock` has the outcome, a
 line a package with version and SHA-256. Only what matches the lock is ever used.
+
+The kernels that packages.toml does not name one by one are locked in `kernels.lock`, which looks
+the same (emu.images.kernel_lock makes it, emu.images.catalogue reads it).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 RENEW = "emu images lock"
+PACKAGES, KERNELS = "packages.lock", "kernels.lock"
+"""The two locks, in guest-images/."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,17 @@ class Wanted:
     packages: tuple[str, ...]
     drop: Mapping[str, str]
     leave_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WantedKernels:
+    """The table `kernels` of packages.toml: all Linux images of `archives`, in this order.
+
+    `libraries` names the archives whose headers bring the C library that their programs want.
+    """
+
+    archives: tuple[Archive, ...]
+    libraries: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,8 @@ class Lock:
 
     @classmethod
     def load(cls, path: Path | None = None) -> Lock:
-        """Read a lock (default: ours); InputError names the line that makes no sense."""
-        path = path or paths.guest_images() / "packages.lock"
+        """Read a lock (default: packages.lock); InputError names the line that makes no sense."""
+        path = path or paths.guest_images() / PACKAGES
         wants, entries = "", []
         try:
             lines = path.read_text().splitlines()
@@ -108,11 +125,18 @@ class Lock:
                 raise InputError(f"{path}, line {number}: not a locked package", hint=RENEW)
         return cls(wants, tuple(entries))
 
+    @classmethod
+    def load_all(cls) -> Lock:
+        """Both locks as one, with the digest of packages.lock."""
+        packages = cls.load()
+        kernels = cls.load(paths.guest_images() / KERNELS)
+        return cls(packages.wants, (*packages.entries, *kernels.entries))
+
     def packages(self, *sets: str) -> tuple[Package, ...]:
         """The packages of these sets, by name; InputError if the lock has no such set."""
         for name in sets:
             if not any(name in package.sets for package in self.entries):
-                raise InputError(f"packages.lock has no set {name!r}", hint=RENEW)
+                raise InputError(f"the locks have no set {name!r}", hint=RENEW)
         return tuple(package for package in self.entries if set(sets) & set(package.sets))
 
     def render(self) -> str:
@@ -126,28 +150,26 @@ class Lock:
         return head + "".join(rows)
 
     def save(self, path: Path | None = None) -> None:
-        """Write the lock (default: ours), whole or not at all."""
-        path = path or paths.guest_images() / "packages.lock"
+        """Write the lock (default: packages.lock), whole or not at all."""
+        path = path or paths.guest_images() / PACKAGES
         fresh = path.with_name(f"{path.name}.new")
         fresh.write_text(self.render())
         fresh.replace(path)
 
 
+INCOMPLETE = "incomplete"
+"""The role of an image in kernels.lock that the archive has only a part of."""
+
+
+def kernel_set(role: str, release: str) -> str:
+    """The name of a set of kernels.lock: "headers-6.1.0-56-amd64"."""
+    return f"{role}-{release}"
+
+
 def load_wanted(path: Path | None = None) -> tuple[Wanted, ...]:
     """The sets of packages.toml (default: ours), in its order."""
-    path = path or paths.guest_images() / "packages.toml"
-    try:
-        document = tomllib.loads(path.read_text())
-        archives = {
-            name: Archive(
-                name,
-                tuple(entry["suites"]),
-                entry.get("target", ""),
-                source=entry.get("source", False),
-                packaging=entry.get("packaging", False),
-            )
-            for name, entry in document["archives"].items()
-        }
+    with _packages_toml(path) as document:
+        archives = _archives(document)
         return tuple(
             Wanted(
                 name=name,
@@ -158,8 +180,43 @@ def load_wanted(path: Path | None = None) -> tuple[Wanted, ...]:
             )
             for name, entry in document["sets"].items()
         )
+
+
+def load_archives(path: Path | None = None) -> dict[str, Archive]:
+    """The archives of packages.toml (default: ours) by name."""
+    with _packages_toml(path) as document:
+        return _archives(document)
+
+
+def load_wanted_kernels(path: Path | None = None) -> WantedKernels:
+    """The archives whose kernels are wanted, of packages.toml (default: ours)."""
+    with _packages_toml(path) as document:
+        archives, asked = _archives(document), document["kernels"]
+        return WantedKernels(
+            tuple(archives[name] for name in asked["archives"]), frozenset(asked["libraries"])
+        )
+
+
+@contextlib.contextmanager
+def _packages_toml(path: Path | None) -> Iterator[dict[str, Any]]:
+    path = path or paths.guest_images() / "packages.toml"
+    try:
+        yield tomllib.loads(path.read_text())
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} is not a list of packages: {error!r}") from error
+
+
+def _archives(document: Mapping[str, Any]) -> dict[str, Archive]:
+    return {
+        name: Archive(
+            name,
+            tuple(entry["suites"]),
+            entry.get("target", ""),
+            source=entry.get("source", False),
+            packaging=entry.get("packaging", False),
+        )
+        for name, entry in document["archives"].items()
+    }
 
 
 def digest_of_wanted(wanted: Iterable[Wanted]) -> str:
@@ -169,6 +226,13 @@ def digest_of_wanted(wanted: Iterable[Wanted]) -> str:
         for want in wanted
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def digest_of_kernels(wanted: WantedKernels) -> str:
+    """The same for kernels.lock."""
+    archives = [[archive.name, archive.suites, archive.target] for archive in wanted.archives]
+    content = json.dumps([archives, sorted(wanted.libraries)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def lock_digest(lock: Lock, sets: Iterable[str]) -> str:

@@ -94,7 +94,7 @@ def settled(build: Callable[P, T]) -> Callable[P, T]:
 
 def lock_in_use(cache: Cache, locked: Lock | None = None, *, insist: bool | None = None) -> Lock:
     """A lock (default: ours) with what was taken in place of packages that are gone."""
-    locked = locked or Lock.load()
+    locked = locked or Lock.load_all()
     if insisted() if insist is None else insist:
         return locked
     return effective(locked, remembered(cache))
