@@ -13,11 +13,12 @@ from emu.images import kbuild
 from emu.images.context import BuildContext
 from emu.images.driver_patches import driver_patch, driver_patches, ends_of
 from emu.images.driver_source import HEADER, DriverSource, TreeSource, package_source, read_tree
-from emu.images.kernel_specs import full_name, spec
+from emu.images.kernel_specs import full_name, require_buildable, require_series, spec
 from emu.images.kernels import Kernel
 from emu.images.patch_files import Patch
 from emu.images.patched import Base, End, PatchedDrivers
 from emu.images.patching import PatchRefused, apply, fits
+from emu.images.series_fit import fit, series_for
 from emu.images.source_tree import Tree
 
 
@@ -96,16 +97,30 @@ def recipe_for(kernel: Kernel, context: BuildContext) -> Recipe:
     source = _tree(asked.tree) if asked.tree is not None else own
     if kernel.tree is not None and asked.on is None:
         return Recipe(source, "stock", (), _more(asked, source.version))
-    name = "debian" if kernel.tree is not None else kernel.name
-    folder = spec(full_name(name)).driver_patches
-    if folder is None and asked.base == "series":
-        raise InputError(
-            f"there is no driver series for {kernel.name}",
-            hint="--front stock --back stock, or patches of yours: --on stock",
-        )
-    files = kbuild.series(folder, source.version) if folder else ()
-    series = tuple(map(driver_patch, files))
+    series = tuple(map(driver_patch, _series(kernel, source, asked.base, context)))
     return Recipe(source, asked.base, series, _more(asked, source.version))
+
+
+def _series(
+    kernel: Kernel, source: DriverSource, base: Base, context: BuildContext
+) -> tuple[Path, ...]:
+    """The series for a source; where it is not the base, what its release line would have."""
+    wanted = spec(full_name("debian")) if kernel.tree is not None else spec(kernel.name)
+    if isinstance(source, TreeSource):
+        folder = spec(full_name("debian")).driver_patches
+        assert folder is not None
+        if base != "series":
+            return kbuild.series(folder, source.version)
+        with context.cache.scratch("series") as scratch:
+            source.copy(scratch, context)
+            return fit(folder, source.version, scratch)
+    if base == "series":
+        require_series(wanted)
+    if wanted.driver_patches is None:
+        return ()
+    if base != "series":
+        return kbuild.series(wanted.driver_patches, wanted.version)
+    return series_for(wanted, wanted.driver_patches, context)
 
 
 def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
@@ -114,7 +129,9 @@ def source_of(kernel: Kernel, context: BuildContext) -> DriverSource:
         return _of_tree(kernel.tree)
     if kernel.flavour == "given":
         raise InputError(f"no drivers are built for {kernel.name}", hint="give them as .ko")
-    return package_source(spec(kernel.name), context, kernel.devel)
+    wanted = spec(kernel.name)
+    require_buildable(wanted)
+    return package_source(wanted, context, kernel.devel)
 
 
 @functools.lru_cache(maxsize=8)

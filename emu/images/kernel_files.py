@@ -12,12 +12,14 @@ from emu.progress import Progress
 from emu.runprogram import run
 
 
-def seal(made: Path, release: str) -> None:
-    """The last touches, and the last checks before a kernel may enter the cache."""
+def seal(made: Path, release: str, *, dom0: bool = True) -> None:
+    """The last touches, and the last checks before a kernel may enter the cache: one for both
+    guests, or for a domU alone.
+    """
     (made / "release").write_text(f"{release}\n")
     (made / "version").write_text(f"{elf.banner(made / 'vmlinux')}\n")
-    check_requirements(made / "config", requirements())
-    elf.require_xen(made / "vmlinux", pv=True, pvh=True, dom0=True)
+    check_requirements(made / "config", requirements(dom0=dom0))
+    elf.require_xen(made / "vmlinux", pv=True, pvh=True, dom0=dom0)
     elf.read_kernel(made / "vmlinux", release, made / "Module.symvers")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from emu.errors import InputError
 from emu.images import elf
 from emu.images.built_kernel import lab_kernel
+from emu.images.catalogue import CLOUD, DEBIAN
 from emu.images.context import BuildContext
 from emu.images.depends import find_modules, order_of, plain
 from emu.images.kconfig import check_requirements
@@ -28,7 +29,7 @@ from emu.images.tree_kernel import TreeWish, tree_kernel
 class Kernel:
     """A kernel on this machine, with all its files below `root`.
 
-    `name` is that of kernels.toml (or the path of a given one, or of a tree), `release` what
+    `name` is that of its `Spec` (or the path of a given one, or of a tree), `release` what
     `uname -r` prints in the guest, `version` its whole banner ("Linux version …"). `tree` is
     what it was built of where that is a tree on this machine.
     """
@@ -58,7 +59,7 @@ class Kernel:
 
     @property
     def symvers(self) -> Path:
-        """Module.symvers: exported symbols and their CRCs."""
+        """Module.symvers: exported symbols and their CRCs (where they have any)."""
         return self.root / "Module.symvers"
 
     @property
@@ -68,7 +69,8 @@ class Kernel:
 
     @property
     def devel(self) -> Path:
-        """A tar of what modules are built against; its `build` is the directory for make."""
+        """A tar of what modules are built against; its `build` is the directory for make. There
+        is none for a packaged kernel without headers."""
         return self.root / "devel.tar"
 
     def info(self) -> elf.KernelInfo:
@@ -89,7 +91,8 @@ class Kernel:
 
 @settled
 def get_kernel(wanted: str | TreeWish, context: BuildContext) -> Kernel:
-    """A kernel by its name, or of a tree, from the cache or made now (lab, tree: minutes).
+    """The kernel of any name that `spec` knows, or of a tree, from the cache or made now (lab,
+    tree: minutes).
 
     Raises InputError for an unknown name, a missing tool, a patch or an option that does
     not take, a kernel without Xen support, or a tree that is none or does not compile.
@@ -98,11 +101,11 @@ def get_kernel(wanted: str | TreeWish, context: BuildContext) -> Kernel:
         root, tree = tree_kernel(wanted, context)
         return replace(_load(root, str(wanted), "tree"), tree=tree)
     known = spec(wanted)
-    make = {"debian": packaged_kernel, "lab": lab_kernel}[known.flavour]
-    return _load(make(known, context), wanted, known.flavour)
+    make = {DEBIAN: packaged_kernel, CLOUD: packaged_kernel, "lab": lab_kernel}[known.flavour]
+    return _load(make(known, context), known.name, known.flavour)
 
 
-def check_choice(wanted: str | TreeWish) -> None:
+def check_known(wanted: str | TreeWish) -> None:
     """Raise InputError for a kernel that `get_kernel` refuses before it fetches or builds."""
     if isinstance(wanted, TreeWish):
         wanted.check()

@@ -21,6 +21,7 @@ from emu.images.context import BuildContext
 from emu.images.depends import plain
 from emu.images.driver_recipe import Recipe, apply_all, recipe_for, source_of
 from emu.images.driver_source import driver_source as driver_source
+from emu.images.kernel_specs import require_buildable, spec
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
 from emu.images.patch_files import Patch
@@ -137,6 +138,8 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
     Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
     a source that does not compile.
     """
+    if kernel.tree is None:
+        require_buildable(spec(kernel.name))
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,

@@ -15,9 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu.images import kbuild
+from emu.images.context import BuildContext
+from emu.images.driver_source import driver_source
+from emu.images.kernel_specs import Spec, specs
+from emu.images.patching import apply_patch
 from emu.runprogram import run
 
 _DRY = ("patch", "-p1", "-N", "-F0", "--dry-run", "--quiet", "-r-", "-i")
+
+
+def series_for(wanted: Spec, directory: Path, context: BuildContext) -> tuple[Path, ...]:
+    """The patches of a series for a kernel, in order.
+
+    For those of kernels.toml its variants say which; for others what fits their source.
+    """
+    if wanted.name in specs():
+        return kbuild.series(directory, wanted.version)
+    return fit(directory, wanted.version, driver_source(wanted, context))
 
 
 def fit(directory: Path, version: str, source: Path) -> tuple[Path, ...]:
@@ -40,7 +54,7 @@ def _fit(directory: Path, version: str, source: Path, digest: tuple[str, ...]) -
         for named in kbuild.series(directory, version):
             variants = _variants(directory, named)
             patch = next((one for one in variants if _applies(one, tree)), named)
-            kbuild.apply_patch(patch, tree)
+            apply_patch(patch, tree)
             found.append(patch)
     return tuple(found)
 

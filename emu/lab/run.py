@@ -15,7 +15,7 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.report import RunReport, Timing, checks
 from emu.progress import staged
-from emu.stack.drivers import DISK, drivers_for, load_drivers
+from emu.stack.drivers import DISK, check_choice, drivers_for, load_drivers
 from emu.stack.stack import Artifacts, Stack, prepare, running
 from emu.stack.wish import RunWish
 from emu.xen import data, lun
@@ -31,6 +31,7 @@ def perform(wish: RunWish, context: BuildContext) -> RunReport:
     RigError when the rig did.
     """
     timing = Timing()
+    check_choice(wish.stack, context, front=wish.front, back=wish.back)
     with (
         timing.stage("prepare_s", "preparing", context.progress),
         context.recording() as packages,

@@ -26,7 +26,7 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.report import SOURCES
 from emu.lab.run import STARTING
-from emu.stack.drivers import DISK, connect, drivers_for
+from emu.stack.drivers import DISK, check_choice, connect, drivers_for
 from emu.stack.stack import Stack, prepare, running
 from emu.stack.wish import Wish
 from emu.xen import queues
@@ -71,6 +71,8 @@ def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> 
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
     built: dict[End, Driver] = {}
+    if attachment:
+        check_choice(wish, context, front=attachment.front, back=attachment.back)
     with context.progress.stage("preparing"):
         artifacts = prepare(wish, context)
         if attachment:

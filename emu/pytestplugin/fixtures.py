@@ -14,11 +14,13 @@ import pytest
 from emu.images import patched
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.modules import PATCHED
 from emu.pytestplugin.marks import wish_for
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.stash import HOST, SECOND, STACK
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.rig import hosts as rig_hosts
+from emu.stack.drivers import check_choice
 from emu.stack.stack import Artifacts, Stack, prepare, running
 from emu.stack.wish import Wish
 
@@ -55,6 +57,8 @@ def emu_stack(
 ) -> Iterator[Stack]:
     """A running stack from its checkpoint, as the test's `stack` markers ask (or the default)."""
     wish = wish_for(request.node)
+    if "emu_domu" in request.fixturenames:  # which has patched drivers: refused before it boots
+        check_choice(wish, emu_context, front=PATCHED, back=PATCHED)
     with running(emu_prepared(wish), emu_context) as stack:
         request.node.stash[STACK] = stack
         yield stack

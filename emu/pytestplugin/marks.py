@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from emu.images.kernel_specs import full_name
+from emu.images.kernel_specs import full_name, line_of_name
 from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 
@@ -57,7 +57,7 @@ def kernel_for(asked: object, option: str | None) -> dict[str, object]:
     if option is None:
         return {} if asked is None else {"kernel": asked}
     if asked == "lab":
-        return {"kernel": f"lab-{full_name(option).partition('-')[2]}"}
+        return {"kernel": f"lab-{line_of_name(full_name(option))}"}
     return {"kernel": option if asked is None else asked}
 
 

@@ -23,6 +23,7 @@ from emu.emulator import choice as emulator
 from emu.errors import InputError
 from emu.images.driver_patches import driver_patches
 from emu.images.driver_source import read_tree
+from emu.images.kernel_specs import require_dom0, spec
 from emu.images.modules import ENDS, MODULE
 from emu.images.patched import BASES, GIVEN, PatchedDrivers, from_environment
 from emu.images.replaced import INSIST
@@ -31,7 +32,8 @@ PREFIX = "--emu-"
 _OPTIONS: dict[str, dict[str, Any]] = {
     "kernel": {
         "metavar": "NAME",
-        "help": "the kernel of tests that name none, as `emu run` takes it; tests that ask for "
+        "help": "the kernel of tests that name none, as `emu run` takes it (`emu images kernels` "
+        "lists them); tests that ask for "
         '"lab" get the lab kernel of the same release',
     },
     "tree": {
@@ -118,7 +120,14 @@ def _is_taken(config: pytest.Config, option: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pass on drivers and QEMU. Raises UsageError for a file that does not exist or is no patch."""
+    """Pass on drivers and QEMU. Raises UsageError for a file that does not exist or is no patch,
+    and for a kernel that is none for dom0.
+    """
+    if kernel := config.getoption(dest("kernel")):
+        try:
+            require_dom0(spec(kernel))
+        except InputError as error:
+            raise pytest.UsageError(f"--kernel: {error}") from None
     if qemu := config.getoption(dest("qemu")):
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     if config.getoption(dest("locked")):

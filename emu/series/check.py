@@ -28,11 +28,12 @@ from emu.images.compiler_messages import (
     read_messages,
 )
 from emu.images.context import BuildContext
-from emu.images.kernel_specs import full_name, spec, specs
+from emu.images.kernel_specs import full_name, require_buildable, spec, specs
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
 from emu.images.modules import End
 from emu.images.patching import apply_patch
+from emu.images.series_fit import series_for
 from emu.runprogram import run
 from emu.series import checkpatch, git_am
 from emu.series.checkpatch import Allowed, Remark, Style
@@ -48,7 +49,7 @@ _RECIPE = 1
 
 @dataclass(frozen=True)
 class SeriesWish:
-    """Which patches on which kernels (names of kernels.toml; none: every debian one)."""
+    """Which patches on which kernels (none: every debian one of kernels.toml)."""
 
     patches: Path
     kernels: tuple[str, ...] = ()
@@ -162,7 +163,9 @@ def perform(wish: SeriesWish, context: BuildContext) -> SeriesReport:
     allowed = checkpatch.read_allowed(wish.patches)
     sparse = _first_line(["sparse", "--version"])
     names = _names(wish)
-    read = {name: kbuild.series(wish.patches, spec(name).version) for name in names}
+    for name in names:
+        require_buildable(spec(name))
+    read = {name: series_for(spec(name), wish.patches, context) for name in names}
     kernels = [get_kernel(name, context) for name in names]
     newest = max(kernels, key=lambda kernel: [int(n) for n in re.findall(r"\d+", kernel.release)])
     tool = checkpatch.scripts(spec(newest.name), context)

@@ -8,9 +8,12 @@ from emu.channel.channel import Channel
 from emu.images import elf
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.kernel_specs import require_buildable, require_series, spec
 from emu.images.kernels import Kernel
-from emu.images.modules import Driver, End, for_guest, get_driver
-from emu.stack.stack import Artifacts, Stack
+from emu.images.modules import PATCHED, Driver, End, for_guest, get_driver
+from emu.images.tree_kernel import TreeWish
+from emu.stack.stack import Artifacts, Stack, check_kernels
+from emu.stack.wish import Wish
 from emu.xen import drivers
 from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
@@ -19,6 +22,30 @@ from emu.xen.ring import Ring
 DISK = "xvda"
 PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
 """What a driver's ring is limited by: the series has the number, stock drivers the order alone."""
+
+
+def check_choice(wish: Wish, context: BuildContext, *, front: str, back: str) -> None:
+    """Raise InputError for kernels that can't be had, or that these drivers can't be built for.
+
+    It takes no kernel to tell: nothing is fetched for what would be refused later.
+    """
+    check_kernels(wish)
+    ends: tuple[tuple[End, str, str | TreeWish], ...] = (
+        ("front", front, wish.domu_choice),
+        ("back", back, wish.dom0_choice),
+    )
+    asked = context.patched
+    ours = [
+        (end, kernel)
+        for end, which, kernel in ends
+        if which == PATCHED and asked.given(end) is None and isinstance(kernel, str)
+    ]
+    for end, kernel in ours:
+        same = [f"--{one} stock" for one, other in ours if end == one or other == kernel]
+        if asked.base == "series":
+            require_series(spec(kernel), " ".join(same))
+        elif asked.patches or asked.tree is not None:
+            require_buildable(spec(kernel), " ".join(same))
 
 
 def driver_for(end: End, which: str, artifacts: Artifacts, context: BuildContext) -> Driver:

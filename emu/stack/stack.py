@@ -21,7 +21,8 @@ from emu.emulator.accel import AccelChoice
 from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernels import Kernel, check_choice, get_kernel
+from emu.images.kernel_specs import require_dom0, spec
+from emu.images.kernels import Kernel, check_known, get_kernel
 from emu.images.manifest import JSON
 from emu.images.packages import Package
 from emu.images.replaced import settled
@@ -110,8 +111,7 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
 
     Raises InputError for what can't be had: a tool, a package, a kernel, KVM on request.
     """
-    for choice in (wish.dom0_choice, wish.domu_choice):
-        check_choice(choice)  # refuses an unknown name now, not after a QEMU was built
+    check_kernels(wish)  # now, not after a QEMU was built
     need, most = _memory_needed(wish), host_memory().total // 2**20
     if need > most:
         raise InputError(
@@ -133,6 +133,16 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
         cpu = cpu_for(wish, qemu, faults.find(qemu, context))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
     return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec, tuple(packages))
+
+
+def check_kernels(wish: Wish) -> None:
+    """Raise InputError for a name that no kernel has, a tree that is none, or a kernel that can't
+    be dom0's.
+    """
+    for choice in (wish.dom0_choice, wish.domu_choice):
+        check_known(choice)
+    if isinstance(wish.dom0_choice, str):
+        require_dom0(spec(wish.dom0_choice))
 
 
 def _memory_needed(wish: Wish) -> int:

@@ -21,7 +21,8 @@ DATA_MIB = 64
 
 @dataclass(frozen=True)
 class Wish:
-    """A stack that was asked for. A kernel is a name of kernels.toml, perhaps without its release.
+    """A stack that was asked for. A kernel is any name that `emu.images.kernel_specs.spec` knows:
+    "debian" (its release is 6.1), "debian-7.3", "lab-6.12", "cloud-6.18" for a domU.
 
     `domu_kernel` is the domU's where it is not dom0's. `tree` is the path of a kernel tree in place
     of `kernel`, `domu_tree` one in place of `domu_kernel`, `config` a file that configures the
@@ -96,7 +97,7 @@ class Wish:
 
     @property
     def kernel_name(self) -> str:
-        """The full name in kernels.toml of dom0's kernel, or the path of its tree."""
+        """The full name of dom0's kernel, or the path of its tree."""
         return str(self.dom0_choice)
 
     @property

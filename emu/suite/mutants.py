@@ -192,11 +192,11 @@ def _judge(mutant: Mutant, wish: MutantsWish, runs: Runs, context: BuildContext)
 
     quiet = Progress()  # several build at once, and a screen has one line
     try:
-        kernel = get_kernel(mutant.kernel, BuildContext(context.cache))
-        plain = BuildContext(context.cache)
-        patches = [*modules.patches_of(kernel, plain), driver_patch(mutant.path)]
+        own = BuildContext(context.cache)
+        kernel = get_kernel(mutant.kernel, own)
+        patches = [*modules.patches_of(kernel, own), driver_patch(mutant.path)]
         context.progress.tick(f"building {mutant.name}")
-        modules.build_drivers(kernel, patches, plain)
+        modules.build_drivers(kernel, patches, own)
         decided = judged(Verdict.KILLED, "", "")
         for node in mutant.caught_by:
             context.progress.tick(f"{node} on the series")

@@ -42,6 +42,7 @@ _EMPTY = 5
 _STORE = "build-times"
 _SECONDS = {
     "QEMU": 420.0,
+    "kernel cloud": 20.0,
     "kernel debian": 30.0,
     "kernel lab-debug": 900.0,
     "kernel lab-kasan": 900.0,

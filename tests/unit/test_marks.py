@@ -93,3 +93,12 @@ def test_two_hosts_on_instruction_time_are_refused(emu_cache: Cache) -> None:
     refused = pytest.raises(InputError, match="no clock of instructions in common")
     with refused, two_hosts(artifacts, BuildContext(emu_cache)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("option", "lab"),
+    [("debian-6.12", "lab-6.12"), ("debian-6.12.107+deb12", "lab-6.12"), ("debian", "lab-6.1")],
+)
+def test_lab_kernel_is_of_the_line_of_the_option(option: str, lab: str) -> None:
+    assert wish_for(item(stack(kernel="lab"), kernel=option)).kernel_name == lab
+    assert wish_for(item(stack(kernel="lab-7.3"), kernel=option)).kernel_name == "lab-7.3"

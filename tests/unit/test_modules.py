@@ -82,6 +82,8 @@ def test_patched_drivers_are_what_the_environment_asks_for(
     environ = {MORE_PATCHES: f"{tmp_path}/a.patch:{tmp_path}/c.patch"}
     context = BuildContext(cache, patched=from_environment(environ))
     with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
+        modules.patches_of(kernel, context)
+    with pytest.raises(InputError, match=r"there is no driver patch .*/c\.patch"):
         modules.get_driver("back", "patched", kernel, context)
     path = build_module(tmp_path / "mine.ko", name="xen_blkfront")
     asked = from_environment({GIVEN["front"]: str(path)})
