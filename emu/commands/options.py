@@ -36,12 +36,7 @@ def build_context(progress: Progress) -> BuildContext:
 
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the stack."""
-    add_kernel_option(parser)
-    domus = parser.add_mutually_exclusive_group()
-    domus.add_argument("--domu-kernel", metavar="NAME", help="the domU's kernel (default: dom0's)")
-    domus.add_argument(
-        "--domu-tree", metavar="DIR", help="build the domU's kernel from this source tree"
-    )
+    add_kernel_options(parser)
     parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
     parser.add_argument(
         "--domu-memory",
@@ -75,20 +70,29 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
     add_locked_option(parser)
 
 
-def add_kernel_option(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select the guests' kernel: by name, or a source tree."""
+def add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select the guests' kernels: by name, or a source tree."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--kernel",
         default="debian",
         metavar="NAME",
-        help="debian (default), lab, or a name of guest-images/kernels.toml",
+        help="debian (default), lab, debian-7.3, debian-6.12.107, …: see `emu images kernels`",
     )
     which.add_argument(
         "--tree",
         metavar="DIR",
         help="build the kernel from this source tree, with its own block drivers; nothing is "
         "written there, and only what has changed is built the next time",
+    )
+    domus = parser.add_mutually_exclusive_group()
+    domus.add_argument(
+        "--domu-kernel",
+        metavar="NAME",
+        help="the domU's kernel, cloud-… as well (default: dom0's)",
+    )
+    domus.add_argument(
+        "--domu-tree", metavar="DIR", help="build the domU's kernel from this source tree"
     )
     parser.add_argument(
         "--config",

@@ -41,7 +41,8 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="only this kernel of guest-images/kernels.toml; repeatable (default: every debian-…)",
+        help="only this kernel (`emu images kernels` lists them), repeatable; default: every "
+        "debian-… of guest-images/kernels.toml",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_locked_option(parser)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from emu import paths
 from emu.errors import InputError
@@ -16,17 +16,31 @@ from emu.images.cache import Cache, EntryInfo
 from emu.images.context import BuildContext
 from emu.images.fetch import renew
 from emu.images.guests import GuestImages, get_guests
+from emu.images.kernel_lock import renew_kernels
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
-from emu.images.modules import Driver, End
-from emu.images.packages import Lock, Package, load_wanted, lock_digest
+from emu.images.modules import PATCHED, STOCK, Driver, End
+from emu.images.packaged_kernel import kernel_sets
+from emu.images.packages import (
+    KERNELS,
+    PACKAGES,
+    Lock,
+    Package,
+    load_wanted,
+    load_wanted_kernels,
+    lock_digest,
+)
+from emu.images.patched import PatchedDrivers
 from emu.images.replaced import described
 from emu.images.tree_kernel import TreeWish
 from emu.machine import rundir
 from emu.stack.drivers import checked_driver
+from emu.stack.stack import check_kernels
+from emu.stack.wish import Wish
 
 GUEST_SETS = ("xen", "dom0", "domu")
 _MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
+_Source: TypeAlias = "tuple[str, Mapping[str, Any], tuple[str, ...]]"
 _KINDS = ("kernel-debian", "kernel-lab", "kernel-tree", "guests", "drivers", "checkpoint")
 
 
@@ -63,7 +77,7 @@ class Image:
 def images(cache: Cache, lock: Lock) -> list[Image]:
     """The kernels, guests, drivers and checkpoints that the cache holds, kernels first."""
     found: list[Image] = []
-    sources = {spec.name: _sources(spec, lock) for spec in kernel_specs.specs().values()}
+    sources = _all_sources(lock)
     entries = [entry for entry in cache.entries() if entry.kind in _KINDS]
     names: dict[str, str] = {}  # of a kernel's, then of a guest image's entry
     for entry in sorted(entries, key=lambda entry: _KINDS.index(entry.kind)):
@@ -74,17 +88,15 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
                 name = (entry.path / "release").read_text().strip()
             names[entry.key] = name
         elif entry.kind.startswith("kernel-"):
-            for candidate, (kind, wanted, these) in sources.items():
-                if kind == entry.kind and all(inputs.get(k) == v for k, v in wanted.items()):
-                    name, sets = candidate, these
+            name, sets = _kernel_of(entry.kind, inputs, sources)
             names[entry.key] = name
         else:
             name = names.get(str(inputs.get("kernel")), "")
         if entry.kind == "guests" and inputs.get("packages") == lock_digest(lock, GUEST_SETS):
             sets = GUEST_SETS
         if entry.kind == "drivers" and name in sources:
-            source = kernel_specs.spec(name).packages["source"]
-            if inputs.get("source") == lock_digest(lock, [source]):
+            source = kernel_specs.spec(name).packages.get("source")
+            if source and inputs.get("source") == lock_digest(lock, [source]):
                 sets = (source,)
         if entry.kind == "checkpoint":
             packages = next((i.packages for i in found if i.entry.key == inputs.get("guests")), ())
@@ -94,11 +106,40 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
     return found
 
 
-def _sources(spec: kernel_specs.Spec, lock: Lock) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+def made_kernels(cache: Cache, lock: Lock) -> set[str]:
+    """The names of the kernels that the cache holds, unpacked or built, from this lock."""
+    sources = _all_sources(lock)
+    return {
+        _kernel_of(kind, inputs, sources)[0]
+        for kind in ("kernel-debian", "kernel-lab")
+        for inputs in cache.inputs(kind)
+    }
+
+
+def _kernel_of(
+    kind: str, inputs: Mapping[str, Any], sources: Mapping[str, _Source]
+) -> tuple[str, tuple[str, ...]]:
+    """The kernel that an entry of the cache is, and its sets; "" for one of another lock."""
+    for name, (kind_of_it, wanted, sets) in sources.items():
+        if kind_of_it == kind and all(inputs.get(key) == text for key, text in wanted.items()):
+            return name, sets
+    return "", ()
+
+
+def _all_sources(lock: Lock) -> dict[str, _Source]:
+    locked = {name for package in lock.entries for name in package.sets}
+    return {
+        spec.name: _sources(spec, lock)
+        for spec in kernel_specs.every_spec()
+        if locked.issuperset(spec.packages.values())
+    }
+
+
+def _sources(spec: kernel_specs.Spec, lock: Lock) -> _Source:
     """(kind, the inputs of a cache entry that name its source, package sets)."""
     sets: tuple[str, ...]
-    if spec.flavour == "debian":
-        sets = (spec.packages["image"], spec.packages["headers"])
+    if spec.packaged:
+        sets = tuple(kernel_sets(spec))
         return "kernel-debian", {"packages": lock_digest(lock, sets)}, sets
     sets = (spec.packages["source"],)
     patches = [patch for folder in spec.patches for patch in kbuild.series(folder)]
@@ -127,23 +168,38 @@ def images_as_json(found: Iterable[Image]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run of one kernel needs, on this machine."""
+    """Everything that a run needs, on this machine."""
 
     kernel: Kernel
+    domu_kernel: Kernel
     guests: GuestImages
     drivers: Mapping[End, Driver]
 
 
-def build(choice: str | TreeWish, context: BuildContext) -> Built:
-    """Find or build everything that a run needs; the kernel as `Wish.dom0_choice`.
+def build(wish: Wish, context: BuildContext) -> Built:
+    """Find or build everything that a run needs.
 
-    Raises InputError as `get_kernel`, `get_guests` and `checked_driver`.
+    Of a kernel that the series is not for, the drivers are its stock ones, if no others are asked
+    for. Raises InputError for one that can't be dom0's, and as `get_kernel`, `get_guests` and
+    `checked_driver`.
     """
-    made = get_kernel(choice, context)
-    guests = get_guests(made, context)
-    ends: tuple[End, ...] = ("front", "back")
-    drivers = {end: checked_driver(end, "patched", made, context) for end in ends}
-    return Built(made, guests, drivers)
+    check_kernels(wish)
+    made = get_kernel(wish.dom0_choice, context)
+    domu_made = made
+    if wish.domu_choice != wish.dom0_choice:
+        domu_made = get_kernel(wish.domu_choice, context)
+    guests = get_guests(made, context, domu_kernel=domu_made)
+
+    def driver(end: End, choice: str | TreeWish, kernel: Kernel) -> Driver:
+        asked = context.patched != PatchedDrivers()
+        known = isinstance(choice, TreeWish) or kernel_specs.spec(choice).driver_patches
+        return checked_driver(end, PATCHED if asked or known else STOCK, kernel, context)
+
+    drivers: dict[End, Driver] = {
+        "front": driver("front", wish.domu_choice, domu_made),
+        "back": driver("back", wish.dom0_choice, made),
+    }
+    return Built(made, domu_made, guests, drivers)
 
 
 @dataclass(frozen=True)
@@ -157,17 +213,24 @@ class LockChange:
     sets: tuple[str, ...]
 
 
-def renew_lock(context: BuildContext, path: Path | None = None) -> list[LockChange]:
-    """Lock what the mirrors have now, by default in our packages.lock; returns the changes."""
-    path = path or paths.guest_images() / "packages.lock"
-    try:
-        before = Lock.load(path)
-    except InputError:  # missing or unreadable: it is replaced
-        before = Lock("", ())
+def renew_lock(context: BuildContext, folder: Path | None = None) -> list[LockChange]:
+    """Lock what the mirrors have now, packages and kernels, by default in guest-images/; returns
+    the changes."""
+    folder = folder or paths.guest_images()
     with context.progress.stage("asking the mirrors"):
-        after = renew(load_wanted(), context)
-    after.save(path)
-    return changes(before, after)
+        renewed = {
+            PACKAGES: renew(load_wanted(), context),
+            KERNELS: renew_kernels(load_wanted_kernels(), context),
+        }
+    found = []
+    for name, after in renewed.items():
+        try:
+            before = Lock.load(folder / name)
+        except InputError:  # missing or unreadable: it is replaced
+            before = Lock("", ())
+        after.save(folder / name)
+        found += changes(before, after)
+    return found
 
 
 def changes(before: Lock, after: Lock) -> list[LockChange]:

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kernel_names import a_kernel
 
 from emu import cli
 from emu.commands import options
 from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, EXIT_USAGE, InputError, RigError
+from emu.images import kernel_specs
 from emu.images.cache import Cache
 from emu.images.packages import Lock, Package, lock_digest
 from emu.lab import bench, store
@@ -42,7 +45,14 @@ def fill(cache: Cache, kind: str, number: int, size: int = 8192) -> Path:
 
 @pytest.mark.parametrize(
     "words",
-    [(), *((c,) for c in COMMANDS), ("images", "build"), ("images", "lock"), ("cache", "prune")],
+    [
+        (),
+        *((c,) for c in COMMANDS),
+        ("images", "build"),
+        ("images", "kernels"),
+        ("images", "lock"),
+        ("cache", "prune"),
+    ],
 )
 def test_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -103,6 +113,35 @@ def test_impossible_ring_is_refused_before_anything_starts(
     assert cli.main(["run", "--ring-pages", "3"]) == EXIT_INPUT
     assert cli.main(["shell", "--attach", "--ring-pages", "3"]) == EXIT_INPUT
     assert capsys.readouterr().err.count("not 3") == 2
+
+
+def test_kernel_that_will_not_do_is_refused_before_anything_is_fetched(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, old = a_kernel(headers=False, series=False), a_kernel(headers=True, series=False)
+    cloud = a_kernel("cloud", headers=True)
+    bare_cloud = a_kernel("cloud", headers=False, series=False)
+    no_headers, no_series = "no headers for it any more", "the driver series is for Linux 6.1"
+    for words, message, hint in (
+        ("--kernel debian-6.11", "no kernel 'debian-6.11'", "`emu images kernels` lists all"),
+        ("--domu-kernel nonsense", "no kernel 'nonsense-6.1'", "debian-6.1"),
+        (f"--kernel {cloud}", "can't be dom0's", f"--domu-kernel {cloud}"),
+        (f"--kernel {bare}", no_headers, "(--front stock --back stock), or"),
+        (f"--kernel {bare} --front stock", no_headers, "(--back stock), or"),
+        (f"--domu-kernel {bare_cloud}", no_headers, "(--front stock), or"),
+        (f"--kernel {old}", no_series, "--front stock --back stock"),
+        (f"--domu-kernel {old}", no_series, "--front stock"),
+    ):
+        for command in (["run"], ["shell", "--attach"]):
+            assert cli.main([*command, *words.split()]) == EXIT_INPUT, words
+            first, second = capsys.readouterr().err.splitlines()
+            assert message in first
+            assert hint in second
+    assert cli.main(["images", "build", "--kernel", cloud]) == EXIT_INPUT
+    assert cli.main(["series", "--kernel", bare]) == EXIT_INPUT
+    assert no_headers in capsys.readouterr().err
+    assert not cache.entries()
+    assert not (cache.root / "store/apt").exists()
 
 
 def test_missing_qemu_is_refused(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +228,56 @@ def test_image_is_named_by_its_lock(cache: Cache) -> None:
     assert new.locked
     assert "xen-hypervisor-4.17-amd64 4.17" in new.main_package
     assert (old.locked, old.packages, old.main_package) == (False, (), "")
+
+
+def names(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert cli.main(["images", "kernels", *words]) == 0
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_kernels_are_listed_by_name(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    every = names([], capsys)
+    assert {"debian-6.1", "debian-6.12", "debian-7.3", "lab-6.1", "lab-7.3"} <= {*every}
+    assert len(every) == len({*every}) > 100
+    old = a_kernel(headers=True, series=False)
+    line = kernel_specs.spec(old).version
+    shown = names([line], capsys)
+    assert old in shown
+    assert all(f"-{line}" in name for name in shown)
+    assert "debian-6.12" not in names(["6.1"], capsys)
+    assert "debian-6.12" not in names(["12"], capsys)
+    assert all(name.startswith("cloud-") for name in names(["cloud"], capsys))
+    assert cli.main(["images", "kernels", "5.9"]) == 0
+    assert "no kernel has the word '5.9'" in capsys.readouterr().out
+
+
+def test_kernels_are_listed_with_what_they_cost(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(name: str) -> dict[str, Any]:
+        assert cli.main(["images", "kernels", "--json", name]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return next(one for one in found if name in one["names"])
+
+    default = listed("debian-6.1")
+    assert (default["suite"], default["dom0"], default["drivers"]) == ("bookworm", True, "series")
+    assert default["release"] in default["names"]
+    assert 70e6 < default["bytes"] < default["source_bytes"] < 200e6
+    assert default["cached"] == ""
+    assert listed(a_kernel("cloud", headers=True))["dom0"] is False
+    bare = listed(a_kernel(headers=False, series=False))
+    assert (bare["drivers"], bare["source_bytes"]) == ("stock only", 0)
+    assert listed(a_kernel(headers=True, series=False))["drivers"] == "no series"
+    assert listed("lab-6.1")["suite"] == "built here"
+    sets = ["kernel-debian-6.1", "headers-debian-6.1"]
+    lock = Lock.load_all()
+    for package in lock.packages(*sets):
+        with (cache.store("debs") / package.file_name).open("wb") as deb:
+            deb.truncate(package.size)
+    assert listed("debian-6.1")["cached"] == "fetched"
+    inputs = {"packages": lock_digest(lock, sets)}
+    cache.entry("kernel-debian", inputs, lambda made: (made / "vmlinux").touch(), Progress())
+    assert listed("debian-6.1")["cached"] == "unpacked"
 
 
 def locked(name: str, version: str, archive: str = "bookworm") -> Package:
