@@ -17,7 +17,7 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError, RigError
-from emu.images import agent, handler
+from emu.images import agent, console, handler
 from emu.images.agent import GuestPrograms
 from emu.images.context import BuildContext
 from emu.images.depends import read_indexes
@@ -43,15 +43,19 @@ DOM0_MODULES = (
     "ext4",
     *("target_core_user", "iscsi_target_mod", "iscsi_tcp", "sd_mod"),
 )
+_CONSOLE_INIT = "domu/init-console"
 _SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/iscsid.conf", "domu/init")
 
 
 @dataclass(frozen=True)
 class OwnPrograms:
-    """What we built for the guests: static programs, and tcmu-runner's handler."""
+    """What we built for the guests: static programs, tcmu-runner's handler, and for some kernels
+    a module for the domU's console.
+    """
 
     tools: GuestPrograms
     lun_server: Path
+    console: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,15 @@ def get_guests(
     }
     if domu_kernel is not None and domu_kernel != kernel:
         inputs["domu_kernel"] = domu_kernel.root.name
+    module: Path | None = None
+    if console.is_needed(domu_kernel or kernel):
+        module = console.build(domu_kernel or kernel, context)
+        inputs["console"] = [module.parent.name, _digest([paths.guest_images() / _CONSOLE_INIT])]
 
     def build(made: Path) -> None:
         debs = debs_by_set(fetch(sets, context), sets)
         with context.progress.stage("building the guest images"):
-            own = OwnPrograms(tools, server)
+            own = OwnPrograms(tools, server, module)
             build_images(
                 debs, kernel, own, GuestImages(made), context.progress, domu_kernel=domu_kernel
             )
@@ -138,7 +146,7 @@ def build_images(
     progress.tick("Xen")
     _hypervisor(debs["xen"], into.xen)
     progress.tick("the domU's initrd")
-    domu_tree(debs["domu"], wanted["domu"], own.tools).write_cpio(into.domu)
+    domu_tree(debs["domu"], wanted["domu"], own.tools, own.console).write_cpio(into.domu)
     progress.tick("dom0's root")
     root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, own)
     root.add_file("boot/domu/initrd", into.domu.read_bytes())
@@ -158,19 +166,31 @@ def build_images(
     _scratch(into.scratch, progress)
 
 
-def domu_tree(debs: list[Path], wanted: Wanted, tools: GuestPrograms) -> FileTree:
-    """The domU's user space: busybox, programs of ours, our init."""
+def domu_tree(
+    debs: list[Path], wanted: Wanted, tools: GuestPrograms, module: Path | None = None
+) -> FileTree:
+    """The domU's user space: busybox, programs of ours, our init, a module for its console."""
     tree = FileTree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
     for name in ("dev", "proc", "run", "sys", "tmp", "root"):
         tree.add_dir(name)
     for program in (tools.agent, tools.io, tools.grants, tools.memory):
         tree.add_host(program, f"usr/lib/emu/{program.name}")
-    tree.add_file("init", _script("domu/init"), 0o755)
+    add_init(tree, module)
     # The kernel opens it for init before init can mount devtmpfs.
     tree.add_node("dev/console", "char", 5, 1)
     _accounts(tree)
     return tree
+
+
+def add_init(tree: FileTree, module: Path | None) -> None:
+    """The domU's init, which a module for its console goes before."""
+    if module is None:
+        tree.add_file("init", _script("domu/init"), 0o755)
+        return
+    tree.add_file("init", _script(_CONSOLE_INIT), 0o755)
+    tree.add_file("init.domu", _script("domu/init"), 0o755)
+    tree.add_host(module, module.name)
 
 
 def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms) -> FileTree:

@@ -1,0 +1,70 @@
+"""The domU's second console for kernels whose own driver can't connect one: a module of ours.
+
+The command channel into a domU is its second console. In Linux 5.10.y hvc_xen.c fails to connect
+any but the first (guest-images/console/emu-console.c says why); from 6.1.64 and 6.7 on it is right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from emu import paths
+from emu.errors import InputError
+from emu.images import kbuild, modules
+from emu.images.context import BuildContext
+from emu.images.kernels import Kernel
+from emu.images.manifest import JSON
+from emu.runprogram import run
+
+MODULE = "emu-console"
+_RIGHT_SINCE = (6, 1)
+"""Debian's 6.1 kernels are all later than 6.1.64."""
+
+
+def is_needed(kernel: Kernel) -> bool:
+    """Whether a kernel connects no second console by itself."""
+    found = re.match(r"(\d+)\.(\d+)", kernel.release)
+    return found is not None and (int(found[1]), int(found[2])) < _RIGHT_SINCE
+
+
+def build(kernel: Kernel, context: BuildContext) -> Path:
+    """The module for a kernel, from the cache or built.
+
+    Raises InputError for a kernel without headers, and with the compiler's errors.
+    """
+    if not kernel.devel.exists():
+        raise InputError(
+            f"{kernel.name} can't be a domU's: it connects no second console, and without its "
+            "headers no module can"
+        )
+    source = paths.guest_images() / "console" / f"{MODULE}.c"
+    toolchain = kbuild.find_toolchain(kernel.config.read_text())
+    inputs: dict[str, JSON] = {
+        "kernel": kernel.root.name,
+        "source": kbuild.digest([source]),
+        "toolchain": toolchain.version,
+    }
+
+    def fill(made: Path) -> None:
+        what = f"the console of {kernel.release}"
+        with (
+            context.progress.stage(f"building {what}"),
+            kbuild.workplace(context.cache, "console") as place,
+        ):
+            folder = place / "source"
+            folder.mkdir()
+            shutil.copy(source, folder)
+            (folder / "Kbuild").write_text(f"obj-m := {MODULE}.o\n")
+            modules.unpack_devel(kernel, place, context.progress)
+            kbuild.make(
+                place / "devel/build", f"M={os.path.realpath(folder)}", "modules",
+                "CONFIG_DEBUG_INFO_BTF_MODULES=",
+                toolchain=toolchain, progress=context.progress, what=what, hide=place,
+            )  # fmt: skip
+            command = ["strip", "--strip-debug", "-o", str(made / f"{MODULE}.ko")]
+            run([*command, str(folder / f"{MODULE}.ko")], "strip refuses the console")
+
+    return context.entry("domu-console", inputs, fill) / f"{MODULE}.ko"
