@@ -1,7 +1,7 @@
 """The domU's second console for kernels whose own driver can't connect one: a module of ours.
 
 The command channel into a domU is its second console. In Linux 5.10.y hvc_xen.c fails to connect
-any but the first (guest-images/console/emu-console.c says why); from 6.1.64 and 6.7 on it is right.
+any but the first; guest-images/console/emu-console.c says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emu.runprogram import run
 
 MODULE = "emu-console"
 _RIGHT_SINCE = (6, 1)
-"""Debian's 6.1 kernels are all later than 6.1.64."""
+"""The release line whose packages in the archive (6.1.170 and later) connect it themselves."""
 
 
 def is_needed(kernel: Kernel) -> bool:

@@ -2,10 +2,10 @@
 /*
  * The second console of a domU, as a character device: /dev/emu-console.
  *
- * From Linux 5.16 (and 5.10.88) on hvc_xen.c binds the event channel that it has allocated as if it
- * were the back end's: no console but the first connects ("probe of console-1 failed with error
- * -22"). Linux 6.7 and the later 6.1.y are right again, 5.10.y is not. This takes the device up
- * that hvc_xen could not.
+ * hvc_xen.c of Linux 5.10.218 to .262 binds the event channel that it has allocated as if it were
+ * the back end's (bind_interdomain_evtchn_to_irq_lateeoi() where 6.1.170 has
+ * bind_evtchn_to_irq_lateeoi()), so that no console but the first connects: "probe of console-1
+ * failed with error -22". This driver takes the device up that hvc_xen could not.
  */
 #include <linux/fs.h>
 #include <linux/interrupt.h>
@@ -167,6 +167,7 @@ static int console_probe(struct xenbus_device *dev, const struct xenbus_device_i
 static int console_resume(struct xenbus_device *dev)
 {
 	unbind_from_irqhandler(console.irq, NULL);
+	gnttab_end_foreign_access(console.ref, 0, 0); /* the page stays */
 	return connect(dev);
 }
 
