@@ -5,7 +5,8 @@
  * references equals the number of bits set in the map, before and after.
  *
  * gnttab_free_bitmap came with Linux 5.19, deferred_count and leaked_count with 6.1's stable
- * updates; the line of a missing one is left out.
+ * updates; the line of a missing one is left out. gnttab_size came with 5.19, too: before it a
+ * table has as many references as its frames hold.
  */
 #include "account.h"
 #include "die.h"
@@ -18,7 +19,8 @@
 #include <unistd.h>
 
 #define KEPT "/run/emu-grants.symbols"
-#define RESERVED 8 /* GNTTAB_NR_RESERVED_ENTRIES: never in the allocator */
+#define PER_FRAME 512 /* references of version 1 */
+#define RESERVED 8    /* GNTTAB_NR_RESERVED_ENTRIES: never in the allocator */
 #define TRIES 50
 #define DEFERRED_MAX 65536
 
@@ -28,11 +30,11 @@ struct deferred {
 	uint32_t ref;
 };
 
-enum { FREE_COUNT, SIZE, FRAMES, BITMAP, DEFERRED, LEAKED, SYMBOLS };
+enum { FREE_COUNT, FRAMES, SIZE, BITMAP, DEFERRED, LEAKED, SYMBOLS };
 
 static const char *const names[SYMBOLS] = {
-	"gnttab_free_count",  "gnttab_size",   "nr_grant_frames",
-	"gnttab_free_bitmap", "deferred_list", "leaked_count",
+	"gnttab_free_count",  "nr_grant_frames", "gnttab_size",
+	"gnttab_free_bitmap", "deferred_list",	 "leaked_count",
 };
 static uint64_t address[SYMBOLS];
 
@@ -47,6 +49,16 @@ static int find_symbols(void)
 			return 1;
 		}
 	return 0;
+}
+
+static bool read_size(uint32_t *size)
+{
+	if (address[SIZE])
+		return kcore_peek(address[SIZE], size, sizeof *size);
+	if (!kcore_peek(address[FRAMES], size, sizeof *size))
+		return false;
+	*size *= PER_FRAME;
+	return true;
 }
 
 static bool is_set(const uint8_t *map, uint32_t bit)
@@ -106,7 +118,7 @@ static bool print_once(void)
 	bool good = false;
 
 	if (!kcore_peek(address[FREE_COUNT], &free_count, 4) ||
-	    !kcore_peek(address[SIZE], &size, 4) || !kcore_peek(address[FRAMES], &frames, 4))
+	    !kcore_peek(address[FRAMES], &frames, 4) || !read_size(&size))
 		return false;
 	if (address[BITMAP]) {
 		map = calloc(1, (size_t)size / 8 + 8);
@@ -142,7 +154,7 @@ int print_account(void)
 
 	if (find_symbols())
 		return 1;
-	if (!kcore_peek(address[SIZE], &size, sizeof size))
+	if (!read_size(&size))
 		return die(kcore_failed);
 	for (int tries = 0; tries < TRIES; tries++) {
 		if (print_once())
