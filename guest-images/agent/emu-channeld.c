@@ -327,6 +327,9 @@ int main(int argc, char **argv)
 
 	domid = parse_domid(argc, argv);
 	if (!domid) {
+		status = qmp_probe(argc, argv);
+		if (status >= 0)
+			return status;
 		fputs("usage: emu-channeld … -xen-domid N …\n", stderr);
 		return 2;
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "qmp.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,11 +66,16 @@ int qmp_accept(void)
 
 static void answer(const char *command)
 {
-	const char *id = strstr(command, "\"id\":"), *list = strstr(command, "\"query-");
+	const char *id = strstr(command, "\"id\":"), *value = "{}";
 	char reply[80];
 
-	/* libxl's one query for a PV domain, query-chardev, expects a list. */
-	snprintf(reply, sizeof reply, "{\"return\": %s, \"id\": %ld}\r\n", list ? "[]" : "{}",
+	/* libxl's queries for a PV domain: the first from 4.20 on, the last before 4.15. */
+	if (strstr(command, "\"query-command-line-options\"") ||
+	    strstr(command, "\"query-chardev\""))
+		value = "[]";
+	else if (strstr(command, "\"query-vnc\""))
+		value = "{\"enabled\": false}";
+	snprintf(reply, sizeof reply, "{\"return\": %s, \"id\": %ld}\r\n", value,
 		 id ? strtol(id + strlen("\"id\":"), NULL, 10) : 0);
 	send_text(reply);
 }
@@ -94,6 +100,26 @@ int qmp_answer(void)
 	if (length >= sizeof line - 1)
 		drop();
 	return client;
+}
+
+int qmp_probe(int argc, char **argv)
+{
+	int fd = -1;
+
+	for (int i = 1; i < argc; i++)
+		if (sscanf(argv[i], "socket,id=libxl-cmd,fd=%d,", &fd) == 1)
+			break;
+	if (fd < 0)
+		return -1;
+	listener = fd;
+	struct pollfd poll_it = { .fd = listener, .events = POLLIN };
+
+	if (poll(&poll_it, 1, -1) < 0)
+		return 1;
+	for (poll_it.fd = qmp_accept(); poll_it.fd >= 0; poll_it.fd = qmp_answer())
+		if (poll(&poll_it, 1, -1) < 0)
+			return 1;
+	return 0;
 }
 
 void qmp_close(void)

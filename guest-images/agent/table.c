@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #define PAGE 4096UL
+#define AT_ONCE 32 /* frames: Xen before 4.15 maps no more (E2BIG) */
 
 #define HYPERVISOR_GRANT_TABLE_OP 20
 #define GNTTABOP_QUERY_SIZE 6
@@ -67,18 +68,29 @@ static int grant_op(int privcmd, unsigned op, void *argument)
 
 static volatile void *map(int privcmd, uint16_t domid, uint32_t id, uint64_t frames)
 {
-	struct map_resource request = {
-		.dom = domid,
-		.type = XENMEM_RESOURCE_GRANT_TABLE,
-		.id = id,
-		.num = frames,
-	};
-	void *at = mmap(NULL, frames * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, privcmd, 0);
+	/* The kernel takes a mapping of privcmd as a whole: reserve the room, then map parts of it. */
+	char *at = mmap(NULL, frames * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (at == MAP_FAILED)
 		return NULL;
-	request.addr = (uintptr_t)at;
-	return ioctl(privcmd, IOCTL_MAP_RESOURCE, &request) ? NULL : at;
+	for (uint64_t first = 0; first < frames; first += AT_ONCE) {
+		uint64_t count = frames - first < AT_ONCE ? frames - first : AT_ONCE;
+		char *part = at + first * PAGE;
+		struct map_resource request = {
+			.dom = domid,
+			.type = XENMEM_RESOURCE_GRANT_TABLE,
+			.id = id,
+			.idx = (uint32_t)first,
+			.num = count,
+			.addr = (uintptr_t)part,
+		};
+
+		if (mmap(part, count * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			 privcmd, 0) == MAP_FAILED ||
+		    ioctl(privcmd, IOCTL_MAP_RESOURCE, &request))
+			return NULL;
+	}
+	return at;
 }
 
 static void print_entry(unsigned long ref, unsigned flags, unsigned domid, uint64_t frame)
