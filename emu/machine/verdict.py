@@ -5,7 +5,7 @@ The list is ordered: the first pattern that matches gives the finding its name, 
 ones ("KASAN") come before the general ones ("kernel BUG").
 
 Sources: the printk formats in xen/arch/x86/traps.c, xen/arch/x86/pv/traps.c,
-xen/common/{domain,shutdown}.c and xen/drivers/char/console.c of Xen 4.17, and in
+xen/common/{domain,shutdown}.c and xen/drivers/char/console.c of Xen 4.14, 4.17 and 4.20, and in
 kernel/panic.c, lib/bug.c, arch/x86/mm/fault.c, arch/x86/kernel/{traps,dumpstack}.c,
 kernel/{watchdog,hung_task}.c, kernel/rcu/tree_stall.h, mm/oom_kill.c,
 kernel/locking/lockdep.c, kernel/sched/core.c and mm/{kmemleak,kasan,slub,page_poison} of
@@ -40,7 +40,10 @@ BAD_PATTERNS: tuple[BadPattern, ...] = (
     BadPattern("Xen fatal trap", r"\(XEN\) .*(FATAL TRAP: |DOUBLE FAULT)", XEN),
     BadPattern("Xen panic", r"\(XEN\) .*Panic on CPU \d+", XEN),
     BadPattern("Xen watchdog", r"\(XEN\) .*Watchdog timer detects that CPU\d+ is stuck", XEN),
-    BadPattern("unhandled trap in a guest", r"\(XEN\) .*d\d+v\d+ Unhandled: ", XEN),
+    # The second is that of Xen before 4.15.
+    BadPattern(
+        "unhandled trap in a guest", r"\(XEN\) .*d\d+v\d+ Unhandled(: | .* fault/trap )", XEN
+    ),
     BadPattern("triple fault in a guest", r"\(XEN\) .*Triple fault - invoking", XEN),
     BadPattern("dom0 crash", r"\(XEN\) .*(Hardware Dom\d+|Domain 0 \(vcpu#\d+\)) crashed", XEN),
     BadPattern("domain crash", r"\(XEN\) .*Domain \d+ \(vcpu#\d+\) crashed", XEN),

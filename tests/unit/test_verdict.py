@@ -67,6 +67,8 @@ FROM_SOURCE = [
     ("(XEN) FATAL TRAP: vec 14, #PF[0000]", "Xen fatal trap"),  # xen traps.c
     ("(XEN) Watchdog timer detects that CPU0 is stuck!", "Xen watchdog"),  # xen nmi.c
     ("(XEN) Domain 3 (vcpu#0) crashed on cpu#0:", "domain crash"),  # xen domain.c
+    ("(XEN) d0v0 Unhandled: vec 14, #PF[0001]", "unhandled trap in a guest"),
+    ("(XEN) d0v0 Unhandled page fault fault/trap [#14, ec=0001]", "unhandled trap in a guest"),
     ("(XEN) d2v0 Triple fault - invoking HVM shutdown action 1", "triple fault in a guest"),
     ("[    1.0] BUG: KASAN: use-after-free in a_fn+0x1/0x2 [m]", "KASAN report"),
     ("[    1.0] UBSAN: array-index-out-of-bounds in drivers/a.c:1:2", "UBSAN report"),
