@@ -14,7 +14,7 @@ from os import cpu_count
 from pathlib import Path
 
 from emu import paths
-from emu.images import cbuild, handler
+from emu.images import cbuild, handler, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 
@@ -40,7 +40,7 @@ def main() -> int:
     failed = _report(_run([clang_format, "--dry-run", "-Werror", *map(str, files)], top))
     print(f"{CC} -fanalyzer: {len(programs)} files", flush=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cpu_count()) as pool:
-        handler.unpack(Path(folder), BuildContext(Cache()))
+        handler.unpack(Path(folder), xens.find(xens.DEFAULT), BuildContext(Cache()))
         include = _include(Path(folder) / "tcmu-runner")
         done = pool.map(lambda file: _run([*_compiler(file), *include, str(file)], top), programs)
         reported = [_report(each) for each in done]  # each of them, not up to the first

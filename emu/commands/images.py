@@ -10,6 +10,7 @@ from emu.commands.options import (
     Commands,
     add_kernel_options,
     add_locked_option,
+    add_xen_option,
     ago,
     build_context,
     show,
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
         description="Fetch and build the kernel, the guest images and the patched drivers.",
     )
     add_kernel_options(build)
+    add_xen_option(build)
     add_locked_option(build)
     add_patched_options(build)
     build.set_defaults(command=_build)
@@ -134,6 +136,7 @@ def _build(arguments: argparse.Namespace) -> int:
         tree=arguments.tree,
         domu_tree=arguments.domu_tree,
         config=arguments.config,
+        xen=arguments.xen,
     )
     with Screen() as screen:
         built = store.build(wish, context_for(arguments, screen))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from emu.commands.driver_options import add_patched_options
 from emu.emulator import choice as emulator
-from emu.images import patched, replaced
+from emu.images import patched, replaced, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.progress import Progress
@@ -37,6 +37,7 @@ def build_context(progress: Progress) -> BuildContext:
 def add_stack_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the stack."""
     add_kernel_options(parser)
+    add_xen_option(parser)
     parser.add_argument("--domu", choices=KINDS, default="pv", help="kind of domU (default pv)")
     parser.add_argument(
         "--domu-memory",
@@ -113,6 +114,17 @@ def add_locked_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_xen_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that selects Xen and the user space of dom0."""
+    parser.add_argument(
+        "--xen",
+        default=xens.DEFAULT,
+        metavar="RELEASE",
+        help=f"{', '.join(xens.XENS)} (default {xens.DEFAULT}): hypervisor, xl, xenstored and the "
+        "rest of dom0's user space",
+    )
+
+
 def add_qemu_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that selects QEMU."""
     parser.add_argument(
@@ -153,6 +165,7 @@ def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wis
         tree=arguments.tree,
         domu_tree=arguments.domu_tree,
         config=arguments.config,
+        xen=arguments.xen,
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
         clock=arguments.clock,

@@ -27,6 +27,7 @@ from emu.images.manifest import JSON
 from emu.images.packages import Package, Wanted, load_wanted, lock_digest
 from emu.images.replaced import settled
 from emu.images.tree import FileTree
+from emu.images.xens import Xen
 from emu.progress import Progress
 from emu.runprogram import run
 
@@ -44,6 +45,9 @@ DOM0_MODULES = (
     *("target_core_user", "iscsi_target_mod", "iscsi_tcp", "sd_mod"),
 )
 _CONSOLE_INIT = "domu/init-console"
+DOMU_SET = "domu"
+TOOLS = "usr/lib/xen-tools"
+"""Where dom0's init finds the tool stack, of whatever release."""
 _SCRIPTS = ("dom0/init", "dom0/initrd-init", "dom0/iscsid.conf", "domu/init")
 
 
@@ -92,12 +96,14 @@ class GuestImages:
 
 @settled
 def get_guests(
-    kernel: Kernel, context: BuildContext, *, domu_kernel: Kernel | None = None
+    xen: Xen, kernel: Kernel, context: BuildContext, *, domu_kernel: Kernel | None = None
 ) -> GuestImages:
-    """The images for dom0's kernel and the domU's (default: the same), from the cache or made."""
-    sets = ("xen", "dom0", "domu")
+    """The images with this Xen for dom0's kernel and the domU's (default: the same), from the
+    cache or made.
+    """
+    sets = package_sets(xen)
     tools = agent.build(context)
-    server = handler.build(context)
+    server = handler.build(xen, context)
     wanted = {want.name: want for want in load_wanted()}
     inputs: dict[str, JSON] = {
         "packages": lock_digest(context.lock, sets),
@@ -121,10 +127,15 @@ def get_guests(
         with context.progress.stage("building the guest images"):
             own = OwnPrograms(tools, server, module)
             build_images(
-                debs, kernel, own, GuestImages(made), context.progress, domu_kernel=domu_kernel
+                debs, xen, kernel, own, GuestImages(made), context.progress, domu_kernel=domu_kernel
             )
 
     return GuestImages(context.entry("guests", inputs, build))
+
+
+def package_sets(xen: Xen) -> tuple[str, ...]:
+    """The sets of packages.toml that guest images with this Xen are made of."""
+    return xen.hypervisor, xen.dom0, DOMU_SET
 
 
 def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, list[Path]]:
@@ -134,6 +145,7 @@ def debs_by_set(debs: Mapping[Package, Path], sets: Iterable[str]) -> dict[str, 
 
 def build_images(
     debs: dict[str, list[Path]],
+    xen: Xen,
     kernel: Kernel,
     own: OwnPrograms,
     into: GuestImages,
@@ -144,11 +156,12 @@ def build_images(
     """Make every image; the domU's user space holds no modules, only dom0's depends on a kernel."""
     wanted = {want.name: want for want in load_wanted()}
     progress.tick("Xen")
-    _hypervisor(debs["xen"], into.xen)
+    _hypervisor(debs[xen.hypervisor], into.xen)
     progress.tick("the domU's initrd")
-    domu_tree(debs["domu"], wanted["domu"], own.tools, own.console).write_cpio(into.domu)
+    domu = domu_tree(debs[DOMU_SET], wanted[DOMU_SET], own.tools, own.console)
+    domu.write_cpio(into.domu)
     progress.tick("dom0's root")
-    root = dom0_tree(debs["dom0"], wanted["dom0"], kernel, own)
+    root = dom0_tree(debs[xen.dom0], wanted[xen.dom0], xen, kernel, own)
     root.add_file("boot/domu/initrd", into.domu.read_bytes())
     root.add_file("boot/domu/vmlinux", (domu_kernel or kernel).vmlinux.read_bytes())
     missing = root.missing_libraries()
@@ -193,7 +206,9 @@ def add_init(tree: FileTree, module: Path | None) -> None:
     tree.add_host(module, module.name)
 
 
-def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms) -> FileTree:
+def dom0_tree(
+    debs: list[Path], wanted: Wanted, xen: Xen, kernel: Kernel, own: OwnPrograms
+) -> FileTree:
     """dom0's user space, without the domU's files."""
     tree = FileTree.from_debs(debs, leave_out=wanted.leave_out)
     _busybox(tree)
@@ -217,6 +232,7 @@ def dom0_tree(debs: list[Path], wanted: Wanted, kernel: Kernel, own: OwnPrograms
     # tcmu-runner loads every handler that it finds in there.
     tree.add_host(own.lun_server, f"usr/lib/emu/tcmu-handlers/{handler.NAME}")
     tree.add_file("sbin/init", _script("dom0/init"), 0o755)
+    tree.add_link(TOOLS, f"/{xen.tools}")
     tree.add_link("etc/xen/scripts/block-emu", f"/usr/lib/emu/{own.tools.xenstore.name}")
     tree.add_file("etc/iscsi/iscsid.conf", _script("dom0/iscsid.conf"), 0o600)
     tree.add_file(

@@ -1,8 +1,8 @@
 """The LUN server: our handler for tcmu-runner, a shared library in C.
 
 Sources: guest-images/handler/. Debian's tcmu-runner in dom0 loads it, whatever this machine runs:
-it is compiled against that tcmu-runner's headers and linked with dom0's C library, both from locked
-packages. So a symbol version that is newer than dom0's is a link error.
+it is compiled against that tcmu-runner's headers and linked with dom0's C library, from locked
+packages of its suite. So a symbol version that is newer than dom0's is a link error.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from emu.images.context import BuildContext
 from emu.images.fetch import fetch
 from emu.images.manifest import JSON
 from emu.images.packages import lock_digest
+from emu.images.patching import apply_patch
 from emu.images.replaced import settled
+from emu.images.xens import Xen
 from emu.runprogram import run
 
+SOURCE = "source-tcmu-runner"
+"""The set with the source of tcmu-runner."""
 NAME = "handler_ledger.so"
 """File name in dom0; tcmu-runner loads `handler_*.so`."""
-SOURCE, LIBC = "source-tcmu-runner", "libc-bookworm"
 FLAGS = (
     *cbuild.FLAGS,
     "-fPIC",
@@ -45,19 +48,22 @@ _RECIPE = 1
 _LIBRARY = "x86_64-linux-gnu"
 _PROVIDED = re.compile(r"tcmur?_\w+")
 """Symbols that tcmu-runner and its library export to handlers."""
+LIBRARIES = ("libc.so.6", "libpthread.so.0")
+"""The C library: before glibc 2.34 threads were a library of their own."""
 _UNVERSIONED = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
 
 
 @settled
-def build(context: BuildContext) -> Path:
-    """The handler, from the cache or built (seconds).
+def build(xen: Xen, context: BuildContext) -> Path:
+    """The handler for the dom0 of a Xen, from the cache or built (seconds).
 
     Raises InputError without a compiler, or if it needs symbols that dom0 lacks.
     """
     toolchain = kbuild.find_toolchain()
     folder = paths.guest_images() / "handler"
     inputs: dict[str, JSON] = {
-        "packages": lock_digest(context.lock, [SOURCE, LIBC]),
+        "packages": lock_digest(context.lock, [SOURCE, xen.libc]),
+        "headers": list(kbuild.digest(_patches(xen))),
         "sources": cbuild.sources(folder),
         "flags": list(FLAGS),
         "toolchain": toolchain.version,
@@ -66,7 +72,7 @@ def build(context: BuildContext) -> Path:
 
     def fill(made: Path) -> None:
         with context.cache.scratch("handler") as scratch:
-            unpack(scratch, context)
+            unpack(scratch, xen, context)
             with context.progress.stage("compiling the LUN server"):
                 sources = [*(path.name for path in sorted(folder.glob("*.c"))), cbuild.CRC32]
                 include, library = search(toolchain.cc, scratch)
@@ -79,25 +85,34 @@ def build(context: BuildContext) -> Path:
     return context.entry("lun-server", inputs, fill) / NAME
 
 
-def unpack(into: Path, context: BuildContext) -> None:
+def unpack(into: Path, xen: Xen, context: BuildContext) -> None:
     """tcmu-runner's source to `into/tcmu-runner`, the C library to `into/usr` and `into/lib`."""
-    files = fetch([SOURCE, LIBC], context)
+    files = fetch([SOURCE, xen.libc], context)
     (tarball,) = (path for package, path in files.items() if SOURCE in package.sets)
     source = into / "tcmu-runner"
     source.mkdir()
     _run(["tar", "-x", "--strip-components=1", "-f", str(tarball)], source)
+    for patch in _patches(xen):
+        apply_patch(patch, source)
     for package, path in files.items():
-        if LIBC in package.sets:
+        if xen.libc in package.sets:
             _run(["dpkg-deb", "-x", str(path), str(into)], into)
 
 
+def _patches(xen: Xen) -> list[Path]:
+    """What makes the headers those of dom0's tcmu-runner, where it is not the one of the source."""
+    return sorted((paths.guest_images() / "handler").glob(f"tcmu-runner-{xen.tcmu_runner}.patch"))
+
+
 def search(cc: str, unpacked: Path) -> tuple[list[str], list[str]]:
-    """Compiler flags for headers (the compiler's own first), and the library to link with."""
+    """Compiler flags for headers (the compiler's own first), and the libraries to link with."""
     own = _run([cc, "-print-file-name=include"], unpacked).strip()
     usr, source = unpacked / "usr/include", unpacked / "tcmu-runner"
     folders = (own, usr / _LIBRARY, usr, source, source / "ccan")
     include = [word for folder in folders for word in ("-isystem", str(folder))]
-    return include, [str(unpacked / "lib" / _LIBRARY / "libc.so.6")]
+    # Packages of suites before trixie have them in /lib.
+    places = (unpacked / lib / _LIBRARY / name for lib in ("usr/lib", "lib") for name in LIBRARIES)
+    return include, ["-Wl,--as-needed", *(str(place) for place in places if place.is_file())]
 
 
 def versions_needed(library: Path) -> dict[str, set[str]]:
@@ -117,7 +132,7 @@ def versions_needed(library: Path) -> dict[str, set[str]]:
 
 def unprovided(library: Path) -> set[str]:
     """Symbols and libraries it needs that neither the C library nor tcmu-runner has."""
-    lacking = set(versions_needed(library)) - {"libc.so.6"}
+    lacking = set(versions_needed(library)) - set(LIBRARIES)
     with library.open("rb") as file:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".dynsym")

@@ -27,6 +27,7 @@ def of(stack: Stack, loaded: Mapping[End, Driver]) -> dict[str, str]:
         "qemu": _qemu(stack),
         "accelerator": artifacts.accel.name,
         "clock": artifacts.wish.guest_clock,
+        "xen": artifacts.xen.release,
         "xen-sha256": _sha256(artifacts.guests.xen),
         "dom0-kernel": f"{artifacts.kernel.release} {_sha256(artifacts.kernel.vmlinux)}",
         "domu-kernel": f"{artifacts.domu_kernel.release} {_sha256(artifacts.domu_kernel.vmlinux)}",

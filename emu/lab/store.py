@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from emu import paths
 from emu.errors import InputError
-from emu.images import kbuild, kernel_specs
+from emu.images import kbuild, kernel_specs, xens
 from emu.images.cache import Cache, EntryInfo
 from emu.images.context import BuildContext
 from emu.images.fetch import renew
-from emu.images.guests import GuestImages, get_guests
+from emu.images.guests import GuestImages, get_guests, package_sets
 from emu.images.kernel_lock import renew_kernels
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import usage
@@ -38,7 +38,6 @@ from emu.stack.drivers import checked_driver
 from emu.stack.stack import check_kernels
 from emu.stack.wish import Wish
 
-GUEST_SETS = ("xen", "dom0", "domu")
 _MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
 _Source: TypeAlias = "tuple[str, Mapping[str, Any], tuple[str, ...]]"
 _KINDS = ("kernel-debian", "kernel-lab", "kernel-tree", "guests", "drivers", "checkpoint")
@@ -92,8 +91,10 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
             names[entry.key] = name
         else:
             name = names.get(str(inputs.get("kernel")), "")
-        if entry.kind == "guests" and inputs.get("packages") == lock_digest(lock, GUEST_SETS):
-            sets = GUEST_SETS
+        if entry.kind == "guests":
+            for candidates in map(package_sets, xens.XENS.values()):
+                if inputs.get("packages") == lock_digest(lock, candidates):
+                    sets = candidates
         if entry.kind == "drivers" and name in sources:
             source = kernel_specs.spec(name).packages.get("source")
             if source and inputs.get("source") == lock_digest(lock, [source]):
@@ -188,7 +189,7 @@ def build(wish: Wish, context: BuildContext) -> Built:
     domu_made = made
     if wish.domu_choice != wish.dom0_choice:
         domu_made = get_kernel(wish.domu_choice, context)
-    guests = get_guests(made, context, domu_kernel=domu_made)
+    guests = get_guests(xens.find(wish.xen), made, context, domu_kernel=domu_made)
 
     def driver(end: End, choice: str | TreeWish, kernel: Kernel) -> Driver:
         asked = context.patched != PatchedDrivers()

@@ -9,6 +9,8 @@ The first host serves the LUN and has the idle domU; the second has logged in to
 over the network and has no domU. Both start from one checkpoint of the pair: its two halves
 were stopped together, while nothing was on its way between them.
 
+With `Wish(xen="4.17", second_xen="4.20")` they have different Xens.
+
 They run on wall time: on instruction time the clock of an idle host jumps to its next timer, and
 the host would time out at once waiting for the other, whose clock is its own.
 """
@@ -27,10 +29,10 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
+from emu.images.xens import Xen
 from emu.machine import checkpoint
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
-from emu.machine.spec import MachineSpec
 from emu.progress import Progress
 from emu.rig.host import RigHost
 from emu.stack.stack import BOOT_TIMEOUT, Artifacts, Stack, from_checkpoint
@@ -71,28 +73,34 @@ def pair_key(artifacts: Artifacts) -> dict[str, JSON]:
     """Everything the checkpoint of a pair depends on."""
     return {
         **artifacts.checkpoint_key(),
-        **checkpoint.checkpoint_inputs(_specs(artifacts)[0]),
+        **checkpoint.checkpoint_inputs(_each(artifacts)[0].spec),
         "pair": [_RECIPE, *MACS, *ADDRESSES, sharing.MTU],
+        **({"second": artifacts.second.checkpoint_key()} if artifacts.second else {}),
     }
 
 
-def _specs(artifacts: Artifacts) -> tuple[MachineSpec, MachineSpec]:
-    return replace(artifacts.spec, mac=MACS[0]), replace(artifacts.spec, mac=MACS[1])
+def _each(artifacts: Artifacts) -> tuple[Artifacts, Artifacts]:
+    """What each host is made of: its network card, too."""
+    both = (artifacts, artifacts.second or artifacts)
+    first, second = (
+        replace(one, spec=replace(one.spec, mac=mac)) for one, mac in zip(both, MACS, strict=True)
+    )
+    return first, second
 
 
 def _load(artifacts: Artifacts, made: Path, opened: contextlib.ExitStack) -> tuple[Stack, Stack]:
     saved = json.loads((made / "stack.json").read_text())
-    specs = _specs(artifacts)
+    each = _each(artifacts)
     began = time.monotonic()
     machines = []
     with _wires() as wires:
-        for spec, wire, name in zip(specs, wires, ("first", "second"), strict=True):
+        for one, wire, name in zip(each, wires, ("first", "second"), strict=True):
             rundir = opened.enter_context(RunDir.create())
-            machine = checkpoint.load(spec, made / name, rundir, paused=True, wire=wire)
+            machine = checkpoint.load(one.spec, made / name, rundir, paused=True, wire=wire)
             machines.append(opened.enter_context(machine))
     for machine in machines:
         machine.resume()
-    hosts = [_host(machine, opened) for machine in machines]
+    hosts = [_host(m, one.xen, opened) for one, m in zip(each, machines, strict=True)]
     for host in hosts:
         host.wait_agent(30.0)
     dom0_s = time.monotonic() - began
@@ -100,9 +108,8 @@ def _load(artifacts: Artifacts, made: Path, opened: contextlib.ExitStack) -> tup
     domain.open_channel(30.0)
     times = ("checkpoint", time.monotonic() - began, dom0_s)
     first, second = (
-        # What a machine is made of belongs to its stack: its card, too.
-        Stack(replace(artifacts, spec=machine.spec), machine, host, Lun(**lun), *times)
-        for machine, host, lun in zip(machines, hosts, saved["luns"], strict=True)
+        Stack(replace(one, spec=machine.spec), machine, host, Lun(**lun), *times)
+        for one, machine, host, lun in zip(each, machines, hosts, saved["luns"], strict=True)
     )
     return first, second
 
@@ -112,13 +119,13 @@ def _save(artifacts: Artifacts, into: Path, progress: Progress) -> None:
         progress.stage("booting two hosts once, for a checkpoint of both"),
         contextlib.ExitStack() as opened,
     ):
-        machines = []
+        machines, each = [], _each(artifacts)
         with _wires() as wires:
-            for spec, wire in zip(_specs(artifacts), wires, strict=True):
+            for one, wire in zip(each, wires, strict=True):
                 rundir = opened.enter_context(RunDir.create())
-                machine = Machine.start(spec, rundir, savable=True, wire=wire)
+                machine = Machine.start(one.spec, rundir, savable=True, wire=wire)
                 machines.append(opened.enter_context(machine))
-        here, there = (_host(machine, opened) for machine in machines)
+        here, there = (_host(m, one.xen, opened) for one, m in zip(each, machines, strict=True))
         progress.tick("waiting for both dom0s")
         _at_once(lambda: _connect(here, ADDRESSES[0]), lambda: _connect(there, ADDRESSES[1]))
         progress.tick("exporting the LUN, creating the domU")
@@ -147,8 +154,8 @@ def _save(artifacts: Artifacts, into: Path, progress: Progress) -> None:
         (into / "stack.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def _host(machine: Machine, opened: contextlib.ExitStack) -> Host:
-    host = Host(machine)
+def _host(machine: Machine, xen: Xen, opened: contextlib.ExitStack) -> Host:
+    host = Host(machine, xen)
     opened.callback(host.close)
     return host
 

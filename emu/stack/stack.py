@@ -19,13 +19,16 @@ from emu.emulator import accel, faults
 from emu.emulator import choice as emulator
 from emu.emulator.accel import AccelChoice
 from emu.errors import InputError, RigError
+from emu.images import xens
 from emu.images.context import BuildContext
 from emu.images.guests import GuestImages, get_guests
-from emu.images.kernel_specs import require_dom0, spec
+from emu.images.kernel_specs import require_dom0
+from emu.images.kernel_specs import spec as kernel_spec
 from emu.images.kernels import Kernel, check_known, get_kernel
 from emu.images.manifest import JSON
 from emu.images.packages import Package
 from emu.images.replaced import settled
+from emu.images.xens import Xen
 from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
@@ -64,6 +67,13 @@ class Artifacts:
     spec: MachineSpec
     packages: tuple[Package, ...] = ()
     """Those that kernels and guests are made of."""
+    second: Artifacts | None = None
+    """What the second host of two is made of, where that is something else."""
+
+    @property
+    def xen(self) -> Xen:
+        """The Xen that the host runs, and its dom0."""
+        return xens.find(self.wish.xen)
 
     def checkpoint_key(self) -> dict[str, JSON]:
         """Everything a checkpoint depends on."""
@@ -71,7 +81,7 @@ class Artifacts:
             **checkpoint.checkpoint_inputs(self.spec),
             "kernel": self.kernel.root.name,
             "guests": self.guests.root.name,
-            "domu": self.wish.domu.render(),
+            "domu": self.wish.domu.render(self.xen),
             "lun": [self.wish.lun_mib, self.wish.sector],
             "recipe": _RECIPE,
         }
@@ -123,7 +133,8 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
         domu_kernel = kernel
         if wish.domu_choice != wish.dom0_choice:
             domu_kernel = get_kernel(wish.domu_choice, context)
-        guests = get_guests(kernel, context, domu_kernel=domu_kernel)
+        xen = xens.find(wish.xen)
+        guests = get_guests(xen, kernel, context, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
@@ -132,7 +143,11 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
     if chosen.name == "tcg":
         cpu = cpu_for(wish, qemu, faults.find(qemu, context))
     spec = replace(machine_spec(wish, kernel, guests, chosen), qemu=qemu, cpu=cpu)
-    return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec, tuple(packages))
+    second = None
+    if wish.second_xen is not None:
+        second = prepare(replace(wish, xen=wish.second_xen, second_xen=None), context)
+    used = dict.fromkeys((*packages, *(second.packages if second else ())))
+    return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec, tuple(used), second)
 
 
 def check_kernels(wish: Wish) -> None:
@@ -142,7 +157,7 @@ def check_kernels(wish: Wish) -> None:
     for choice in (wish.dom0_choice, wish.domu_choice):
         check_known(choice)
     if isinstance(wish.dom0_choice, str):
-        require_dom0(spec(wish.dom0_choice))
+        require_dom0(kernel_spec(wish.dom0_choice))
 
 
 def _memory_needed(wish: Wish) -> int:
@@ -210,7 +225,7 @@ def _cold(
     spec = artifacts.spec if savable else _recorded(artifacts, rundir, None)
     with (
         Machine.start(spec, rundir, savable=savable) as machine,
-        contextlib.closing(Host(machine)) as host,
+        contextlib.closing(Host(machine, artifacts.xen)) as host,
         recording.ended(machine, progress),
     ):
         progress.tick("waiting for dom0")
@@ -260,7 +275,7 @@ def _load(
     progress.tick("loading the checkpoint")
     machine = checkpoint.load(spec, made / "machine", rundir)
     opened.enter_context(machine)
-    host = opened.enter_context(contextlib.closing(Host(machine)))
+    host = opened.enter_context(contextlib.closing(Host(machine, artifacts.xen)))
     opened.enter_context(recording.ended(machine, progress))
     saved = json.loads((made / "stack.json").read_text())
     progress.tick("waiting for dom0")

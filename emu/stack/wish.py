@@ -8,6 +8,7 @@ from pathlib import Path
 from emu.emulator import choice as emulator
 from emu.emulator.accel import Requested
 from emu.errors import InputError
+from emu.images import xens
 from emu.images.kernel_specs import full_name
 from emu.images.tree_kernel import TreeWish
 from emu.machine.spec import Clock
@@ -26,10 +27,11 @@ class Wish:
 
     `domu_kernel` is the domU's where it is not dom0's. `tree` is the path of a kernel tree in place
     of `kernel`, `domu_tree` one in place of `domu_kernel`, `config` a file that configures the
-    trees. `qemu` is a name of `emulator` or a
-    path (default: $EMU_QEMU, or the host's); `cpu` the model that TCG emulates, where it is not
-    the one that QEMU's faults leave. `clock` is wall time by default. A run with `record` can be
-    replayed (emu.lab.replay): that means instruction time, and by default a QEMU that records.
+    trees. `xen` is a release of `emu.images.xens`, `second_xen` that of the second host of two,
+    where it is another. `qemu` is a name of `emulator` or a path (default: $EMU_QEMU, or the
+    host's); `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
+    `clock` is wall time by default. A run with `record` can be replayed (emu.lab.replay): that
+    means instruction time, and by default a QEMU that records.
 
     Raises InputError for what no machine could run.
     """
@@ -39,6 +41,8 @@ class Wish:
     tree: str | None = None
     domu_tree: str | None = None
     config: str | None = None
+    xen: str = xens.DEFAULT
+    second_xen: str | None = None
     domu: DomuConfig = field(default_factory=DomuConfig)
     accel: Requested = "auto"
     clock: Clock | None = None
@@ -61,6 +65,10 @@ class Wish:
         for name in ("tree", "domu_tree", "config"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, str(Path(given).expanduser().absolute()))
+        for release in filter(None, (self.xen, self.second_xen)):
+            xens.find(release)
+        if self.second_xen == self.xen:
+            object.__setattr__(self, "second_xen", None)
         if self.lun_mib < 1:
             raise InputError(f"a LUN of {self.lun_mib} MiB is no disk")
         # Resolved here, so that nobody below has to know what a recording needs.

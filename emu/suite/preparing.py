@@ -21,6 +21,7 @@ from typing import Any
 from emu.emulator import choice as emulator
 from emu.emulator.build import PATCHED
 from emu.errors import EmuError, InputError
+from emu.images import xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.guests import get_guests
@@ -188,7 +189,9 @@ def _steps(needs: Sequence[Need], times: Mapping[str, float]) -> list[Step]:
             add(f"kernel {choice}", need.tests, _kernel(choice))
     for need in needs:
         names = " and ".join(dict.fromkeys((need.wish.kernel_name, need.wish.domu_kernel_name)))
-        add(f"guest images with {names}", need.tests, _guests(need.wish))
+        for xen in dict.fromkeys((need.wish.xen, need.wish.second_xen or need.wish.xen)):
+            of_xen = "" if xen == xens.DEFAULT else f" and Xen {xen}"
+            add(f"guest images with {names}{of_xen}", need.tests, _guests(need.wish, xen))
         add(f"drivers for {names}", need.tests, _drivers(need.wish))
     for need in needs:
         pair = " of two hosts" if need.two_hosts else ""
@@ -215,7 +218,10 @@ def _described(wish: Wish) -> str:
     words += [f"{domu.vcpus} vcpus"] * (domu.vcpus > 1)
     words += [f"{domu.grant_frames} grant frames"] * (domu.grant_frames is not None)
     words += [domu.kernel_options] * bool(domu.kernel_options)
-    plain = {"kernel", "domu_kernel", "tree", "domu_tree", "domu", "record", "cold"}
+    words += [f"Xen {wish.xen}"] * (wish.xen != default.xen)
+    words += [f"second host's Xen {wish.second_xen}"] * (wish.second_xen is not None)
+    plain = {"kernel", "domu_kernel", "tree", "domu_tree", "xen", "second_xen", "domu", "record"}
+    plain |= {"cold"}
     for field, value in vars(wish).items():
         if field not in plain and value != getattr(default, field):
             words.append(f"{field} {value}")
@@ -230,8 +236,9 @@ def _kernel(choice: str | TreeWish) -> Build:
     return lambda context: get_kernel(choice, context)
 
 
-def _guests(wish: Wish) -> Build:
+def _guests(wish: Wish, xen: str) -> Build:
     return lambda context: get_guests(
+        xens.find(xen),
         get_kernel(wish.dom0_choice, context),
         context,
         domu_kernel=get_kernel(wish.domu_choice, context),

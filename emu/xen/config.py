@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from emu.errors import InputError
+from emu.images.xens import Xen
 from emu.machine.spec import LINUX_OPTIONS
 
 KINDS = ("pv", "pvh")
@@ -41,8 +42,8 @@ class DomuConfig:
         if self.memory < 64:
             raise InputError(f"a domU of {self.memory} MiB can't boot Linux: give it 64 or more")
 
-    def render(self) -> str:
-        """The configuration as xl reads it (xl.cfg(5))."""
+    def render(self, xen: Xen) -> str:
+        """The configuration as the xl of a Xen reads it (xl.cfg(5))."""
         # libxl starts a device model for every console past the first; ours is a small
         # back end that serves just that console (guest-images/agent/emu-channeld.c).
         values = {
@@ -56,9 +57,7 @@ class DomuConfig:
             "on_poweroff": "destroy",
             "on_reboot": "destroy",
             "on_crash": "preserve",
-            # xl 4.17 numbers channels from 0 and libxl refuses that one with a line in xl's
-            # log: of two, one always becomes a console past the first.
-            "channel": ["name=emu,connection=socket,path=/run/emu/channel"] * 2,
+            "channel": ["name=emu,connection=socket,path=/run/emu/channel"] * xen.channels,
             "device_model_version": "qemu-xen",
             "device_model_override": "/usr/lib/emu/emu-channeld",
         }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from emu.channel.channel import Channel, CommandFailed, CommandResult, CommandTimeout
 from emu.channel.process import Process
 from emu.errors import EmuError, NotHeld, RigError
+from emu.images.xens import Xen
 from emu.machine.console import Console
 from emu.machine.qemu import Machine
 from emu.machine.watchdog import Watchdog
@@ -55,8 +56,9 @@ def parse_info(text: str) -> dict[str, str]:
 class Host:
     """Xen and its dom0 on one machine. Closing it lets go of the channels, not of the machine."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, xen: Xen) -> None:
         self.machine = machine
+        self.xen_release = xen
         self.dom0 = Channel(machine.port(AGENT_PORT), name="dom0", guard=machine.watch)
         self.watchdog: Watchdog | None = None
         """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
@@ -142,7 +144,7 @@ class Host:
         ends as soon as it was started.
         """
         path = f"/run/emu/{config.name}.cfg"
-        self.dom0.put(config.render().encode(), path)
+        self.dom0.put(config.render(self.xen_release).encode(), path)
         try:
             self.xl("create", path, timeout=120)
         except CommandFailed as failed:

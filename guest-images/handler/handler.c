@@ -119,18 +119,20 @@ static int ledger_unmap(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t
 	return submit(dev, cmd, OP_UNMAP, NULL, 0, length, offset);
 }
 
+/* Before 1.5.3 tcmu-runner itself makes ordinary writes of a WRITE SAME. */
+#ifndef TCMU_RUNNER_1_5_2
 static int ledger_writesame(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset,
 			    uint64_t length, struct iovec *iov, size_t iov_cnt)
 {
 	return submit(dev, cmd, OP_WRITE_SAME, iov, iov_cnt, length, offset);
 }
+#endif
 
 static struct tcmur_handler ledger = {
 	.name = "File with a log of its requests",
 	.subtype = "ledger",
 	.cfg_desc = "The path of the file to serve.",
 	.check_config = ledger_check_config,
-	.init = control_start,
 	.open = ledger_open,
 	.close = ledger_close,
 	.reconfig = ledger_reconfig,
@@ -138,7 +140,9 @@ static struct tcmur_handler ledger = {
 	.write = ledger_write,
 	.flush = ledger_flush,
 	.unmap = ledger_unmap,
+#ifndef TCMU_RUNNER_1_5_2
 	.writesame = ledger_writesame,
+#endif
 	.nr_threads = 0,
 };
 
@@ -147,5 +151,7 @@ int handler_init(void);
 
 int __attribute__((visibility("default"))) handler_init(void)
 {
-	return tcmur_register_handler(&ledger);
+	int failed = control_start();
+
+	return failed ? failed : tcmur_register_handler(&ledger);
 }

@@ -93,12 +93,33 @@ static void *work(void *argument)
 	return NULL;
 }
 
+/* "uio0"; may be put into `room`. */
+static const char *uio_name(struct tcmu_device *device, char *room, size_t size)
+{
+#ifdef TCMU_RUNNER_1_5_2 /* its library tells only the descriptor */
+	char link[32];
+	ssize_t length;
+	char *last;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", tcmu_dev_get_fd(device));
+	length = readlink(link, room, size - 1);
+	room[length < 0 ? 0 : length] = 0;
+	last = strrchr(room, '/');
+	return last ? last + 1 : room;
+#else
+	(void)room;
+	(void)size;
+	return tcmu_dev_get_uio_name(device);
+#endif
+}
+
 /* From the UIO device's name, "tcm-user/0/lun0/…". */
 static char *blocked_path(struct tcmu_device *device)
 {
-	char *name, *path = NULL, hba[16], lun[128];
+	char *name, *path = NULL, hba[16], lun[128], room[64];
+	const char *uio = uio_name(device, room, sizeof(room));
 
-	if (asprintf(&path, "/sys/class/uio/%s/name", tcmu_dev_get_uio_name(device)) < 0)
+	if (asprintf(&path, "/sys/class/uio/%s/name", uio) < 0)
 		return NULL;
 	name = tcmu_cfgfs_get_str(path);
 	free(path);

@@ -13,7 +13,7 @@
  *	close DEVICE				"0"
  *	logged					"0 BYTES", then the server's last error or warning
  *
- * Its first line is what the server's init() returned.
+ * Its first line is what handler_init() returned.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -65,7 +65,7 @@ static char logged[4096];
 int tcmur_register_handler(struct tcmur_handler *it)
 {
 	handler = it;
-	return it->init ? it->init() : 0;
+	return 0;
 }
 
 void tcmur_dev_set_private(struct tcmu_device *dev, void *private)
@@ -387,10 +387,11 @@ static void obey(const char *line)
 int main(void)
 {
 	char line[1024];
+	int failed = handler_init();
 
-	printf("%d\n", handler_init());
+	printf("%d\n", failed);
 	fflush(stdout);
-	if (!handler)
+	if (!failed && !handler)
 		return 1;
 	while (fgets(line, sizeof(line), stdin))
 		obey(line);

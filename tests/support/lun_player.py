@@ -13,7 +13,7 @@ import sanitized
 
 from emu import paths
 from emu.channel.result import CommandResult
-from emu.images import handler
+from emu.images import handler, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.xen.lun import Lun
@@ -122,7 +122,7 @@ class Player(contextlib.AbstractContextManager["Player"]):
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self.init = int(self._line())
-        """What the server's init() returned: 0 or -errno."""
+        """What handler_init() returned: 0 or -errno."""
 
     def __exit__(self, *exception: object) -> None:
         assert self._process.stdin
@@ -182,6 +182,6 @@ def _program(sanitizer: sanitized.Sanitizer) -> Path:
 
 
 def _headers(scratch: Path) -> Sequence[str]:
-    handler.unpack(scratch, BuildContext(Cache()))
+    handler.unpack(scratch, xens.find(xens.DEFAULT), BuildContext(Cache()))
     source = scratch / "tcmu-runner"
     return ["-isystem", str(source), "-isystem", str(source / "ccan")]

@@ -15,8 +15,9 @@ from kernel_names import a_kernel
 from emu import cli
 from emu.commands import options
 from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, EXIT_USAGE, InputError, RigError
-from emu.images import kernel_specs
+from emu.images import kernel_specs, xens
 from emu.images.cache import Cache
+from emu.images.guests import package_sets
 from emu.images.packages import Lock, Package, lock_digest
 from emu.lab import bench, store
 from emu.machine.rundir import RunDir
@@ -221,7 +222,7 @@ def test_empty_cache_has_no_images(cache: Cache, capsys: pytest.CaptureFixture[s
 
 def test_image_is_named_by_its_lock(cache: Cache) -> None:
     lock = Lock.load()
-    wanted = {"packages": lock_digest(lock, store.GUEST_SETS), "kernel": "0" * 32}
+    wanted = {"packages": lock_digest(lock, package_sets(xens.find("4.17"))), "kernel": "0" * 32}
     cache.entry("guests", wanted, lambda made: (made / "xen").touch(), Progress())
     cache.entry("guests", {"packages": "older"}, lambda made: (made / "xen").touch(), Progress())
     new, old = sorted(store.images(cache, lock), key=lambda image: not image.locked)

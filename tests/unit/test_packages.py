@@ -12,12 +12,14 @@ import pytest
 from debian_archive import Mirror, quietly
 
 from emu.errors import InputError, RigError
-from emu.images import apt
+from emu.images import apt, xens
 from emu.images.apt import Archive, Mirrors
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.fetch import fetch, renew
+from emu.images.guests import package_sets
 from emu.images.packages import Lock, Wanted, digest_of_wanted, load_wanted, lock_digest
+from emu.images.xens import Xen
 from emu.progress import Progress
 
 # -- recorded from apt 2.6.1 (Debian 12); the addresses are changed
@@ -138,10 +140,20 @@ def test_lock_matches_packages_toml() -> None:
         assert lock.packages(want.name)
 
 
-def test_guests_have_no_service_manager_or_interpreter() -> None:
-    names = {package.name for package in Lock.load().packages("dom0", "domu")}
+@pytest.mark.parametrize("xen", xens.XENS.values(), ids=lambda xen: xen.release)
+def test_guests_have_no_service_manager_or_interpreter(xen: Xen) -> None:
+    names = {package.name for package in Lock.load().packages(*package_sets(xen))}
     assert not names & {"systemd", "udev", "dbus", "perl-base", "python3", "librbd1", "debconf"}
-    assert {"busybox-static", "tcmu-runner", "open-iscsi", "xen-utils-4.17"} <= names
+    assert {"busybox-static", "tcmu-runner", "open-iscsi", f"xen-utils-{xen.release}"} <= names
+
+
+@pytest.mark.parametrize("xen", xens.XENS.values(), ids=lambda xen: xen.release)
+def test_xen_is_taken_whole_from_one_suite(xen: Xen) -> None:
+    packages = Lock.load().packages(xen.hypervisor, xen.dom0)
+    assert {package.archive for package in packages} == {xen.suite}
+    versions = {p.version for p in packages if p.name.startswith(("xen", "libxen"))}
+    assert [version.startswith(f"{xen.release}.") for version in versions] == [True]
+    assert next(p for p in packages if p.name == "tcmu-runner").version.startswith(xen.tcmu_runner)
 
 
 def test_locked_package_has_one_version_per_set() -> None:
@@ -165,13 +177,13 @@ def test_lock_reads_back_as_written(tmp_path: Path) -> None:
 
 def test_lock_digest_covers_the_packages_of_its_sets() -> None:
     lock = Lock.load()
-    assert lock_digest(lock, ["dom0"]) != lock_digest(lock, ["domu"])
+    assert lock_digest(lock, ["dom0-4.17"]) != lock_digest(lock, ["domu"])
     changed = [
         replace(package, sha256="0" * 64) if package.name == "tcmu-runner" else package
         for package in lock.entries
     ]
     other = replace(lock, entries=tuple(changed))
-    assert lock_digest(other, ["dom0"]) != lock_digest(lock, ["dom0"])
+    assert lock_digest(other, ["dom0-4.17"]) != lock_digest(lock, ["dom0-4.17"])
     assert lock_digest(other, ["domu"]) == lock_digest(lock, ["domu"])
 
 

@@ -11,15 +11,18 @@ import pytest
 
 from emu import cli
 from emu.errors import EXIT_INPUT, InputError
-from emu.images import replaced
+from emu.images import replaced, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.guests import package_sets
 from emu.images.packages import Lock, lock_digest
 from emu.images.replaced import PackagesReplaced
 from emu.lab import doctor, store
 from emu.progress import Progress
 
 pytest_plugins = ["pytester"]
+
+SETS = package_sets(xens.find(xens.DEFAULT))
 
 
 @pytest.fixture
@@ -73,14 +76,12 @@ def test_list_of_images_marks_what_is_not_locked(
     own: Cache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = replaced.lock_in_use(own)
-    inputs = {"packages": lock_digest(lock, store.GUEST_SETS), "kernel": "0" * 32}
+    inputs = {"packages": lock_digest(lock, SETS), "kernel": "0" * 32}
     own.entry("guests", inputs, lambda made: (made / "xen").touch(), Progress())
     (xen,) = Lock.load().packages("xen")
     change = f"{xen.name} 4.17.99-1 instead of {xen.name} {xen.version}"
     assert cli.main(["images"]) == 0
-    assert f"and {len(lock.packages(*store.GUEST_SETS)) - 1} more; {change}" in (
-        capsys.readouterr().out
-    )
+    assert f"and {len(lock.packages(*SETS)) - 1} more; {change}" in (capsys.readouterr().out)
     assert cli.main(["images", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     assert listed["instead_of_locked"] == [change]

@@ -36,6 +36,22 @@ def test_ring_without_a_power_of_two_pages_is_refused(pages: int) -> None:
         check_ring_pages(pages)
 
 
+@pytest.mark.parametrize(
+    ("release", "nearest"),
+    [("4.18", "4.20"), ("4.21", "4.20"), ("4.2", "4.14"), ("4.17.7", "4.20"), ("new", "4.17")],
+)
+def test_xen_that_no_suite_has_is_refused(release: str, nearest: str) -> None:
+    refused = pytest.raises(InputError, match=rf"no Xen {release}: .*4\.14 \(bullseye\), 4\.17 ")
+    for wanted in ({"xen": release}, {"second_xen": release}):
+        with refused as error:
+            Wish(**wanted)  # type: ignore[arg-type]
+        assert error.value.hint == f"--xen {nearest}"
+
+
+def test_second_host_with_the_same_xen_is_nothing_special() -> None:
+    assert Wish(xen="4.20", second_xen="4.20") == Wish(xen="4.20")
+
+
 def test_lun_without_a_block_is_refused() -> None:
     with pytest.raises(InputError, match="is no disk"):
         Wish(lun_mib=0)

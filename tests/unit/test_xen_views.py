@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from emu.errors import InputError, RigError
+from emu.images import xens
 from emu.xen import grants, queues, ring, xenstore
 from emu.xen.config import DomuConfig, disk_name, disk_names, virtual_device
 from emu.xen.drivers import build_id_of_note
@@ -318,9 +319,13 @@ class TestDomain:
             virtual_device(disk)
 
     def test_config(self) -> None:
-        text = DomuConfig(name="u9", kind="pvh", memory=128).render()
+        text = DomuConfig(name="u9", kind="pvh", memory=128).render(xens.find("4.17"))
         assert 'name = "u9"\ntype = "pvh"\n' in text
         assert "memory = 128\n" in text
+
+    @pytest.mark.parametrize(("release", "channels"), [("4.14", 2), ("4.17", 2), ("4.20", 1)])
+    def test_channels_for_one_more_console(self, release: str, channels: int) -> None:
+        assert DomuConfig().render(xens.find(release)).count("name=emu,") == channels
 
     def test_bad_config(self) -> None:
         with pytest.raises(InputError, match="pv or pvh, not 'hvm'"):

@@ -83,7 +83,7 @@ def test_target_is_out_of_memory(two_hosts: TwoHosts, lun: RigLun) -> None:
     there.load_back()
     free = int(there.xen.info()["free_memory"])
     big = DomuConfig(name="big", kind="pvh", memory=free - HALF_MIB)
-    there.dom0.put(big.render().encode(), "/run/big.cfg")
+    there.dom0.put(big.render(there.xen.xen_release).encode(), "/run/big.cfg")
     there.xen.xl("create", "-p", "/run/big.cfg", timeout=120)
     with stays(domu, there, "Failed to populate pfns"):
         domu.migrate(there)

@@ -86,11 +86,11 @@ def exposed(
         pytest.skip(f"this machine's QEMU gets this right: {one.name}")
     # What hides another fault, and this one as well, hides neither here.
     cpu = faults.cpu_model(each for each in FAULTS if not set(each.without) & set(one.without))
-    spec = prepared(Wish(qemu="system", accel="tcg", cpu=cpu, domu=PVH)).spec
+    artifacts = prepared(Wish(qemu="system", accel="tcg", cpu=cpu, domu=PVH))
     # Nor does what spoils dom0 (task-switched) when a domU is to show the same feature.
-    spec = replace(spec, dom0_cmdline=f"{spec.dom0_cmdline} noxsave")
+    spec = replace(artifacts.spec, dom0_cmdline=f"{artifacts.spec.dom0_cmdline} noxsave")
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
-        host = Host(machine)
+        host = Host(machine, artifacts.xen)
         try:
             yield host
         finally:
@@ -182,7 +182,7 @@ def test_checkpoint_of_a_busy_pvh_domu_resumes(
     artifacts = prepared(Wish(qemu="patched", accel="tcg", domu=PVH))
     saved = tmp_path / "saved"
     with RunDir.create() as rundir, Machine.start(artifacts.spec, rundir, savable=True) as machine:
-        host = Host(machine)
+        host = Host(machine, artifacts.xen)
         host.wait_ready(BOOT)
         domain = host.create(PVH)
         domain.channel.run("while :; do :; done > /dev/null 2>&1 & echo started", timeout=20)
@@ -190,7 +190,7 @@ def test_checkpoint_of_a_busy_pvh_domu_resumes(
         host.close()
         checkpoint.save(machine, saved)
     with RunDir.create() as rundir, checkpoint.load(artifacts.spec, saved, rundir) as machine:
-        host = Host(machine)
+        host = Host(machine, artifacts.xen)
         try:
             host.wait_agent(60)
             domain = host.adopt(PVH.name, domid, tty)

@@ -64,7 +64,7 @@ def test_dom0_panics_while_it_boots(artifacts: Artifacts) -> None:
     )
     began = time.monotonic()
     with RunDir.create() as rundir, Machine.start(spec, rundir) as machine:
-        host = Host(machine)
+        host = Host(machine, artifacts.xen)
         try:
             with pytest.raises(GuestTrouble) as trouble:
                 host.wait_ready(120)

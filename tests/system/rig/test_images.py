@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from emu.images import agent, handler
+from emu.images import agent, handler, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.fetch import fetch
-from emu.images.guests import GuestImages, OwnPrograms, build_images, debs_by_set
+from emu.images.guests import GuestImages, OwnPrograms, build_images, debs_by_set, package_sets
 from emu.progress import Progress
 from emu.stack.stack import Artifacts
 
-SETS = ("xen", "dom0", "domu")
+XEN = xens.find(xens.DEFAULT)
+SETS = package_sets(XEN)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -22,12 +23,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_two_builds_are_byte_identical(artifacts: Artifacts, cache: Cache, tmp_path: Path) -> None:
     debs = debs_by_set(fetch(SETS, BuildContext(cache)), SETS)
-    own = OwnPrograms(agent.build(BuildContext(cache)), handler.build(BuildContext(cache)))
+    own = OwnPrograms(agent.build(BuildContext(cache)), handler.build(XEN, BuildContext(cache)))
     built = []
     for name in ("one", "another, with a space"):
         folder = tmp_path / name
         folder.mkdir()
-        build_images(debs, artifacts.kernel, own, GuestImages(folder), Progress())
+        build_images(debs, XEN, artifacts.kernel, own, GuestImages(folder), Progress())
         built.append(digests(folder))
     assert built[0] == built[1]
     assert set(built[0]) == {
