@@ -9,6 +9,7 @@
     @pytest.mark.trouble("kernel panic")                            what the test provokes
     pytest --emu-kernel debian-6.12                                 on another kernel
     pytest --emu-tree ~/linux                                       on the kernel of a tree
+    pytest --emu-xen 4.20                                           on another Xen
     pytest --emu-driver-patches mine.patch                          on other drivers
     pytest --emu-qemu patched                                       on another QEMU
     pytest --emu-record                                             failures can be replayed

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import pytest
 
+from emu.errors import InputError
 from emu.images.kernel_specs import full_name, line_of_name
 from emu.stack.wish import Wish
 from emu.xen.config import DomuConfig
 
 MARKERS = (
-    "stack(domu, domu_memory, domu_vcpus, kernel, kernel_options, grant_frames, clock, ...): "
-    "what `emu_stack` and `emu_host` are made of; the rest are arguments of emu's Wish",
+    "stack(domu, domu_memory, domu_vcpus, kernel, xen, kernel_options, grant_frames, clock, ...): "
+    "what `emu_stack` and `emu_host` are made of, a pair of xen for those of `emu_two_hosts`; the "
+    "rest are arguments of emu's Wish",
     "trouble(*names): the bad patterns that a test provokes on its consoles",
 )
 
@@ -32,7 +34,7 @@ def asked_by(node: pytest.Item) -> dict[str, object]:
 
 
 def wish_for(node: pytest.Item) -> Wish:
-    """The stack that a test asks for, under the options for kernels, clock and recording.
+    """The stack that a test asks for, under the options for kernels, Xen, clock and recording.
 
     Two hosts always have wall time (see emu.rig.hosts). They are not recorded, nor are tests that
     ask for wall time (qemu-patches/REPLAY.md). `Wish` finds `--emu-qemu` in the environment.
@@ -41,12 +43,14 @@ def wish_for(node: pytest.Item) -> Wish:
     trees = (node.config.getoption(f"emu_{name}") for name in ("tree", "domu_tree", "config"))
     kernel = trees_for(asked, *trees)
     kernel |= kernel_for(asked.pop("kernel", None), node.config.getoption("emu_kernel"))
+    pair = "emu_two_hosts" in getattr(node, "fixturenames", ())
+    xen = xens_for(asked.pop("xen", None), node.config.getoption("emu_xen"), pair=pair)
     clock = node.config.getoption("emu_clock")
-    if "emu_two_hosts" in getattr(node, "fixturenames", ()):
+    if pair:
         clock = None
     elif node.config.getoption("emu_record"):
         asked["record"] = asked.get("clock", clock or "icount") == "icount"
-    return wish_from_marks(**{**({"clock": clock} if clock else {}), **asked, **kernel})
+    return wish_from_marks(**{**({"clock": clock} if clock else {}), **asked, **kernel, **xen})
 
 
 def kernel_for(asked: object, option: str | None) -> dict[str, object]:
@@ -78,6 +82,23 @@ def trees_for(
     if found and config:
         found["config"] = config
     return found
+
+
+def xens_for(asked: object, option: str | None, *, pair: bool) -> dict[str, object]:
+    """The Xen of a stack, or those of the two of a `pair`, as arguments of `Wish`; `option` is that
+    of `--emu-xen`.
+
+    Raises InputError for two where there is one host.
+    """
+    asked = option if asked is None else asked
+    if not isinstance(asked, (tuple, list)):
+        return {} if asked is None else {"xen": asked}
+    if not pair or len(asked) != 2:
+        raise InputError(
+            f"xen={tuple(asked)!r}: one host has one Xen, and two hosts have two",
+            hint='xen="4.20", or with the fixture two_hosts xen=("4.17", "4.20")',
+        )
+    return {"xen": asked[0], "second_xen": asked[1]}
 
 
 def wish_from_marks(

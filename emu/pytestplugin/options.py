@@ -1,7 +1,8 @@
-"""The plugin's options: which kernel, clock, QEMU and drivers the tests run on.
+"""The plugin's options: which kernel, Xen, clock, QEMU and drivers the tests run on.
 
     pytest --emu-kernel debian-6.12 tests/system          on another kernel
     pytest --emu-tree ~/linux tests/system                on the kernel of a source tree
+    pytest --emu-xen 4.20 tests/system                    on another Xen
     pytest --emu-driver-patches my.patch tests/system     the series with one more patch
     pytest --emu-front my/xen-blkfront.ko tests/system    this module as the patched front end
 
@@ -21,6 +22,7 @@ import pytest
 
 from emu.emulator import choice as emulator
 from emu.errors import InputError
+from emu.images import xens
 from emu.images.driver_patches import driver_patches
 from emu.images.driver_source import read_tree
 from emu.images.kernel_specs import require_dom0, spec
@@ -48,6 +50,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "config": {
         "metavar": "FILE",
         "help": "what trees are configured from, as `emu run --config` has it",
+    },
+    "xen": {
+        "metavar": "RELEASE",
+        "help": f"the Xen of tests that name none: {', '.join(xens.XENS)}",
     },
     "clock": {
         "choices": ("wall", "icount"),
@@ -121,8 +127,13 @@ def _is_taken(config: pytest.Config, option: str) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Pass on drivers and QEMU. Raises UsageError for a file that does not exist or is no patch,
-    and for a kernel that is none for dom0.
+    a Xen that nobody packages, and a kernel that is none for dom0.
     """
+    if release := config.getoption(dest("xen")):
+        try:
+            xens.find(release)
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from None
     if kernel := config.getoption(dest("kernel")):
         try:
             require_dom0(spec(kernel))

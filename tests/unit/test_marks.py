@@ -23,7 +23,7 @@ stack = pytest.mark.stack
 def item(*marks: pytest.MarkDecorator, fixture: str = "emu_host", **options: object) -> pytest.Item:
     """A collected test, as far as it is used."""
     chosen: dict[str, object] = dict.fromkeys(
-        f"emu_{name}" for name in ("kernel", "tree", "domu_tree", "config", "clock")
+        f"emu_{name}" for name in ("kernel", "tree", "domu_tree", "config", "xen", "clock")
     )
     chosen["emu_record"] = False
     chosen |= {f"emu_{name}": value for name, value in options.items()}
@@ -71,6 +71,31 @@ def test_tree_may_be_the_domus_alone() -> None:
     assert (wish.kernel_name, wish.domu_kernel_name) == ("debian-6.12", "/a/linux")
     named = wish_for(item(stack(kernel="lab"), domu_tree="/a/linux"))
     assert (named.kernel_name, named.domu_kernel_name) == ("lab-6.1", "lab-6.1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "given"),
+    [
+        (None, None, ("4.17", None)),
+        (None, "4.20", ("4.20", None)),
+        ("4.14", "4.20", ("4.14", None)),
+        (("4.17", "4.20"), "4.14", ("4.17", "4.20")),
+        (("4.20", "4.20"), None, ("4.20", None)),
+    ],
+)
+def test_marker_goes_before_the_xen_option(
+    asked: object, option: str | None, given: tuple[str, str | None]
+) -> None:
+    marks = [stack(xen=asked)] if asked else []
+    wish = wish_for(item(*marks, fixture="emu_two_hosts", xen=option))
+    assert (wish.xen, wish.second_xen) == given
+
+
+@pytest.mark.parametrize("fixture", ["emu_host", "emu_two_hosts"])
+def test_as_many_xens_as_hosts(fixture: str) -> None:
+    asked = ("4.14", "4.17") if fixture == "emu_host" else ("4.14", "4.17", "4.20")
+    with pytest.raises(InputError, match="one host has one Xen, and two hosts have two"):
+        wish_for(item(stack(xen=asked), fixture=fixture))
 
 
 def test_recording_implies_instruction_time() -> None:

@@ -34,6 +34,9 @@ def test_own_stack(emu_prepared): pass
 @pytest.mark.stack(kernel="lab", domu="pvh", domu_memory=64)
 def test_two(emu_two_hosts): pass
 
+@pytest.mark.stack(xen=("4.17", "4.20"))
+def test_two_xens(emu_two_hosts): pass
+
 @pytest.mark.stack(kernel="lab", domu_vcpus=8, grant_frames=2)
 def test_lab(emu_domu): pass
 """
@@ -65,6 +68,7 @@ def test_collected_stacks(pytester: pytest.Pytester) -> None:
         Need(Wish(), False, 3),
         Need(pvh, True, 1),
         Need(wide, False, 1),
+        Need(Wish(second_xen="4.20"), True, 1),
     }
 
 
@@ -72,11 +76,13 @@ def test_collected_stacks_follow_the_options(pytester: pytest.Pytester) -> None:
     (pytester.path / "my.patch").write_text(change())
     collected = wishes(
         pytester, "--kernel", "debian-6.12", "--driver-patches", "my.patch", "--on", "stock",
-        "-k", "two or again",
+        "--xen", "4.14", "-k", "two or again",
     )  # fmt: skip
-    assert {(need.wish.kernel, need.two_hosts) for need in collected.needs} == {
-        ("debian-6.12", False),
-        ("lab-6.12", True),
+    needs = {(need.wish.kernel, need.wish.xen, need.two_hosts) for need in collected.needs}
+    assert needs == {
+        ("debian-6.12", "4.14", False),
+        ("lab-6.12", "4.14", True),
+        ("debian-6.12", "4.17", True),
     }
     assert collected.environ[MORE_PATCHES] == str(pytester.path / "my.patch")
     assert collected.environ[ON] == "stock"
@@ -100,22 +106,25 @@ def test_plan_of_an_empty_cache(tmp_path: Path) -> None:
         Need(Wish(), False, 9),
         Need(Wish(kernel="lab", domu=small), True, 3),
         Need(Wish(kernel="lab", domu=small), False, 1),
+        Need(Wish(second_xen="4.20"), True, 2),
     ]
     cache = Cache(tmp_path)
     steps = preparing.plan(needs, BuildContext(cache))
     assert [(step.name, step.tests) for step in steps] == [
-        ("kernel debian-6.1", 9),
+        ("kernel debian-6.1", 11),
         ("kernel lab-6.1", 4),
-        ("guest images with debian-6.1", 9),
-        ("drivers for debian-6.1", 9),
+        ("guest images with debian-6.1", 11),
+        ("drivers for debian-6.1", 11),
         ("guest images with lab-6.1", 4),
         ("drivers for lab-6.1", 4),
+        ("guest images with debian-6.1 and Xen 4.20", 2),
         ("checkpoint: debian-6.1, pv, 256 MiB", 9),
         ("checkpoint of two hosts: lab-6.1, pvh, 64 MiB", 3),
         ("checkpoint: lab-6.1, pvh, 64 MiB", 1),
+        ("checkpoint of two hosts: debian-6.1, pv, 256 MiB, second host's Xen 4.20", 2),
     ]
     assert str(steps[1]) == "4 tests need kernel lab-6.1, not built: about 8 min"
-    assert str(steps[8]).startswith("1 test needs checkpoint: ")
+    assert str(steps[9]).startswith("1 test needs checkpoint: ")
     assert cache.entries() == [entry for entry in cache.entries() if not entry.key]
 
 
