@@ -161,7 +161,7 @@ def build_images(
     domu = domu_tree(debs[DOMU_SET], wanted[DOMU_SET], own.tools, own.console)
     domu.write_cpio(into.domu)
     progress.tick("dom0's root")
-    root = dom0_tree(debs[xen.dom0], wanted[xen.dom0], xen, kernel, own)
+    root = dom0_tree([*debs[xen.dom0], *debs[DOMU_SET]], wanted[xen.dom0], xen, kernel, own)
     root.add_file("boot/domu/initrd", into.domu.read_bytes())
     root.add_file("boot/domu/vmlinux", (domu_kernel or kernel).vmlinux.read_bytes())
     missing = root.missing_libraries()
