@@ -145,6 +145,15 @@ def test_kernel_that_will_not_do_is_refused_before_anything_is_fetched(
     assert not (cache.root / "store/apt").exists()
 
 
+def test_xen_that_is_not_packaged_is_refused(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["run"], ["shell", "-c", "true"], ["images", "build"]):
+        assert cli.main([*command, "--xen", "4.18"]) == EXIT_INPUT
+        assert "no Xen 4.18: Debian's suites have 4.14 (bullseye)" in capsys.readouterr().err
+    assert cache.entries() == []
+
+
 def test_missing_qemu_is_refused(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shell", "--qemu", "/nowhere/qemu", "-c", "true"]) == EXIT_INPUT
     assert "/nowhere/qemu is not there" in capsys.readouterr().err

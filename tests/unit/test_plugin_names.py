@@ -86,3 +86,10 @@ def test_bad_drivers_end_the_session_before_it_begins(tmp_path: Path) -> None:
         output = run(tmp_path, "test_names.py", *options)
         assert message in output
         assert "INTERNALERROR" not in output
+
+
+def test_unknown_xen_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
+    output = run(tmp_path, "--xen", "4.21")
+    assert "ERROR: there is no Xen 4.21: Debian's suites have 4.14 (bullseye), 4.17" in output
+    assert "passed" not in output
