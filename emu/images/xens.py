@@ -73,10 +73,13 @@ def find(release: str) -> Xen:
 
 
 def _nearest(release: str) -> str:
-    """The next release that there is, or the last one; the default for what is no release."""
+    """That of a point release, else the next that there is, or the last; else the default."""
     try:
-        wanted = tuple(int(number) for number in release.split("."))
+        wanted = _numbers(release)[:2]
     except ValueError:
         return DEFAULT
-    later = (one for one in XENS if tuple(map(int, one.split("."))) >= wanted)
-    return next(later, max(XENS, key=lambda one: tuple(map(int, one.split(".")))))
+    return next((one for one in XENS if _numbers(one) >= wanted), max(XENS, key=_numbers))
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in release.split("."))
