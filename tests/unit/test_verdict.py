@@ -25,7 +25,7 @@ def names(transcript: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@pytest.mark.parametrize("transcript", ["boot-xen", "boot-dom0"])
+@pytest.mark.parametrize("transcript", ["boot-xen", "boot-xen-4.14", "boot-xen-4.20", "boot-dom0"])
 def test_healthy_boot_has_no_findings(transcript: str) -> None:
     assert names(transcript) == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from emu.errors import InputError, RigError
 from emu.images import xens
-from emu.xen import grants, queues, ring, xenstore
+from emu.xen import grants, hypervisor, queues, ring, xenstore
 from emu.xen.config import DomuConfig, disk_name, disk_names, virtual_device
 from emu.xen.drivers import build_id_of_note
 from emu.xen.host import parse_info, parse_list
@@ -270,6 +270,26 @@ class TestHost:
         info = parse_info((TRANSCRIPTS / "xl-info.txt").read_text())
         assert info["xen_version"] == "4.17.7"
         assert info["release"] == "6.1.0-56-amd64"
+        assert info["xen_commandline"].startswith("console=com1 com1=115200,8n1 ")
+
+
+@pytest.mark.parametrize(
+    ("release", "version"), [("4.14", "4.14.6"), ("4.20", "4.20.5-pre")], ids=["4.14", "4.20"]
+)
+class TestOtherXens:
+    """What Xen, xl and lsevtchn of the other suites print, with a disk of 16 ring pages."""
+
+    def test_hypervisor(self, release: str, version: str) -> None:
+        seen = hypervisor.parse((TRANSCRIPTS / f"hypervisor-{release}.txt").read_text())
+        assert dict(seen.names) == {0: "Domain-0", 1: "u1"}
+        table = seen.grants.of(1)
+        assert table.refs >= set(range(9, 25))
+        assert (table.version, table.max_frames, table.max_maptrack_frames) == (1, 64, 1024)
+        assert seen.ports.numbers == {"event channels of Domain-0": 26, "event channels of u1": 9}
+
+    def test_info(self, release: str, version: str) -> None:
+        info = parse_info((TRANSCRIPTS / f"xl-info-{release}.txt").read_text())
+        assert info["xen_version"] == version
         assert info["xen_commandline"].startswith("console=com1 com1=115200,8n1 ")
 
 
