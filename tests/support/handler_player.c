@@ -54,7 +54,7 @@ struct command {
 
 int handler_init(void);
 
-static struct tcmur_handler *handler;
+static struct tcmur_handler none, *handler = &none;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
 static struct tcmu_device *devices[DEVICES];
@@ -391,7 +391,7 @@ int main(void)
 
 	printf("%d\n", failed);
 	fflush(stdout);
-	if (!failed && !handler)
+	if (!failed && handler == &none)
 		return 1;
 	while (fgets(line, sizeof(line), stdin))
 		obey(line);
