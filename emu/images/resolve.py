@@ -303,23 +303,22 @@ class _Move:
         try:
             solution = self.apt.solve([*asked, *pins])
         except RigError as error:
-            if not kept:
-                if self.version:
-                    return None
-                raise no_longer_there(self._lost(), self.apt, lines=error.lines) from error
             # What takes the place of the others does not work with what is locked.
-            return replace(self, moving=self.before).content(roots)
+            if more := self._with(self.before, roots):
+                return more.content(roots)
+            if self.version:
+                return None
+            raise no_longer_there(self._lost(), self.apt, lines=error.lines) from error
         records = self.apt.records(solution)
         names = {record.name for record in records}
         gone = [p for p in self.before if p not in kept and not (roots and _is_kernel(p))]
         lost_roots = [p for p in gone if p.name in self.want.packages and p.name not in names]
         if lost_roots:
             raise no_longer_there(lost_roots[0], self.apt)
-        if len(pins) < len(kept) and any(p.name not in names for p in gone):
+        unpinned = [p for p in kept if (p.name, p.version) not in known]
+        if any(p.name not in names for p in gone) and (more := self._with(unpinned, roots)):
             # It is gone for good; those which the archive has not got either may have needed it.
-            pinned = [p for p in kept if (p.name, p.version) in known]
-            others = [p for p in self.before if p not in pinned]
-            return replace(self, moving=others).content(roots)
+            return more.content(roots)
         start = (
             [root.partition("=")[0] for root in (roots or self.want.packages)]
             if not kept
@@ -333,6 +332,11 @@ class _Move:
         if self.version and any(_is_kernel(p) and p.version != self.version for p in made):
             return None
         return tuple(sorted(made, key=_by_name))
+
+    def _with(self, packages: Iterable[Package], roots: Sequence[str]) -> _Move | None:
+        """The same with these moving, too, a kernel only with all of it; None for nothing new."""
+        more = [p for p in packages if p not in self.moving and (roots or not _is_kernel(p))]
+        return replace(self, moving=[*self.moving, *more]) if more else None
 
     def _lost(self) -> Package:
         """The package to name where nothing can be installed."""

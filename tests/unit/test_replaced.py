@@ -236,6 +236,37 @@ def test_package_in_the_cache_is_used_whatever_the_archive_has(
     assert run.fetch("tools") == {"deep": "1", "lib": "1", "provider": "1", "tool": "1:3-1"}
 
 
+def test_library_of_another_name_takes_its_users_along(mirror: Mirror, cache: Cache) -> None:
+    lock = locked(mirror, cache)
+    Run(mirror, cache, lock).fetch("tools")
+    mirror.remove("lib")
+    mirror.add("newlib")
+    mirror.add("tool", "1:3-1", Depends="newlib, virtual")
+    mirror.publish()
+    (lib,) = cache.store("debs").glob("lib_*")
+    lib.unlink()
+    assert Run(mirror, cache, lock).fetch("tools") == {
+        **{"deep": "1", "newlib": "1", "provider": "1", "tool": "1:3-1"}
+    }, "though the tool that needs the old one is in the cache"
+
+
+def test_kernel_stays_where_a_library_has_to_move(mirror: Mirror, cache: Cache) -> None:
+    needs = "deep, lib"
+    mirror.add("linux-headers-6.1.0-56-amd64", "6.1.192-2", Source="linux", Depends=needs)
+    mirror.add("linux-headers-amd64", "6.1.192-2", Depends="linux-headers-6.1.0-56-amd64")
+    mirror.publish()
+    lock = locked(mirror, cache, KERNEL[1:2])
+    mirror.add("deep", "2", beside=True)
+    mirror.add("lib", "2", Depends="deep (>= 2)")
+    mirror.add("linux-headers-7.1.0-1-amd64", "7.1.1-1", Source="linux", Depends=needs)
+    mirror.add("linux-headers-amd64", "7.1.1-1", Depends="linux-headers-7.1.0-1-amd64", beside=True)
+    mirror.publish()
+    assert Run(mirror, cache, lock, KERNEL[1:2]).fetch("headers") == {
+        **{"deep": "2", "lib": "2"},
+        **{f"linux-headers-{one}amd64": "6.1.192-2" for one in ("", "6.1.0-56-")},
+    }
+
+
 def test_package_that_nothing_replaces_is_an_error(mirror: Mirror, cache: Cache) -> None:
     lock = locked(mirror, cache)
     mirror.remove("lib")
