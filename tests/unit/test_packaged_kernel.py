@@ -124,8 +124,8 @@ def test_packages_of_a_kernel_that_is_none_for_a_guest_are_refused(
     cache: Cache, tmp_path: Path
 ) -> None:
     cases: Mapping[str, tuple[str, str]] = {
-        "debian": ("CONFIG_TCM_USER2", "CONFIG_TCM_USER2=y or m"),
-        "cloud": ("CONFIG_HVC_XEN_FRONTEND", "CONFIG_HVC_XEN_FRONTEND=y"),
+        "debian": ("CONFIG_TCM_USER2", "CONFIG_TCM_USER2=y or m: it is n"),
+        "cloud": ("CONFIG_HVC_XEN_FRONTEND", "CONFIG_HVC_XEN_FRONTEND=y: it is n"),
     }
     for flavour, (option, line) in cases.items():
         spec = kernel_specs.spec(a_kernel(flavour, headers=False, series=False))

@@ -41,7 +41,7 @@ def message(path: Path) -> tuple[str, list[str]]:
 
 def test_there_are_patches() -> None:
     assert len(PATCHES) > 40
-    assert {path.parent.name for path in VARIANTS} == {"6.1", "6.12"}
+    assert {path.parent.name for path in VARIANTS} == {"6.1", "6.12", "7.2"}
 
 
 @pytest.mark.parametrize("path", [*PATCHES, *OTHERS], ids=name_of)

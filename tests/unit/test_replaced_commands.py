@@ -22,6 +22,7 @@ from emu.progress import Progress
 
 pytest_plugins = ["pytester"]
 
+HYPERVISOR = xens.find(xens.DEFAULT).hypervisor
 SETS = package_sets(xens.find(xens.DEFAULT))
 
 
@@ -31,9 +32,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(replaced.INSIST, "")
     cache, lock = Cache(), Lock.load()
-    (xen,) = lock.packages("xen")
+    (xen,) = lock.packages(HYPERVISOR)
     other = replace(xen, version="4.17.99-1", sha256="0" * 64)
-    replaced.remember(cache, {lock_digest(lock, ["xen"]): [other]})
+    replaced.remember(cache, {lock_digest(lock, [HYPERVISOR]): [other]})
     return cache
 
 
@@ -61,7 +62,7 @@ def test_command_begins_again_with_what_was_replaced(
         tried.append(context)
         if len(tried) == 1:
             raise PackagesReplaced("something")
-        assert context.lock.packages("xen")
+        assert context.lock.packages(HYPERVISOR)
         raise InputError("enough")
 
     monkeypatch.setattr(store, "build", build)
@@ -78,7 +79,7 @@ def test_list_of_images_marks_what_is_not_locked(
     lock = replaced.lock_in_use(own)
     inputs = {"packages": lock_digest(lock, SETS), "kernel": "0" * 32}
     own.entry("guests", inputs, lambda made: (made / "xen").touch(), Progress())
-    (xen,) = Lock.load().packages("xen")
+    (xen,) = Lock.load().packages(HYPERVISOR)
     change = f"{xen.name} 4.17.99-1 instead of {xen.name} {xen.version}"
     assert cli.main(["images"]) == 0
     assert f"and {len(lock.packages(*SETS)) - 1} more; {change}" in (capsys.readouterr().out)

@@ -62,7 +62,7 @@ def test_patch_that_no_variant_of_fits_is_named(series: Path, tmp_path: Path) ->
     put(tmp_path / NAME, changed(OLD, two="TWO"))
     with pytest.raises(InputError, match=r"0001-a\.patch does not apply") as refused:
         fit(series, "6.12", tmp_path)
-    assert "2: TWO" in refused.value.lines
+    assert "+     2  TWO" in refused.value.lines
     assert (tmp_path / NAME).read_text().startswith("one\nTWO\n"), "the source was changed"
 
 
