@@ -23,7 +23,7 @@ class _Asked:
     """The lock in use, once it is known, and what was asked of it."""
 
     lock: Lock | None = None
-    said: set[tuple[str, str]] = field(default_factory=set)
+    said: set[replaced.Change] = field(default_factory=replaced.said)
     """The changes of versions that a note has named (`replaced.changes`)."""
     records: list[dict[Package, None]] = field(default_factory=list)
 

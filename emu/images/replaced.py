@@ -40,7 +40,11 @@ T = TypeVar("T")
 Contents = Mapping[str, Sequence[Package]]
 """The packages of sets, by the `lock_digest` of what the lock has for the set."""
 
-_settling: ContextVar[bool] = ContextVar("settling", default=False)
+Change = tuple[str, str]
+"""A locked version, and the one in place of it."""
+
+_settling: ContextVar[set[Change] | None] = ContextVar("settling", default=None)
+"""What notes have said since the outermost `settled` build began; None outside of all."""
 
 
 class PackagesReplaced(RigError):
@@ -76,9 +80,9 @@ def settled(build: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(build)
     def again(*arguments: P.args, **options: P.kwargs) -> T:
-        if _settling.get():
+        if _settling.get() is not None:
             return build(*arguments, **options)
-        token = _settling.set(True)
+        token = _settling.set(set())
         try:
             for _ in range(_TIMES):
                 try:
@@ -90,6 +94,12 @@ def settled(build: Callable[P, T]) -> Callable[P, T]:
             _settling.reset(token)
 
     return again
+
+
+def said() -> set[Change]:
+    """What notes have said already: a build that begins again does not repeat it."""
+    found = _settling.get()
+    return set() if found is None else found
 
 
 def lock_in_use(cache: Cache, locked: Lock | None = None, *, insist: bool | None = None) -> Lock:
@@ -186,9 +196,9 @@ def described(packages: Iterable[Package]) -> list[str]:
     return lines
 
 
-def changes(packages: Iterable[Package]) -> dict[tuple[str, str], list[Package]]:
+def changes(packages: Iterable[Package]) -> dict[Change, list[Package]]:
     """The packages in place of locked ones, by the locked version and by theirs."""
-    groups: dict[tuple[str, str], list[Package]] = {}
+    groups: dict[Change, list[Package]] = {}
     for package in packages:
         if package.instead_of:
             before = package.instead_of.rpartition(" ")[2]

@@ -60,9 +60,9 @@ def test_command_begins_again_with_what_was_replaced(
 
     def build(kernel: str, context: BuildContext) -> None:
         tried.append(context)
+        assert context.lock.packages(HYPERVISOR)
         if len(tried) == 1:
             raise PackagesReplaced("something")
-        assert context.lock.packages(HYPERVISOR)
         raise InputError("enough")
 
     monkeypatch.setattr(store, "build", build)
