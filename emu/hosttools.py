@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_PACKAGES = Path(__file__).resolve().parent / "host-packages.txt"
+from emu import paths
+
+HOST_PACKAGES = paths.PACKAGE / "host-packages.txt"
 _ADMIN_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
@@ -52,3 +54,18 @@ def install_command(packages: Iterable[str]) -> str:
     if find_tool("apt-get") is None:
         return f"install what these Debian packages hold: {names}"
     return f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install {names}"
+
+
+def installs(*programs: str) -> str:
+    """What installs programs of host-packages.txt: a checkout's `make setup`, else apt."""
+    if not paths.installed():
+        return "make setup"
+    wanted = [one.name for one in load_packages() if set(one.found_by) & set(programs)]
+    return install_command(wanted) if wanted else "`emu doctor` says what to install"
+
+
+def builds_qemu(name: str = "patched") -> str:
+    """What builds a QEMU of ours, with all it takes where this is a checkout."""
+    if paths.installed():
+        return f"emu qemu build {name}"
+    return "make qemu" if name == "patched" else f"make qemu ARGS={name}"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from emu.deadline import Deadline
 from emu.errors import EmuError, InputError, RigError
-from emu.hosttools import find_tool
+from emu.hosttools import find_tool, installs
 from emu.progress import Progress
 
 QUIET = 5.0
@@ -55,11 +55,11 @@ class Output:
         return (self.text + self.errors).splitlines()[-count:]
 
 
-def find_program(name: str, hint: str = "make setup") -> str:
+def find_program(name: str, hint: str | None = None) -> str:
     """The path of a program, also where only root's PATH looks. InputError if there is none."""
     path = find_tool(name)
     if path is None:
-        raise InputError(f"{name} is not installed", hint=hint)
+        raise InputError(f"{name} is not installed", hint=hint or installs(name))
     return path
 
 
@@ -70,7 +70,7 @@ def run(
     error: type[EmuError] = RigError,
     lines: int = 8,
     hint: str | None = None,
-    missing: str = "make setup",
+    missing: str | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     data: bytes = b"",
@@ -83,8 +83,8 @@ def run(
 
     A status other than 0 raises `error` with the message `failed`, the last `lines` of the
     output and `hint`; without `failed` the caller judges the status. `missing` is the hint
-    if the program is not installed. Raises RigError after `limit` seconds (before scaling).
-    The program does not outlive an exception.
+    if the program is not installed (by default the command that installs it). Raises RigError
+    after `limit` seconds (before scaling). The program does not outlive an exception.
     """
     program = executable or find_program(command[0], missing)
     deadline = Deadline(_shown(command), limit)

@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="MUTANT", help="by name or pattern: 'grants-*'")
     parser.add_argument(
-        "--directory", type=Path, default=mutants.own_mutants(), metavar="DIR",
+        "--directory", type=Path, metavar="DIR",
         help="where the patches are (default tests/mutants)",
     )  # fmt: skip
     parser.add_argument("--jobs", type=count, default=1, metavar="N", help="how many at once")
@@ -56,8 +56,9 @@ def add(commands: Commands) -> None:
 
 
 def _mutants(arguments: argparse.Namespace) -> int:
+    own = mutants.own_mutants()  # others', too, are judged by the checkout's tests
     wish = mutants.MutantsWish(
-        arguments.directory,
+        arguments.directory or own,
         tuple(arguments.names),
         arguments.jobs,
         arguments.again,

@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 
 def _repeat(arguments: argparse.Namespace) -> int:
-    passes = Passes(Cache(), arguments.arguments, paths.checkout())
+    passes = Passes(Cache(), arguments.arguments, paths.checkout("emu repeat"))
     if arguments.again:
         passes.forget()
     row = passes.run(arguments.times, lambda what: print(f"== {what}", flush=True))

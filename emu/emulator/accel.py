@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from emu.errors import InputError, RigError
+from emu.hosttools import installs
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
@@ -101,7 +102,7 @@ def _proof(qemu: str, xen: Path, context: BuildContext) -> str | None:
 def _inputs(qemu: str, xen: Path) -> dict[str, JSON]:
     path = shutil.which(qemu)
     if path is None:
-        raise InputError(f"{qemu} is not installed", hint="`make setup` installs it")
+        raise InputError(f"{qemu} is not installed", hint=installs(qemu))
     binary = Path(path).resolve()
     stat = xen.stat()
     return {

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
-from emu.hosttools import install_command, load_packages
+from emu.hosttools import builds_qemu, install_command, installs, load_packages
 from emu.images import kbuild
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -197,13 +197,18 @@ def _need_tools(wanted: Patched) -> None:
     if wanted.own_meson and importlib.util.find_spec("mesonbuild") is None:
         raise InputError(
             f"QEMU {wanted.version} needs the Python package meson, 1.5 or newer",
-            hint=f"make qemu ARGS={wanted.name}, or pip install meson",
+            hint=_either(wanted, "pip install meson"),
         )
     if missing:
         raise InputError(
             f"to build QEMU this machine lacks {', '.join(missing)}",
-            hint=f"make qemu, or {install_command(missing)}",
+            hint=_either(wanted, install_command(missing)),
         )
+
+
+def _either(wanted: Patched, command: str) -> str:
+    """What installs what a build needs; in a checkout the target that builds as well."""
+    return command if paths.installed() else f"{builds_qemu(wanted.name)}, or {command}"
 
 
 def _compile(wanted: Patched, tree: Path, version: str, context: BuildContext) -> None:
@@ -256,7 +261,7 @@ def _firmware() -> Iterator[Path]:
     for name in FIRMWARE:
         found = next((place / name for place in _FIRMWARE_PLACES if (place / name).exists()), None)
         if found is None:
-            raise InputError(f"the firmware {name} is not on this machine", hint="make setup")
+            raise InputError(f"the firmware {name} is not on this machine", hint=installs(PROGRAM))
         yield found
 
 

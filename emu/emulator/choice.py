@@ -15,6 +15,7 @@ from pathlib import Path
 from emu.emulator import build as qemubuild
 from emu.emulator.build import PATCHED, PROGRAM
 from emu.errors import InputError
+from emu.hosttools import builds_qemu, installs
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 
@@ -48,7 +49,7 @@ def found(name: str, cache: Cache | None) -> str:
         return _installed(name)
     built = None if cache is None else qemubuild.built(PATCHED[name], cache)
     if built is None:
-        raise InputError(f"{name} is not built yet", hint=f"make qemu ARGS={name}")
+        raise InputError(f"{name} is not built yet", hint=builds_qemu(name))
     return str(built)
 
 
@@ -58,5 +59,6 @@ def _installed(name: str) -> str:
     if path is None:
         missing = "is not there" if os.sep in wanted else "is not installed"
         wrong = "is no program" if Path(wanted).exists() else missing
-        raise InputError(f"{wanted} {wrong}", hint=f"make setup, or one of {', '.join(NAMES)}")
+        hint = f"{installs(PROGRAM)}, or one of {', '.join(NAMES)}"
+        raise InputError(f"{wanted} {wrong}", hint=hint)
     return str(Path(path).absolute())

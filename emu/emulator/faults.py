@@ -15,6 +15,7 @@ from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
+from emu.hosttools import installs
 from emu.images import kbuild
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -156,7 +157,7 @@ def _answer(entry: Path) -> tuple[Fault, ...]:
 def _inputs(qemu: str) -> dict[str, JSON]:
     path = shutil.which(qemu)
     if path is None:
-        raise InputError(f"{qemu} is not installed", hint="`make setup` installs it")
+        raise InputError(f"{qemu} is not installed", hint=installs(qemu))
     return {
         "version": qemu_version(path),
         "program": hash_of_program(Path(path).resolve()),

@@ -22,7 +22,13 @@ from emu.emulator import accel, faults
 from emu.emulator import build as qemubuild
 from emu.emulator import choice as emulator
 from emu.errors import EmuError, InputError
-from emu.hosttools import HOST_PACKAGES, HostPackage, install_command, load_packages
+from emu.hosttools import (
+    HOST_PACKAGES,
+    HostPackage,
+    builds_qemu,
+    install_command,
+    load_packages,
+)
 from emu.images import kbuild
 from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
@@ -134,7 +140,7 @@ def _faults(qemu: str | None, cache: Cache | None) -> Iterator[Check]:
         return
     for fault in found:
         yield Check("TCG", "note", fault.what)
-    fix = "make qemu; --qemu patched"
+    fix = f"{builds_qemu()}; --qemu patched"
     yield Check("TCG", "note", f"so guests get -cpu {faults.cpu_model(found)}", fix)
 
 

@@ -216,8 +216,11 @@ class LockChange:
 
 def renew_lock(context: BuildContext, folder: Path | None = None) -> list[LockChange]:
     """Lock what the mirrors have now, packages and kernels, by default in guest-images/; returns
-    the changes."""
-    folder = folder or paths.guest_images()
+    the changes.
+
+    Raises InputError where ours is not to be changed: in an installed package.
+    """
+    folder = folder or paths.checkout("emu images lock") / "guest-images"
     with context.progress.stage("asking the mirrors"):
         renewed = {
             PACKAGES: renew(load_wanted(), context),

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from emu.deadline import Deadline, poll
 from emu.errors import InputError, RigError
+from emu.hosttools import installs
 from emu.machine import ram
 from emu.machine.identity import hash_of_program, host_cpu, qemu_version
 from emu.machine.qemu import Machine
@@ -52,7 +53,7 @@ def checkpoint_inputs(spec: MachineSpec) -> dict[str, Any]:
     """
     path = shutil.which(spec.qemu)
     if path is None:
-        raise InputError(f"{spec.qemu} is not installed", hint="`make setup` installs it")
+        raise InputError(f"{spec.qemu} is not installed", hint=installs(spec.qemu))
     return {
         "format": FORMAT,
         "qemu": qemu_version(path),

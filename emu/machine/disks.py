@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emu.errors import InputError, RigError
+from emu.hosttools import installs
 from emu.machine.rundir import disk_errors, disk_full
 from emu.machine.spec import Disk
 
@@ -65,7 +66,7 @@ def new_overlay(size: int, scratch: Path) -> int:
             )
         except FileNotFoundError:
             os.close(fd)
-            raise InputError("qemu-img is not installed", hint="`make setup` installs it") from None
+            raise InputError("qemu-img is not installed", hint=installs("qemu-img")) from None
         finally:
             Path(name).unlink(missing_ok=True)
     if made.returncode:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from emu.deadline import scale
 from emu.errors import InputError, RigError
+from emu.hosttools import installs
 from emu.reactor import reactor
 
 _ONLY_UNDER_PARENT = '[ "$PPID" = "$0" ] && exec "$@"'
@@ -45,7 +46,7 @@ class Child:
         Raises InputError when the program is not there.
         """
         if not shutil.which(argv[0]):
-            raise InputError(f"{argv[0]} is not installed", hint="`make setup` installs it")
+            raise InputError(f"{argv[0]} is not installed", hint=installs(argv[0]))
         if not shutil.which("setpriv"):
             raise InputError("setpriv is not installed", hint="apt install util-linux")
         return reactor().call(lambda: cls._spawn(argv, fds, log), what=f"{argv[0]} to start")

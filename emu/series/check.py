@@ -19,6 +19,7 @@ from elftools.elf.elffile import ELFFile
 
 from emu import paths
 from emu.errors import InputError
+from emu.hosttools import installs
 from emu.images import kbuild, modules
 from emu.images.compiler_messages import (
     Message,
@@ -156,7 +157,9 @@ def perform(wish: SeriesWish, context: BuildContext) -> SeriesReport:
     """
     missing = [tool for tool in _TOOLS if not shutil.which(tool)]
     if missing:
-        raise InputError(f"{', '.join(missing)} is missing on this machine", hint="make setup")
+        raise InputError(
+            f"{', '.join(missing)} is missing on this machine", hint=installs(*missing)
+        )
     found = kbuild.series(wish.patches)
     if not found:
         raise InputError(f"{wish.patches} holds no patches (*.patch)")

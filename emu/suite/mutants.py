@@ -94,8 +94,8 @@ class MutantsWish:
 
 
 def own_mutants() -> Path:
-    """The directory of our mutants."""
-    return paths.checkout() / "tests/mutants"
+    """The directory of our mutants. Raises InputError where there is no checkout."""
+    return paths.checkout("emu mutants") / "tests/mutants"
 
 
 def find(wish: MutantsWish) -> list[Mutant]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kernel_names import a_kernel
 
-from emu import cli
+from emu import __version__, cli
 from emu.commands import options
 from emu.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_RIG, EXIT_USAGE, InputError, RigError
 from emu.images import kernel_specs, xens
@@ -375,3 +375,9 @@ def test_drivers_that_nobody_can_build_are_refused(
 ) -> None:
     assert cli.main(words.split()) == EXIT_INPUT
     assert message in capsys.readouterr().err
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    command = [sys.executable, "-m", "emu", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"emu {__version__}\n"

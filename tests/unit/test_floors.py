@@ -11,6 +11,7 @@ from emu import paths
 
 EMU = paths.checkout() / "emu"
 FLOORS = (
+    {"__main__"},
     {"cli"},
     {"commands", "pytestplugin"},
     {"lab", "screen"},
