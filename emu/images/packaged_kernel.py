@@ -12,7 +12,7 @@ from emu.images import elf, ksymtab, packed
 from emu.images.context import BuildContext
 from emu.images.depends import find_modules, keep_modules, plain
 from emu.images.fetch import fetch
-from emu.images.kbuild_programs import LIBRARIES, make_runnable
+from emu.images.kbuild_programs import LIBRARIES, make_runnable, recipe
 from emu.images.kernel_files import pack, seal
 from emu.images.kernel_specs import Spec, document
 from emu.images.manifest import JSON
@@ -33,6 +33,7 @@ def packaged_kernel(wanted: Spec, context: BuildContext) -> Path:
         "packages": lock_digest(context.lock, sets),
         "modules": sorted({*keep, *where_present}),
         "recipe": _RECIPE,
+        **recipe(package.name for package in context.lock.packages(*sets)),
     }
 
     def build(made: Path) -> None:
