@@ -11,7 +11,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$
 
 N ?= 20
 
-.PHONY: help setup setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
+.PHONY: help setup setup-lint setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -25,6 +25,9 @@ setup: ## install missing packages (lists them first; sudo unless root) and make
 $(STAMP)-now:
 	@sh emu/host-setup.sh emu/host-packages.txt
 	@$(MAKE) --no-print-directory --silent $(STAMP)
+
+setup-lint: setup
+	@sh emu/host-setup.sh emu/host-packages.txt lint
 
 setup-qemu: setup
 	@sh emu/host-setup.sh emu/host-packages.txt qemu
@@ -97,7 +100,7 @@ man: setup ## build/emu.1, the manual page of emu
 		--description 'the Xen block stack in QEMU' --manual-title emu-xen-block \
 		--output build/emu.1
 
-lint: setup ## ruff, mypy, clang-format and gcc's analyzer, as CI runs them
+lint: setup-lint ## ruff, mypy, clang-format and gcc's analyzer, as CI runs them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Install the packages that this machine lacks: `host-setup.sh LIST [qemu]`, where each line of
-# LIST begins with a Debian package and what it is for; those for qemu only if it is named.
+# Install the packages that this machine lacks: `host-setup.sh LIST [qemu|lint]`, where each line
+# of LIST begins with a Debian package and what it is for; those for qemu or lint only if named.
 # Prints what it will install first; does nothing when all are there.
 set -eu
 
 missing=
 while read -r package need rest; do
 	case $package in '' | '#'*) continue ;; esac
-	[ "$need" != qemu ] || [ "${2-}" = qemu ] || continue
+	case $need in qemu | lint) [ "${2-}" = "$need" ] || continue ;; esac
 	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
 	[ "$status" = "install ok installed" ] || missing="$missing $package"
 done < "$1"

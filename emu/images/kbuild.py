@@ -59,7 +59,36 @@ def find_toolchain(config: str = "") -> Toolchain:
         if shutil.which(cc):
             return Toolchain(cc, f"{_first_line([cc, '--version'])}; {_first_line(['ld', '-v'])}")
     where = "$EMU_CC names" if asked else "there is no compiler:"
-    raise InputError(f"{where} {candidates[0]}, which is not there", hint="apt-get install gcc-12")
+    raise InputError(f"{where} {candidates[0]}, which is not there", hint="apt-get install gcc")
+
+
+def other_compiler(toolchain: Toolchain, config: str) -> str | None:
+    """Why modules of a kernel may be built by another compiler than it; None if it is the same.
+
+    gcc's ABI is that of the platform, and what a module and its kernel have to agree on besides
+    (thunks, stack protector, cleared registers) are options which `config` sets and every later
+    gcc has; what an older one lacks, `without_newer_flags` leaves out. kbuild only warns of the
+    difference. gcc's plugins are another matter: they may lay out structures anew, and are built
+    for one gcc. Raises InputError for those.
+    """
+    kernels = re.search(r"^CONFIG_GCC_VERSION=(\d+)(\d\d)(\d\d)$", config, re.MULTILINE)
+    ours = re.search(r"\) (\d+(?:\.\d+)+)", toolchain.version)
+    if kernels is None:
+        return None
+    built_by = ".".join(str(int(part)) for part in kernels.groups())
+    named = f"gcc {ours[1]}" if ours else toolchain.version
+    if ours and ours[1] == built_by:
+        return None
+    if re.search(r"^CONFIG_GCC_PLUGINS=y$", config, re.MULTILINE):
+        raise InputError(
+            f"this kernel was built by gcc {built_by} with plugins (CONFIG_GCC_PLUGINS), "
+            f"the compiler here is {named}",
+            hint=f"apt-get install gcc-{kernels[1]}, or EMU_CC=… names one",
+        )
+    return (
+        f"{named}, where the kernel's was gcc {built_by}: fine, the kernel's configuration sets "
+        "what both must agree on, and has no gcc plugins"
+    )
 
 
 _NEWER_FLAGS = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}

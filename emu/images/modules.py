@@ -141,6 +141,7 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
     if kernel.tree is None:
         require_buildable(spec(kernel.name))
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
+    other = kbuild.other_compiler(toolchain, kernel.config.read_text())
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,
         "source": recipe.source.digest,
@@ -154,6 +155,8 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
             context.progress.stage(f"building the drivers for {kernel.release}"),
             kbuild.workplace(context.cache, "drivers") as scratch,
         ):
+            if other is not None:
+                context.progress.note(f"drivers for {kernel.release} by {other}")
             tree = scratch / "source"
             recipe.copy(tree, context)
             versions = apply_all(recipe, tree, context)

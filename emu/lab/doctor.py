@@ -47,6 +47,11 @@ MEMORY_NEED = 2 << 30
 DISK_NEED = 3 << 30
 """Bytes for a first run with the debian kernel: packages 0.4 GiB, images 0.3, a checkpoint 0.4,
 the rest while they are built."""
+_ON_REQUEST = {
+    "qemu": ("to build a patched QEMU", "make qemu installs them"),
+    "lint": ("to check this project's own C", "make lint installs it"),
+}
+"""Needs of host-packages.txt that `make setup` leaves out."""
 _DEBIAN_12 = "CONFIG_GCC_VERSION=120200"
 
 
@@ -228,9 +233,8 @@ def _compiler() -> Check:
     except EmuError as error:
         return Check("compiler", "missing", error.message, error.hint)
     text = f"{shutil.which(chain.cc)}, {chain.version}"
-    if " 12." not in chain.version:
-        fix = f"Debian 12's kernel was built with gcc-12; {install_command(['gcc-12'])}"
-        return Check("compiler", "note", text, fix)
+    if other := kbuild.other_compiler(chain, _DEBIAN_12):
+        text = f"{text}; for drivers of Debian 12's kernel {other}"
     return Check("compiler", "ok", text)
 
 
@@ -268,7 +272,7 @@ def _locked(cache: Cache | None) -> Iterator[Check]:
 def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Check]:
     packages = tuple(packages)
     every = [package for package in packages if package.lacks]
-    lacking = [package for package in every if package.needed_for != "qemu"]
+    lacking = [package for package in every if package.needed_for not in _ON_REQUEST]
     for package in lacking:
         what = f"{', '.join(package.lacks)} ({package.purpose})"
         need = package.needed_for
@@ -278,13 +282,14 @@ def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Check]:
     if lacking:
         all_of_them = install_command(package.name for package in lacking)
         state = "missing" if any(package.needed_for == "run" for package in lacking) else "note"
-        fix = f"{all_of_them} (or: make setup)"
+        fix = all_of_them if paths.installed() else f"{all_of_them} (or: make setup)"
         yield Check("host tools", state, "all of these at once", fix)
     else:
         yield Check("host tools", "ok", f"all installed, of {len(packages) - len(every)} packages")
-    if builds := [package.name for package in every if package.needed_for == "qemu"]:
-        what = f"no {', '.join(builds)}: only to build a patched QEMU"
-        yield Check("host tools", "ok", what, "make qemu installs them")
+    for need, (what_for, fix) in _ON_REQUEST.items():
+        if names := [package.name for package in every if package.needed_for == need]:
+            command = install_command(names) if paths.installed() else fix
+            yield Check("host tools", "ok", f"no {', '.join(names)}: only {what_for}", command)
 
 
 def _kernel_services() -> Iterator[Check]:

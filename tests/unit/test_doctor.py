@@ -106,16 +106,35 @@ def test_missing_tool_of_the_lab_kernel_stops_no_run(tmp_path: Path) -> None:
     assert doctor.examine(QEMU, listed).able
 
 
+def test_setup_installs_no_certain_gcc() -> None:
+    """Debian 13 has another by default, and it is as good."""
+    needs = {one.name: one.needed_for for one in hosttools.load_packages()}
+    assert {need for name, need in needs.items() if name.startswith("gcc-")} == {"lint"}
+    assert needs["gcc"] == "run"
+
+
+def test_another_compiler_than_the_kernels_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "gcc-99"
+    compiler.write_text("#!/bin/sh\necho 'gcc-99 (Debian 99.1.0-1) 99.1.0'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("EMU_CC", str(compiler))
+    found = doctor._compiler()
+    assert found.state == "ok"
+    assert "gcc 99.1.0, where the kernel's was gcc 12.2.0: fine, " in found.text
+
+
 def test_list_of_host_packages_is_sound() -> None:
     packages = hosttools.load_packages()
     names = [package.name for package in packages]
     assert len(names) == len(set(names)) > 20
-    assert {package.needed_for for package in packages} == {"run", "lab", "test", "qemu"}
+    assert {package.needed_for for package in packages} == {"run", "lab", "test", "lint", "qemu"}
     assert all(package.purpose for package in packages)
 
 
-@pytest.mark.parametrize("more", [[], ["qemu"]])
-def test_setup_leaves_out_what_builds_qemu(tmp_path: Path, more: list[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["qemu"], ["lint"]])
+def test_setup_leaves_out_what_is_not_asked_for(tmp_path: Path, more: list[str]) -> None:
     """The shell script takes the first words of each line; here apt has none of the packages."""
     for name, text in (("dpkg-query", "exit 1"), ("apt-get", ":"), ("id", "echo 0")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -128,7 +147,8 @@ def test_setup_leaves_out_what_builds_qemu(tmp_path: Path, more: list[str]) -> N
         check=True,
     )
     packages = hosttools.load_packages()
-    wanted = [one.name for one in packages if one.needed_for != "qemu" or more]
+    left_out = {"qemu", "lint"} - set(more)
+    wanted = [one.name for one in packages if one.needed_for not in left_out]
     assert done.stdout.split("(apt):")[1].split() == wanted
 
 

@@ -195,6 +195,34 @@ def test_compiler_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ld" in found.version
 
 
+CONFIG_OF_GCC_12 = "CONFIG_GCC_VERSION=120200\n"
+
+
+@pytest.mark.parametrize(
+    "version", ["gcc-14 (Debian 14.2.0-19) 14.2.0", "gcc (Ubuntu 13.3.0-6ubuntu2~24.04) 13.3.0"]
+)
+def test_another_compiler_than_the_kernels_is_fine(version: str) -> None:
+    chain = kbuild.Toolchain("gcc", f"{version}; GNU ld (GNU Binutils for Debian) 2.44")
+    said = kbuild.other_compiler(chain, CONFIG_OF_GCC_12)
+    assert said is not None
+    number = version.split()[-1]
+    assert said.startswith(f"gcc {number}, where the kernel's was gcc 12.2.0: fine, ")
+
+
+def test_the_kernels_own_compiler_needs_no_words() -> None:
+    chain = kbuild.Toolchain("gcc-12", "gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0; GNU ld 2.40")
+    assert kbuild.other_compiler(chain, CONFIG_OF_GCC_12) is None
+    assert kbuild.other_compiler(chain, f"{CONFIG_OF_GCC_12}CONFIG_GCC_PLUGINS=y\n") is None
+
+
+def test_a_kernel_with_gcc_plugins_wants_its_own_compiler() -> None:
+    chain = kbuild.Toolchain("gcc", "gcc (Debian 14.2.0-19) 14.2.0; GNU ld 2.44")
+    with pytest.raises(InputError, match=r"gcc 12\.2\.0 with plugins .* here is gcc 14") as refused:
+        kbuild.other_compiler(chain, f"{CONFIG_OF_GCC_12}CONFIG_GCC_PLUGINS=y\n")
+    assert refused.value.hint is not None
+    assert "apt-get install gcc-12" in refused.value.hint
+
+
 def test_missing_tools_are_named_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
