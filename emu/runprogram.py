@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,14 +89,18 @@ def run(
     """
     program = executable or find_program(command[0], missing)
     deadline = Deadline(_shown(command), limit)
-    process = subprocess.Popen(
-        command, executable=program, cwd=cwd, env=env, pass_fds=pass_fds, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    # From a file: Popen.communicate() loses what it has not written when a time-out ends it.
+    with tempfile.TemporaryFile() as given:
+        given.write(data)
+        given.seek(0)
+        process = subprocess.Popen(
+            command, executable=program, cwd=cwd, env=env, pass_fds=pass_fds,
+            start_new_session=True, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
     with _killed_on_exception(process):
         while True:
             try:
-                out, err = process.communicate(data, timeout=min(QUIET, deadline.left))
+                out, err = process.communicate(timeout=min(QUIET, deadline.left))
                 break
             except subprocess.TimeoutExpired as slow:
                 if deadline.passed:

@@ -74,6 +74,13 @@ def test_long_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ticks.lines[0].startswith("waiting for sh -c sleep 0.5; echo done (")
 
 
+def test_slow_reader_gets_all_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runprogram, "QUIET", 0.1)
+    data = bytes(1 << 20)
+    done = runprogram.run(["sh", "-c", "sleep 0.5; wc -c"], data=data)
+    assert int(done.text) == len(data)
+
+
 def test_program_is_killed_at_its_limit(tmp_path: Path) -> None:
     script = f"echo started; sleep 60 & echo $! > {tmp_path}/pid; wait"
     began = time.monotonic()
