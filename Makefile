@@ -10,8 +10,9 @@ STAMP := .venv/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 
 N ?= 20
+HOSTS ?= bookworm trixie
 
-.PHONY: help setup setup-lint setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-unit shell series mutants doctor bench-rig images qemu man lint clean
+.PHONY: help setup setup-lint setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-hosts test-unit shell series mutants doctor bench-rig images qemu man lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -68,6 +69,9 @@ test-debug: setup ## tests on debug kernels (lockdep, KASAN, kmemleak, …), bui
 test-qemu: setup-qemu ## what our QEMU patches fix: boots on stock and patched QEMU, built first
 	@$(BIN)/emu prepare -- -m qemu $(ARGS)
 	@$(BIN)/python -m pytest -m qemu $(ARGS)
+
+test-hosts: setup ## `make run` and test-quick on fresh machines: HOSTS="bookworm trixie", in chroots
+	@$(BIN)/python .ci/hosts.py $(HOSTS) $(ARGS)
 
 test-unit: setup ## the unit tests alone
 	@$(BIN)/python -m pytest tests/unit $(ARGS)

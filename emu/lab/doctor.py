@@ -48,10 +48,10 @@ DISK_NEED = 3 << 30
 """Bytes for a first run with the debian kernel: packages 0.4 GiB, images 0.3, a checkpoint 0.4,
 the rest while they are built."""
 _ON_REQUEST = {
-    "qemu": ("to build a patched QEMU", "make qemu installs them"),
-    "lint": ("to check this project's own C", "make lint installs it"),
+    "qemu": ("to build a patched QEMU", "make qemu"),
+    "lint": ("to check this project's own C", "make lint"),
 }
-"""Needs of host-packages.txt that `make setup` leaves out."""
+"""Needs of host-packages.txt that `make setup` leaves out, what for, and the target for each."""
 _DEBIAN_12 = "CONFIG_GCC_VERSION=120200"
 
 
@@ -286,10 +286,10 @@ def _host_packages(packages: Iterable[HostPackage]) -> Iterator[Check]:
         yield Check("host tools", state, "all of these at once", fix)
     else:
         yield Check("host tools", "ok", f"all installed, of {len(packages) - len(every)} packages")
-    for need, (what_for, fix) in _ON_REQUEST.items():
+    for need, (what_for, target) in _ON_REQUEST.items():
         if names := [package.name for package in every if package.needed_for == need]:
-            command = install_command(names) if paths.installed() else fix
-            yield Check("host tools", "ok", f"no {', '.join(names)}: only {what_for}", command)
+            fix = install_command(names) if paths.installed() else f"`{target}` installs it"
+            yield Check("host tools", "ok", f"no {', '.join(names)}: only {what_for}; {fix}")
 
 
 def _kernel_services() -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -58,7 +59,8 @@ def run(
         time.sleep(0.3)
         meanwhile(process)
     finally:
-        os.kill(process, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(process, signal.SIGTERM)
     until = time.monotonic() + 10
     while (account := show(program, file)).state == "running":
         assert time.monotonic() < until, "emu-io did not end"
