@@ -16,13 +16,15 @@ from emu import paths
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.lab import store
+from emu.stack.wish import Wish
 
 KEYS = """
 from pathlib import Path
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.lab import store
-built = store.build("debian", BuildContext(Cache()))
+from emu.stack.wish import Wish
+built = store.build(Wish(), BuildContext(Cache()))
 print(built.kernel.root, built.guests.root, *(one.path for one in built.drivers.values()))
 """
 
@@ -88,7 +90,7 @@ def test_package_has_all_that_guests_are_made_from(installed: Installed) -> None
 
 
 def test_installed_package_takes_what_a_checkout_built(installed: Installed) -> None:
-    built = store.build("debian", BuildContext(Cache()))
+    built = store.build(Wish(), BuildContext(Cache()))
     here = [built.kernel.root, built.guests.root, *(one.path for one in built.drivers.values())]
     assert installed.run("python", "-c", KEYS).split() == list(map(str, here))
 
