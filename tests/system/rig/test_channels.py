@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -10,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from emu.channel.channel import Channel, CommandTimeout
-from emu.deadline import scale
+from emu.channel.result import ChannelLost
+from emu.deadline import Deadline, poll, scale
 from emu.stack.stack import Stack
 
 MIB = 1 << 20
@@ -73,3 +75,21 @@ def test_files_through_the_domu(stack: Stack) -> None:
         hashlib.sha256(data).hexdigest(),
     ]
     assert domu.get("/tmp/file") == data
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.stack(domu_kernel="debian-7.3", domu="pvh")
+def test_console_that_linux_7_has_dropped_is_probed_anew(stack: Stack) -> None:
+    dom0, domain = stack.host.dom0, stack.domain
+    front = f"/local/domain/{domain.domid}/device/console/1/state"
+    with contextlib.suppress(ChannelLost):
+        domain.channel.run("echo console-1 > /sys/bus/xen/drivers/xenconsole/unbind", timeout=20)
+    closed = Deadline("the console to be closed", 20)
+    assert poll(lambda: dom0.run(["xenstore-read", front], timeout=20).text.strip() == "6", closed)
+    # What is left of a device that the kernel took for reset: Initialised, and nobody there.
+    dom0.run(["xenstore-write", front, "3"], timeout=20)
+    domain.close()
+    anew = Deadline("the console to be connected again", 60)
+    assert poll(lambda: dom0.run(["xenstore-read", front], timeout=20).text.strip() == "4", anew)
+    assert domain.open_channel(30).run("echo again", timeout=20).text == "again\n"
