@@ -140,6 +140,11 @@ def digest_of(contents: Contents) -> str:
     return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 
+def link_of(path: str | Path) -> bytes:
+    """The target of a link as it is written; pathlib would leave out each "./"."""
+    return os.readlink(os.fsencode(path))  # noqa: PTH115
+
+
 def blob_of(data: bytes) -> str:
     """SHA-1 of a file's content as git has it."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
@@ -194,7 +199,7 @@ class _Index:
             return str(known[4]), str(known[5])
         self._changed = True
         if stat.S_ISLNK(found.st_mode):
-            mode, blob = "120000", blob_of(os.fsencode(Path(path).readlink()))
+            mode, blob = "120000", blob_of(link_of(path))
         elif stat.S_ISREG(found.st_mode):
             mode = "100755" if found.st_mode & stat.S_IXUSR else "100644"
             with open(path, "rb", 0) as handle:  # noqa: PTH123 (a hundred thousand of them)

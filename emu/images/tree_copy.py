@@ -23,7 +23,7 @@ from emu.errors import InputError
 from emu.images import kbuild, manifest
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
-from emu.images.source_tree import Contents, Tree, blob_of
+from emu.images.source_tree import Contents, Tree, blob_of, link_of
 from emu.progress import Progress
 
 PATH = "path"
@@ -100,7 +100,7 @@ def _copy(tree: Tree, contents: Contents, place: Path, progress: Progress) -> No
 def _copy_file(source: Path, into: Path, mode: str, blob: str) -> None:
     """Copy one file, or link, with the time of now: make takes it for new."""
     try:
-        data = os.fsencode(source.readlink()) if mode == "120000" else source.read_bytes()
+        data = link_of(source) if mode == "120000" else source.read_bytes()
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from error
     if blob_of(data) != blob:

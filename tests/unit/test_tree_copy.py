@@ -15,7 +15,7 @@ from kernel_trees import small_tree
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.source_tree import read_tree
+from emu.images.source_tree import link_of, read_tree
 from emu.images.tree_copy import kept_copy, name_of
 
 NAME = "tree-0123"
@@ -38,7 +38,7 @@ def copy(tree: Path, context: BuildContext) -> Path:
 
 def files(top: Path) -> dict[str, object]:
     return {
-        str(path.relative_to(top)): path.readlink() if path.is_symlink() else path.read_bytes()
+        str(path.relative_to(top)): link_of(path) if path.is_symlink() else path.read_bytes()
         for path in top.rglob("*")
         if not path.is_dir()
     }

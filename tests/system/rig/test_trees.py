@@ -105,6 +105,8 @@ def linux(context: BuildContext, tmp_path: Path) -> Iterator[Path]:
 def home(warm: Warm) -> Iterator[Path]:
     """A cache with the kernels that have names, whose copy of the tree goes with the test."""
     made = warm.home()
+    # What was compiled before, for lab kernels too, need not be compiled again.
+    (made / "emu-xen-block/store/ccache").symlink_to(warm.source / "store/ccache")
     yield made
     shutil.rmtree(made)
 
