@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from emu_command import Warm, assert_clean, own_copy
 
+from emu.images import xens
 from emu.images.cache import Cache
+from emu.images.packages import Lock
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -94,7 +96,8 @@ def test_damaged_package_is_not_used(warm: Warm, everything: Cache) -> None:
     debs.mkdir(parents=True)
     for deb in (everything.root / "store/debs").iterdir():
         (debs / deb.name).symlink_to(deb)
-    victim = next(iter(debs.glob("xenstore-utils_*")))
+    dom0 = Lock.load().packages(xens.find(xens.DEFAULT).dom0)
+    victim = debs / next(one.file_name for one in dom0 if one.name == "xenstore-utils")
     good = victim.read_bytes()
     victim.unlink()
     victim.write_bytes(good)

@@ -109,7 +109,8 @@ def test_our_series_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> N
     assert all(step["held"] and step["build"]["bytes"] for step in kernel["patches"])
     assert len(kernel["patches"]) == len(patches)
     assert kernel["patches"][-1]["build"]["bytes"] != kernel["unpatched"]["bytes"]
-    assert output["allowed_unused"] == []
+    # What only 6.12's checkpatch remarks on is not seen here.
+    assert {allowed["type"] for allowed in output["allowed_unused"]} <= {"ALLOC_WITH_SIZEOF"}
     # The second time nothing is built.
     cli.main(["series", "--kernel", KERNEL])
     lines = capsys.readouterr()
