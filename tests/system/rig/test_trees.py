@@ -31,9 +31,9 @@ from emu.stack.stack import Stack
 
 FRONT = "drivers/block/xen-blkfront.c"
 LAB = "lab-6.1"
-FORK, DONE = "linux/kernel/fork.o", "linux/kernel/.fork.o.cmd"
-"""One of the first objects of a kernel below the copy of its tree, and what make writes when it is
-whole: one that is not is removed when make is interrupted."""
+FORK, LATER = "linux/kernel/fork.o", "linux/kernel/.resource.o.cmd"
+"""One of the first objects of a kernel below the copy of its tree, and a file that make writes
+when that is whole: one that is not is removed when make is interrupted."""
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_kernel_of_a_tree(linux: Path, home: Path, warm: Warm, context: BuildCon
     before = sorted(path.lstat().st_mtime_ns for path in linux.rglob("*"))
     store = home / "emu-xen-block/store"
     interrupted = warm.run(home, "--tree", str(linux))
-    interrupted.wait_until(lambda: any(store.glob(f"tree-*/{DONE}")), "the first objects", 1800)
+    interrupted.wait_until(lambda: any(store.glob(f"tree-*/{LATER}")), "the first objects", 1800)
     interrupted.interrupt(signal.SIGINT)
     interrupted.fail(EXIT_INTERRUPTED)
     interrupted.assert_nothing_runs()
