@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from emu.channel.channel import Channel, CommandTimeout
+from emu.channel.result import ChannelLost
 from emu.deadline import Deadline, poll
 from emu.errors import NotHeld, RigError
 from emu.machine.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["r", "w"]
 """What a domU may do with a disk: read it alone, or write to it, too."""
+_CONNECTIONS = 3
+"""So often a command channel is opened that ends before the agent has answered."""
 CONNECT_TIMEOUT = 30.0
 """Seconds for both ends of a disk to connect, before scaling."""
 
@@ -67,9 +70,17 @@ class Domain:
 
     def open_channel(self, timeout: float = 60.0) -> Channel:
         """Connect to the guest agent in the domU; waits until it answers."""
-        bridge = self.host.dom0.bridge(f"/run/emu/channel/{self.domid}")
-        channel = Channel(bridge, name=self.name, guard=self.host.machine.watch)
-        channel.hello(timeout)
+        for attempt in range(_CONNECTIONS):
+            bridge = self.host.dom0.bridge(f"/run/emu/channel/{self.domid}")
+            channel = Channel(bridge, name=self.name, guard=self.host.machine.watch)
+            try:
+                channel.hello(timeout)
+                break
+            except ChannelLost:
+                # Linux 7 may drop its console and probe it anew, see emu-channeld.c.
+                channel.close()
+                if attempt == _CONNECTIONS - 1:
+                    raise
         self._channel = channel
         return channel
 

@@ -14,16 +14,16 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.images.patched import from_environment
 from emu.stack.drivers import connect, driver_for, load_driver
-from emu.stack.stack import Artifacts, Stack
+from emu.stack.stack import Stack
 from emu.xen import drivers
 
 Get = Callable[[End, str], Driver]
 
 
 @pytest.fixture
-def driver(artifacts: Artifacts, cache: Cache) -> Get:
+def driver(stack: Stack, cache: Cache) -> Get:
     return lambda end, which: driver_for(
-        end, which, artifacts, BuildContext(cache, patched=from_environment())
+        end, which, stack.artifacts, BuildContext(cache, patched=from_environment())
     )
 
 
@@ -74,9 +74,7 @@ def test_swapped_front_end_has_another_ring(stack: Stack, cache: Cache, driver: 
     assert stack.domain.wait_connected().pages == 2
 
 
-def test_refused_module_is_named(
-    stack: Stack, artifacts: Artifacts, driver: Get, tmp_path: Path
-) -> None:
+def test_refused_module_is_named(stack: Stack, driver: Get, tmp_path: Path) -> None:
     # Cut short on this machine's disk after it was checked: the guest's kernel has to notice.
     whole = driver("front", "patched").path.read_bytes()
     cut = tmp_path / "xen_blkfront.ko"
