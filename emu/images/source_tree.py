@@ -28,6 +28,8 @@ from emu.images.driver_source import BACK, FRONT, tree_release
 from emu.runprogram import run
 
 _STORE = "tree-index"
+_FORM = 2
+"""Raised when what is remembered of a file changes its meaning."""
 _SETTLED_NS = 1_000_000_000
 """A file that changed this shortly before it was hashed may change again in the same tick."""
 _TICK = 4000
@@ -180,9 +182,9 @@ class _Index:
         self._known: dict[str, list[int | str]] = {}
         self._now: dict[str, list[int | str]] = {}
         self._changed = False
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             known = json.loads(self._file.read_bytes())
-            if isinstance(known, dict) and known.get("tree") == self._top:
+            if known.get("tree") == self._top and known.get("form") == _FORM:
                 self._known = known["files"]
 
     def look(self, name: str) -> tuple[str, str] | None:
@@ -217,7 +219,7 @@ class _Index:
         with contextlib.suppress(OSError):
             new = self._file.with_suffix(f".{os.getpid()}")
             try:
-                new.write_text(json.dumps({"tree": self._top, "files": self._now}))
+                new.write_text(json.dumps({"tree": self._top, "form": _FORM, "files": self._now}))
                 new.replace(self._file)
             finally:
                 new.unlink(missing_ok=True)
