@@ -47,9 +47,9 @@ def output(spec: MachineSpec, recording: Recording, line: str = "") -> str:
         if line:
             machine.xen.send(line)
         machine.xen.expect("right", 10, "the guest to say the line again")
-        text = rundir.log("xen").read_text()
         machine.stop()
-    return text
+        # Not before: a line is in the log when it has ended.
+        return rundir.log("xen").read_text()
 
 
 def test_stock_qemu_does_not_replay_input(spec: MachineSpec, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import from_environment
 from emu.stack.drivers import drivers_for, load_drivers
-from emu.stack.stack import Artifacts, Stack
+from emu.stack.stack import Stack
 from emu.xen import lun
 
 
-def test_luns_are_separate(stack: Stack, artifacts: Artifacts, cache: Cache) -> None:
+def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
     large = host.create_lun("large", 5000 * lun.MIB, 4096)
@@ -32,7 +32,7 @@ def test_luns_are_separate(stack: Stack, artifacts: Artifacts, cache: Cache) -> 
     # Through the rings: what goes to one LUN is on that one, and on no other.
     load_drivers(
         stack,
-        drivers_for(artifacts, BuildContext(cache, patched=from_environment())),
+        drivers_for(stack.artifacts, BuildContext(cache, patched=from_environment())),
         cache,
         pages=1,
     )
