@@ -9,9 +9,6 @@ from pathlib import Path
 
 from emu.runprogram import run
 
-_LIMIT = 60.0
-"""Seconds for a look at a work tree; a kernel's takes 1 to 2 with a cold cache."""
-
 
 @dataclass(frozen=True)
 class GitState:
@@ -24,28 +21,39 @@ class GitState:
         return f"{self.commit[:12]}{', with changes' if self.dirty else ''}"
 
 
-def git_state(tree: Path, *names: str) -> GitState | None:
-    """The state of a git work tree, `dirty` by these files alone (none: by all that it tracks).
+class WorkTree:
+    """A directory that may be a work tree of git's. No index is refreshed, no hook runs.
 
-    None where `tree` is no work tree of git's, or git is not there or refuses it (one of
-    another user's).
+    `works` where it is one with a commit, of which `path` is the top or a directory.
     """
-    if shutil.which("git") is None:
-        return None
-    commit = _git(tree, "rev-parse", "--verify", "HEAD")
-    if not commit:
-        return None
-    # With names also files that git does not know yet: they are built like the others.
-    others = "normal" if names else "no"
-    changed = _git(tree, "status", "--porcelain", f"--untracked-files={others}", "--", *names)
-    return GitState(commit, bool(changed))
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.works = False
+        if shutil.which("git") is not None:
+            # A directory that another repository merely contains has nothing tracked in it.
+            tracked = self.ask("ls-files", "-z", "--", "Makefile", "Kbuild")
+            self.works = bool(tracked and self.ask("rev-parse", "--verify", "--quiet", "HEAD"))
+
+    def ask(self, *arguments: str) -> str:
+        """What git prints; nothing where it refuses."""
+        environ = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
+        environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        # The tree may be another user's: we build it, so git may read it.
+        options = ("core.fsmonitor=false", "safe.directory=*", "core.quotePath=false")
+        command = ["git", *(word for one in options for word in ("-c", one))]
+        done = run([*command, "-C", str(self.path), *arguments], env=environ)
+        return os.fsdecode(done.stdout) if done.status == 0 else ""
 
 
-def _git(tree: Path, *arguments: str) -> str:
-    """What git prints; nothing where it refuses. No index is refreshed, no hook runs."""
-    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        environ.pop(name, None)
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(tree), *arguments]
-    done = run(command, env=environ, limit=_LIMIT)
-    return done.text.strip() if done.status == 0 else ""
+def git_state(tree: Path, *names: str) -> GitState | None:
+    """The state of a git work tree, `dirty` by these files alone, also those that git does not
+    know yet: they are built like the others.
+
+    None where `tree` is no work tree of git's, or git is not there.
+    """
+    git = WorkTree(tree)
+    if not git.works:
+        return None
+    changed = git.ask("status", "--porcelain", "--untracked-files=normal", "--", *names)
+    return GitState(git.ask("rev-parse", "HEAD").strip(), bool(changed.strip()))

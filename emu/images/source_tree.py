@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from pathlib import Path
 from emu.errors import InputError
 from emu.images.context import BuildContext
 from emu.images.driver_source import BACK, FRONT, tree_release
-from emu.runprogram import run
+from emu.images.git_state import WorkTree
 
 _STORE = "tree-index"
 _FORM = 2
@@ -246,34 +245,23 @@ def _walk(path: Path) -> Iterator[str]:
             raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-class _Git:
-    """What git says of a work tree. No index is refreshed, no hook runs.
-
-    `works` where it is one with a commit, of which `path` is the top or a directory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.works = False
-        if shutil.which("git") is not None:
-            # A directory that another repository merely contains has nothing tracked in it.
-            tracked = self._ask("ls-files", "-z", "--", "Makefile", "Kbuild")
-            self.works = bool(tracked and self._ask("rev-parse", "--verify", "--quiet", "HEAD"))
+class _Git(WorkTree):
+    """A kernel tree as git has it."""
 
     def files(self) -> list[str]:
         """What is tracked, and what is neither tracked nor ignored, by name."""
         names = set(self._list("ls-files", "-z", "--cached"))
-        if self._ask("check-ignore", "--no-index", "Makefile"):
+        if self.ask("check-ignore", "--no-index", "Makefile"):
             # Debian's sources ignore everything but their packaging.
-            names |= set(_walk(self._path))
+            names |= set(_walk(self.path))
         else:
             names |= set(self._list("ls-files", "-z", "--others", "--exclude-standard"))
         return sorted(names)
 
     def state(self, contents: Contents) -> tuple[str, str, tuple[str, ...]]:
         """The commit, its description, and the files that differ from it."""
-        commit = self._ask("rev-parse", "HEAD").strip()
-        described = self._ask("describe", "--tags", "--always", "--abbrev=12").strip()
+        commit = self.ask("rev-parse", "HEAD").strip()
+        described = self.ask("describe", "--tags", "--always", "--abbrev=12").strip()
         # As `git ls-tree` prints them: a hundred thousand lines are compared as they are.
         there = {f"{mode} blob {blob}\t{name}" for name, (mode, blob) in contents.items()}
         committed = {row for row in self._list("ls-tree", "-r", "-z", "HEAD") if " blob " in row}
@@ -281,14 +269,4 @@ class _Git:
         return commit, described, tuple(sorted(differ))
 
     def _list(self, *arguments: str) -> list[str]:
-        return [name for name in self._ask(*arguments).split("\0") if name]
-
-    def _ask(self, *arguments: str) -> str:
-        """What git prints; nothing where it refuses."""
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
-        environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-        # The tree may be another user's: we build it, so git may read it.
-        options = ("core.fsmonitor=false", "safe.directory=*", "core.quotePath=false")
-        command = ["git", *(word for one in options for word in ("-c", one))]
-        done = run([*command, "-C", str(self._path), *arguments], env=environ)
-        return os.fsdecode(done.stdout) if done.status == 0 else ""
+        return [name for name in self.ask(*arguments).split("\0") if name]

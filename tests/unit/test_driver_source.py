@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kernel_trees import commit as commit_all
+from kernel_trees import git
 
 from emu.errors import InputError
 from emu.images import driver_source
@@ -35,21 +36,6 @@ def linux(tmp_path: Path) -> Path:
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text(text)
     return top
-
-
-def git(tree: Path, *arguments: str) -> str:
-    who = {
-        f"GIT_{role}_{what}": "x" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    environ = {**os.environ, **who, "GIT_CONFIG_GLOBAL": os.devnull}
-    done = subprocess.run(
-        ["git", "-C", str(tree), *arguments],
-        env=environ,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
 
 
 def contents(top: Path) -> dict[str, bytes]:
@@ -115,6 +101,13 @@ def test_git_tree_has_its_commit_and_is_dirty_by_the_drivers_alone(linux: Path) 
     state = read_tree(linux).git
     assert state is not None
     assert (state.dirty, str(state)) == (True, f"{commit[:12]}, with changes")
+
+
+def test_git_of_around_is_not_the_trees(linux: Path) -> None:
+    (linux.parent / "notes").write_text("mine\n")
+    (linux.parent / ".gitignore").write_text("linux\n")
+    commit_all(linux.parent)
+    assert read_tree(linux).git is None
 
 
 @pytest.mark.parametrize(
