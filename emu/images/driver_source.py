@@ -22,6 +22,7 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images import packed
 from emu.images.built_kernel import source_deb
+from emu.images.catalogue import line_of
 from emu.images.context import BuildContext
 from emu.images.git_state import GitState, git_state
 from emu.images.kernel_specs import Spec
@@ -58,7 +59,7 @@ class DriverSource(abc.ABC):
     @property
     def version(self) -> str:
         """The release line: "7.3" of "7.3.4" and of "7.3.0-rc1"."""
-        return ".".join(self.release.split(".")[:2])
+        return line_of(self.release)
 
     @abc.abstractmethod
     def copy(self, into: Path, context: BuildContext, *, header: bool = False) -> None:

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from debian.debian_support import Version
 
 from emu.images.apt import Apt, Mirrors, Record, find_mirrors
+from emu.images.catalogue import line_of
 from emu.images.context import BuildContext
 from emu.images.packages import (
     INCOMPLETE,
     Lock,
-    Package,
     WantedKernels,
     digest_of_kernels,
     kernel_set,
 )
+from emu.images.resolve import locked
 
 _KERNEL = re.compile(r"linux-(image|base|binary|modules|headers|kbuild|source)-\d\S*")
 """The packages that are looked at; those with debug symbols, or for signing, are not asked for."""
@@ -75,10 +76,7 @@ def renew_kernels(
                 releases.add(kernel.release)
                 for name, record in kernel.sets():
                     found.setdefault((archive.name, record), set()).add(name)
-    entries = [
-        Package(archive, r.name, r.version, r.arch, r.sha256, r.size, tuple(sorted(sets)))
-        for (archive, r), sets in found.items()
-    ]
+    entries = [locked(archive, record, sets) for (archive, record), sets in found.items()]
     entries.sort(key=lambda package: (package.archive, package.name, Version(package.version)))
     return Lock(digest_of_kernels(wanted), tuple(entries))
 
@@ -148,8 +146,7 @@ def _found(index: Index, release: str, image: Record, libraries: bool) -> FoundK
         return FoundKernel(release, (image,), complete=False)
     # linux-base-… has the configuration from 7.2 on, and before that documentation alone.
     parts = _closure(index, image, re.compile(rf"linux-(base|binary|modules)-{own}"))
-    line = re.match(r"\d+\.\d+", image.version)
-    source = index.pick(f"linux-source-{line[0]}", image.version) if line else None
+    source = index.pick(f"linux-source-{line_of(image.version)}", image.version)
     headers = index.pick(f"linux-headers-{release}", image.version)
     if not (headers and source):
         return FoundKernel(release, parts)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu.errors import InputError
+from emu.images.catalogue import line_of
 from emu.images.context import BuildContext
 from emu.images.driver_source import BACK, FRONT, tree_release
 from emu.images.git_state import WorkTree
@@ -76,7 +77,7 @@ class Tree:
     @property
     def line(self) -> str:
         """The release line: "7.3" of "7.3.4" and of "7.3.0-rc1"."""
-        return ".".join(self.release.split(".")[:2])
+        return line_of(self.release)
 
     def __str__(self) -> str:
         words = [str(self.path), f"Linux {self.release}"]
