@@ -13,6 +13,7 @@ from emu.commands.options import (
     add_xen_option,
     ago,
     build_context,
+    kernels_from_options,
     show,
     size,
     table,
@@ -23,7 +24,6 @@ from emu.images.kernel_specs import LISTS
 from emu.images.replaced import lock_in_use
 from emu.lab import kernel_list, store
 from emu.screen import Screen
-from emu.stack.wish import Wish
 
 
 def add(commands: Commands) -> None:
@@ -130,14 +130,7 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    wish = Wish(
-        kernel=arguments.kernel,
-        domu_kernel=arguments.domu_kernel,
-        tree=arguments.tree,
-        domu_tree=arguments.domu_tree,
-        config=arguments.config,
-        xen=arguments.xen,
-    )
+    wish = kernels_from_options(arguments)
     with Screen() as screen:
         built = store.build(wish, context_for(arguments, screen))
     print(f"kernel   {built.kernel.name}, Linux {built.kernel.release}, {built.kernel.root}")

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from rich.console import Console
@@ -156,9 +157,8 @@ def add_driver_options(parser: argparse.ArgumentParser, *, reads_input: bool = F
     add_patched_options(parser, reads_input=reads_input)
 
 
-def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
-    """The stack that the options select."""
-    memory = arguments.domu_memory or memory_for(ring_pages)
+def kernels_from_options(arguments: argparse.Namespace) -> Wish:
+    """A stack with the kernels and the Xen that the options select."""
     return Wish(
         kernel=arguments.kernel,
         domu_kernel=arguments.domu_kernel,
@@ -166,6 +166,14 @@ def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wis
         domu_tree=arguments.domu_tree,
         config=arguments.config,
         xen=arguments.xen,
+    )
+
+
+def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wish:
+    """The stack that the options select."""
+    memory = arguments.domu_memory or memory_for(ring_pages)
+    return replace(
+        kernels_from_options(arguments),
         domu=DomuConfig(kind=arguments.domu, memory=memory),
         accel=arguments.accel,
         clock=arguments.clock,

@@ -17,7 +17,7 @@ from emu.images.context import BuildContext
 from emu.images.fetch import renew
 from emu.images.guests import GuestImages, get_guests, package_sets
 from emu.images.kernel_lock import renew_kernels
-from emu.images.kernels import Kernel, get_kernel
+from emu.images.kernels import Kernel
 from emu.images.manifest import usage
 from emu.images.modules import PATCHED, STOCK, Driver, End
 from emu.images.packaged_kernel import kernel_sets
@@ -35,7 +35,7 @@ from emu.images.replaced import described
 from emu.images.tree_kernel import TreeWish
 from emu.machine import rundir
 from emu.stack.drivers import checked_driver
-from emu.stack.stack import check_kernels
+from emu.stack.stack import check_kernels, kernels_of
 from emu.stack.wish import Wish
 
 _MAIN = re.compile(r"xen-hypervisor-|linux-source-|linux-image-\d")
@@ -185,10 +185,7 @@ def build(wish: Wish, context: BuildContext) -> Built:
     `checked_driver`.
     """
     check_kernels(wish)
-    made = get_kernel(wish.dom0_choice, context)
-    domu_made = made
-    if wish.domu_choice != wish.dom0_choice:
-        domu_made = get_kernel(wish.domu_choice, context)
+    made, domu_made = kernels_of(wish, context)
     guests = get_guests(xens.find(wish.xen), made, context, domu_kernel=domu_made)
 
     def driver(end: End, choice: str | TreeWish, kernel: Kernel) -> Driver:

@@ -129,12 +129,8 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
         )
     qemu = emulator.program(wish.qemu, context)
     with context.recording() as packages:
-        kernel = get_kernel(wish.dom0_choice, context)
-        domu_kernel = kernel
-        if wish.domu_choice != wish.dom0_choice:
-            domu_kernel = get_kernel(wish.domu_choice, context)
-        xen = xens.find(wish.xen)
-        guests = get_guests(xen, kernel, context, domu_kernel=domu_kernel)
+        kernel, domu_kernel = kernels_of(wish, context)
+        guests = get_guests(xens.find(wish.xen), kernel, context, domu_kernel=domu_kernel)
     if wish.clock == "icount":
         chosen = AccelChoice("tcg", "instruction time needs it")
     else:
@@ -148,6 +144,14 @@ def prepare(wish: Wish, context: BuildContext) -> Artifacts:
         second = prepare(replace(wish, xen=wish.second_xen, second_xen=None), context)
     used = dict.fromkeys((*packages, *(second.packages if second else ())))
     return Artifacts(wish, kernel, domu_kernel, guests, chosen, spec, tuple(used), second)
+
+
+def kernels_of(wish: Wish, context: BuildContext) -> tuple[Kernel, Kernel]:
+    """dom0's kernel and the domU's, found or made. Raises InputError as `get_kernel`."""
+    kernel = get_kernel(wish.dom0_choice, context)
+    if wish.domu_choice == wish.dom0_choice:
+        return kernel, kernel
+    return kernel, get_kernel(wish.domu_choice, context)
 
 
 def check_kernels(wish: Wish) -> None:

@@ -31,7 +31,7 @@ from emu.images.modules import get_driver
 from emu.images.tree_kernel import TreeWish
 from emu.progress import Progress
 from emu.rig.hosts import pair_key, two_hosts
-from emu.stack.stack import prepare, running
+from emu.stack.stack import kernels_of, prepare, running
 from emu.stack.wish import Wish
 from emu.suite.testruns import PYTEST
 from emu.xen.config import DomuConfig
@@ -237,18 +237,18 @@ def _kernel(choice: str | TreeWish) -> Build:
 
 
 def _guests(wish: Wish, xen: str) -> Build:
-    return lambda context: get_guests(
-        xens.find(xen),
-        get_kernel(wish.dom0_choice, context),
-        context,
-        domu_kernel=get_kernel(wish.domu_choice, context),
-    )
+    def build(context: BuildContext) -> None:
+        kernel, domu_kernel = kernels_of(wish, context)
+        get_guests(xens.find(xen), kernel, context, domu_kernel=domu_kernel)
+
+    return build
 
 
 def _drivers(wish: Wish) -> Build:
     def build(context: BuildContext) -> None:
-        get_driver("back", "patched", get_kernel(wish.dom0_choice, context), context)
-        get_driver("front", "patched", get_kernel(wish.domu_choice, context), context)
+        kernel, domu_kernel = kernels_of(wish, context)
+        get_driver("back", "patched", kernel, context)
+        get_driver("front", "patched", domu_kernel, context)
 
     return build
 
