@@ -10,6 +10,7 @@ from emu.commands.options import Commands, add_locked_option, show, table
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.kernel_specs import own_series
 from emu.screen import Screen, fail
 from emu.series import check as series
 from emu.series import report as seriesreport
@@ -31,7 +32,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--patches",
         type=Path,
-        default=series.own_series(),
+        default=own_series(),
         metavar="DIR",
         help="its *.patch files, by name; 6.12/ has those that differ for 6.12, and so on "
         "(default: our series)",

@@ -13,7 +13,7 @@ from emu.images import kbuild
 from emu.images.context import BuildContext
 from emu.images.driver_patches import driver_patch, driver_patches, ends_of
 from emu.images.driver_source import HEADER, DriverSource, TreeSource, package_source, read_tree
-from emu.images.kernel_specs import full_name, require_buildable, require_series, spec
+from emu.images.kernel_specs import own_series, require_buildable, require_series, spec
 from emu.images.kernels import Kernel
 from emu.images.patch_files import Patch
 from emu.images.patched import Base, End, PatchedDrivers
@@ -105,15 +105,13 @@ def _series(
     kernel: Kernel, source: DriverSource, base: Base, context: BuildContext
 ) -> tuple[Path, ...]:
     """The series for a source; where it is not the base, what its release line would have."""
-    wanted = spec(full_name("debian")) if kernel.tree is not None else spec(kernel.name)
     if isinstance(source, TreeSource):
-        folder = spec(full_name("debian")).driver_patches
-        assert folder is not None
         if base != "series":
-            return kbuild.series(folder, source.version)
+            return kbuild.series(own_series(), source.version)
         with context.cache.scratch("series") as scratch:
             source.copy(scratch, context)
-            return fit(folder, source.version, scratch)
+            return fit(own_series(), source.version, scratch)
+    wanted = spec(kernel.name)
     if base == "series":
         require_series(wanted)
     if wanted.driver_patches is None:

@@ -123,9 +123,8 @@ def spec(name: str) -> Spec:
             f"{name} can't be run: Debian's archive has its image, but its modules no more",
             hint=f"the nearest are {' and '.join(nearest)}",
         )
-    series = paths.guest_images() / document()["packaged"]["driver-patches"]
     fits = found.buildable and found.line in series_lines()
-    return Spec(name, found.flavour, found.packages, (), (), series if fits else None)
+    return Spec(name, found.flavour, found.packages, (), (), own_series() if fits else None)
 
 
 def every_spec() -> list[Spec]:
@@ -135,11 +134,15 @@ def every_spec() -> list[Spec]:
     return [*named.values(), *(spec(name) for name in others if name not in named)]
 
 
+def own_series() -> Path:
+    """The directory of our driver series."""
+    return paths.guest_images() / str(document()["packaged"]["driver-patches"])
+
+
 def series_lines() -> list[str]:
     """The release lines that the driver series is for: those with variants, and of kernels.toml."""
-    series = paths.guest_images() / document()["packaged"]["driver-patches"]
     lines = {one.version for one in specs().values() if one.driver_patches}
-    lines |= {path.name for path in series.iterdir() if path.is_dir()}
+    lines |= {path.name for path in own_series().iterdir() if path.is_dir()}
     return sorted(lines, key=lambda line: [int(number) for number in line.split(".")])
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
-from emu import paths
 from emu.errors import InputError
 from emu.hosttools import installs
 from emu.images import kbuild, modules
@@ -39,8 +38,6 @@ from emu.runprogram import run
 from emu.series import checkpatch, git_am
 from emu.series.checkpatch import Allowed, Remark, Style
 
-PATCHES = "patches/xen-block"
-"""Our series, below guest-images/."""
 _TOOLS = ("git", "make", "patch", "perl", "sparse")
 _STEPS = 14
 """Lines of progress that make prints for both modules with C=2 (6.12)."""
@@ -183,11 +180,6 @@ def perform(wish: SeriesWish, context: BuildContext) -> SeriesReport:
     remarks = [remark for patch in checked for remark in patch.excused]
     unused = tuple(one for one in allowed if not any(one.excuses(remark) for remark in remarks))
     return SeriesReport(tuple(checked), reports, newest.release, sparse, unused)
-
-
-def own_series() -> Path:
-    """The directory of our series."""
-    return paths.guest_images() / PATCHES
 
 
 def _names(wish: SeriesWish) -> list[str]:

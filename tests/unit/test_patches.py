@@ -11,7 +11,7 @@ import pytest
 
 from emu import paths
 from emu.images import kbuild
-from emu.series.check import own_series
+from emu.images.kernel_specs import own_series
 
 PATCHES = sorted(paths.guest_images().glob("patches/**/*.patch"))
 VARIANTS = [path for path in PATCHES if path.parent.parent == own_series()]

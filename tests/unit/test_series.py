@@ -21,7 +21,7 @@ from emu.images.compiler_messages import (
     new_messages,
     read_messages,
 )
-from emu.series import check as series
+from emu.images.kernel_specs import own_series
 from emu.series import checkpatch, git_am
 from emu.series.checkpatch import Allowed
 
@@ -173,7 +173,7 @@ def test_allowed_remark_needs_a_reason(tmp_path: Path) -> None:
 
 
 def test_our_series_gives_reasons_for_allowed_remarks() -> None:
-    assert all(one.reason for one in checkpatch.read_allowed(series.own_series()))
+    assert all(one.reason for one in checkpatch.read_allowed(own_series()))
 
 
 # -- patches as mail
@@ -286,5 +286,5 @@ def test_missing_tools_are_named_with_the_command_that_installs_them(
 
 
 def test_our_series_is_where_kernels_toml_says() -> None:
-    assert series.own_series().is_relative_to(paths.guest_images())
-    assert all(path.suffix == ".patch" for path in kbuild.series(series.own_series()))
+    assert own_series().is_relative_to(paths.guest_images())
+    assert all(path.suffix == ".patch" for path in kbuild.series(own_series()))

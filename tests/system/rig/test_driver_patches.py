@@ -27,11 +27,10 @@ from emu.images.context import BuildContext
 from emu.images.driver_patches import driver_patch, driver_patches
 from emu.images.driver_recipe import Recipe, apply_all, recipe_for
 from emu.images.driver_source import BACK, FRONT, HEADER, driver_source, package_source
-from emu.images.kernel_specs import spec
+from emu.images.kernel_specs import own_series, spec
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.patch_files import STDIN
 from emu.images.patched import PatchedDrivers
-from emu.series.check import own_series
 
 KERNEL = "debian-6.1"
 MARKER = "emu_marker"

@@ -19,7 +19,7 @@ from emu.errors import EXIT_HELD, EXIT_NOT_HELD
 from emu.images import kbuild, modules
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
-from emu.images.kernel_specs import spec
+from emu.images.kernel_specs import own_series, spec
 from emu.series import check as series
 from emu.series.check import SeriesReport, SeriesWish
 from emu.series.checkpatch import ALLOWED
@@ -101,7 +101,7 @@ def shown(author: Author, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_our_series_holds(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    patches = kbuild.series(series.own_series())
+    patches = kbuild.series(own_series())
     assert cli.main(["series", "--kernel", KERNEL, "--json"]) == EXIT_HELD
     output = json.loads(capsys.readouterr().out)
     (kernel,) = output["kernels"]
