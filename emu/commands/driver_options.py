@@ -56,16 +56,9 @@ def context_for(arguments: argparse.Namespace, progress: Progress) -> BuildConte
     Raises InputError for patches and trees that are none, before anything is built.
     """
     context = BuildContext(Cache(), progress)
-    environment = from_environment()
     given: list[Path] = arguments.driver_patches
     paths = [_from_input(arguments, context) if path == _INPUT else path for path in given]
-    asked = PatchedDrivers(
-        tuple(paths) or environment.patches,
-        environment.front,
-        environment.back,
-        arguments.on or environment.on,
-        arguments.tree_drivers or environment.tree,
-    )
+    asked = from_environment().but(paths, arguments.on, arguments.tree_drivers)
     _check(asked, arguments, progress)
     return replace(context, patched=asked)
 

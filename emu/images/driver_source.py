@@ -187,21 +187,39 @@ def _back_files(tree: Path) -> Iterator[str]:
 @settled
 def driver_source(wanted: Spec, context: BuildContext) -> Path:
     """A directory with `drivers/block/…` as the kernel's source package has it, unpatched."""
+    return files_of_source(
+        wanted, _SOURCES, context, kind="driver-source", what="the drivers' source", recipe=_RECIPE
+    )
+
+
+def files_of_source(
+    wanted: Spec,
+    files: tuple[str, ...],
+    context: BuildContext,
+    *,
+    kind: str,
+    what: str,
+    recipe: int,
+) -> Path:
+    """A directory with these files of a kernel's source package, an entry of `kind` in the cache.
+
+    A name with a slash at the end is a directory with all it has. `what` names them for people.
+    """
     inputs: dict[str, JSON] = {
         "source": lock_digest(context.lock, [wanted.packages["source"]]),
-        "files": list(_SOURCES),
-        "recipe": _RECIPE,
+        "files": list(files),
+        "recipe": recipe,
     }
 
     def build(made: Path) -> None:
         deb = source_deb(wanted, context)
-        with context.progress.stage(f"taking the drivers' source out of {deb.name}"):
-            extract(deb, _SOURCES, made, lambda done: context.progress.tick("read (bytes)", done))
+        with context.progress.stage(f"taking {what} out of {deb.name}"):
+            _extract(deb, files, made, lambda done: context.progress.tick("read (bytes)", done))
 
-    return context.entry("driver-source", inputs, build)
+    return context.entry(kind, inputs, build)
 
 
-def extract(deb: Path, wanted: tuple[str, ...], made: Path, tick: Callable[[int], None]) -> None:
+def _extract(deb: Path, wanted: tuple[str, ...], made: Path, tick: Callable[[int], None]) -> None:
     """Write these files (and directories: with a slash at the end) of a linux-source package.
 
     The archive is sorted, so reading stops behind them.

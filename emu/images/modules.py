@@ -20,7 +20,6 @@ from emu.images.build_errors import explained
 from emu.images.context import BuildContext
 from emu.images.depends import plain
 from emu.images.driver_recipe import Recipe, apply_all, recipe_for, source_of
-from emu.images.driver_source import driver_source as driver_source
 from emu.images.kernel_specs import require_buildable, spec
 from emu.images.kernels import Kernel
 from emu.images.manifest import JSON
@@ -140,8 +139,9 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
     """
     if kernel.tree is None:
         require_buildable(spec(kernel.name))
-    toolchain = kbuild.find_toolchain(kernel.config.read_text())
-    other = kbuild.other_compiler(toolchain, kernel.config.read_text())
+    config = kernel.config.read_text()
+    toolchain = kbuild.find_toolchain(config)
+    other = kbuild.other_compiler(toolchain, config)
     inputs: dict[str, JSON] = {
         "kernel": kernel.root.name,
         "source": recipe.source.digest,

@@ -13,8 +13,8 @@ command or a session of pytest begins (`from_environment`) and nowhere else.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,6 +60,12 @@ class PatchedDrivers:
     def given(self, end: End) -> Path | None:
         """The module that takes the place of an end's, if there is one."""
         return self.front if end == "front" else self.back
+
+    def but(self, patches: Sequence[Path], on: Base | None, tree: Path | None) -> PatchedDrivers:
+        """The same, but for what options say. Raises InputError for a base without patches."""
+        return replace(
+            self, patches=tuple(patches) or self.patches, on=on or self.on, tree=tree or self.tree
+        )
 
     def environ(self) -> dict[str, str]:
         """The variables that ask for the same, with absolute paths.

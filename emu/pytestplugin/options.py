@@ -13,8 +13,9 @@ and the `emu` commands that tests start use the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from emu.images.driver_patches import driver_patches
 from emu.images.driver_source import read_tree
 from emu.images.kernel_specs import require_dom0, spec
 from emu.images.modules import ENDS, MODULE
-from emu.images.patched import BASES, GIVEN, PatchedDrivers, from_environment
+from emu.images.patched import BASES, GIVEN, from_environment
 from emu.images.replaced import INSIST
 
 PREFIX = "--emu-"
@@ -130,15 +131,11 @@ def pytest_configure(config: pytest.Config) -> None:
     a Xen that nobody packages, and a kernel that is none for dom0.
     """
     if release := config.getoption(dest("xen")):
-        try:
+        with _wrong_usage():
             xens.find(release)
-        except InputError as error:
-            raise pytest.UsageError(str(error)) from None
     if kernel := config.getoption(dest("kernel")):
-        try:
+        with _wrong_usage("--kernel: "):
             require_dom0(spec(kernel))
-        except InputError as error:
-            raise pytest.UsageError(f"--kernel: {error}") from None
     if qemu := config.getoption(dest("qemu")):
         os.environ[emulator.GIVEN] = str(Path(qemu).absolute()) if "/" in qemu else qemu
     if config.getoption(dest("locked")):
@@ -155,21 +152,22 @@ def pytest_configure(config: pytest.Config) -> None:
     tree, on = (config.getoption(dest(name)) for name in ("tree-drivers", "on"))
     if not (patches or tree or on):
         return
-    try:
-        drivers = from_environment()
-        drivers = PatchedDrivers(
-            tuple(map(Path, patches)) or drivers.patches,
-            drivers.front,
-            drivers.back,
-            on or drivers.on,
-            Path(_existing(tree)) if tree else drivers.tree,
-        )
+    with _wrong_usage():
+        given = Path(_existing(tree)) if tree else None
+        drivers = from_environment().but(list(map(Path, patches)), on, given)
         driver_patches(drivers, "", lambda line: None)
         if drivers.tree is not None:
             read_tree(drivers.tree)
         os.environ.update(drivers.environ())
+
+
+@contextlib.contextmanager
+def _wrong_usage(before: str = "") -> Iterator[None]:
+    """An input that is refused is wrong usage of pytest, with `before` in front of the reason."""
+    try:
+        yield
     except InputError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(f"{before}{error}") from None
 
 
 def _existing(name: str) -> str:

@@ -28,6 +28,7 @@ from emu.images.compiler_messages import (
     read_messages,
 )
 from emu.images.context import BuildContext
+from emu.images.driver_source import driver_source
 from emu.images.kernel_specs import full_name, require_buildable, spec, specs
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.manifest import JSON
@@ -191,7 +192,7 @@ def _names(wish: SeriesWish) -> list[str]:
 def _on_kernel(
     kernel: Kernel, patches: Sequence[Path], sparse: str, context: BuildContext
 ) -> KernelReport:
-    source = modules.driver_source(spec(kernel.name), context)
+    source = driver_source(spec(kernel.name), context)
     toolchain = kbuild.find_toolchain(kernel.config.read_text())
     steps: list[Step] = []
     with (

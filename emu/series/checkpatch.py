@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu.errors import InputError, RigError
-from emu.images.built_kernel import source_deb
 from emu.images.context import BuildContext
-from emu.images.driver_source import extract
+from emu.images.driver_source import files_of_source
 from emu.images.kernel_specs import Spec
-from emu.images.manifest import JSON
-from emu.images.packages import lock_digest
 from emu.runprogram import run
 
 ALLOWED = "checkpatch-allowed"
@@ -72,18 +69,10 @@ class Style:
 
 def scripts(wanted: Spec, context: BuildContext) -> Path:
     """The directory of checkpatch.pl and the lists it reads, out of the kernel's source."""
-    inputs: dict[str, JSON] = {
-        "source": lock_digest(context.lock, [wanted.packages["source"]]),
-        "files": list(_FILES),
-        "recipe": _RECIPE,
-    }
-
-    def build(made: Path) -> None:
-        deb = source_deb(wanted, context)
-        with context.progress.stage(f"taking checkpatch out of {deb.name}"):
-            extract(deb, _FILES, made, lambda done: context.progress.tick("read (bytes)", done))
-
-    return context.entry("checkpatch", inputs, build) / "scripts"
+    top = files_of_source(
+        wanted, _FILES, context, kind="checkpatch", what="checkpatch", recipe=_RECIPE
+    )
+    return top / "scripts"
 
 
 def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> Style:
@@ -92,13 +81,7 @@ def check(patch: Path, allowed: Sequence[Allowed], tool: Path, place: Path) -> S
     Without a kernel tree around, since there is none: what it asks of MAINTAINERS and of
     Documentation/ is left out.
     """
-    command = [
-        "perl",
-        str(tool / "checkpatch.pl"),
-        "--strict",
-        "--no-tree",
-        "--show-types",
-    ]
+    command = ["perl", str(tool / "checkpatch.pl"), "--strict", "--no-tree", "--show-types"]
     done = run(
         # Who sends a patch signs it off.
         [*command, "--no-signoff", "--color=never", str(patch.absolute())],

@@ -12,8 +12,8 @@ from emu_command import Warm
 from emu.images import agent
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.driver_source import driver_source
 from emu.images.kernel_specs import spec
-from emu.images.modules import driver_source
 from emu.images.patched import from_environment
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.short_names import *  # noqa: F403

@@ -16,9 +16,10 @@ import pytest
 
 from emu import cli
 from emu.errors import EXIT_HELD, EXIT_NOT_HELD
-from emu.images import kbuild, modules
+from emu.images import kbuild
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.driver_source import driver_source
 from emu.images.kernel_specs import own_series, spec
 from emu.series import check as series
 from emu.series.check import SeriesReport, SeriesWish
@@ -79,7 +80,7 @@ class Author:
 
 @pytest.fixture
 def author(context: BuildContext, tmp_path: Path) -> Author:
-    source = modules.driver_source(spec(KERNEL), context)
+    source = driver_source(spec(KERNEL), context)
     return Author(source, tmp_path)
 
 

@@ -20,10 +20,11 @@ from emu.images import kbuild
 from emu.images.built_kernel import source_deb, unpack_source
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.driver_source import driver_source
 from emu.images.kconfig import read_config
 from emu.images.kernel_specs import spec
 from emu.images.kernels import Kernel, get_kernel
-from emu.images.modules import ENDS, Driver, End, driver_source, get_driver
+from emu.images.modules import ENDS, Driver, End, get_driver
 from emu.images.patching import apply_patch
 from emu.images.source_tree import Tree
 from emu.stack.drivers import connect
