@@ -36,10 +36,10 @@ from emu.errors import (
 )
 from emu.hosttools import HOST_PACKAGES
 from emu.images import kbuild
-from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.manifest import JSON
+from emu.images.mirrors import find_mirrors
 from emu.runprogram import follow, run
 from emu.screen import Screen, fail
 

@@ -11,12 +11,11 @@ reaching a mirror are used. apt checks the archive's signature against Debian's 
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -24,16 +23,13 @@ from typing import TypeAlias
 from debian import deb822
 
 from emu.deadline import Deadline
-from emu.errors import EmuError, InputError, RigError
+from emu.errors import InputError, RigError
+from emu.images.mirrors import MIRROR, NO_APT, SECURITY, Mirrors, run_apt
 from emu.progress import Progress
-from emu.runprogram import Output, find_program, run
+from emu.runprogram import find_program
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-MIRROR = "EMU_DEBIAN_MIRROR"
-SECURITY_MIRROR = "EMU_DEBIAN_SECURITY_MIRROR"
 _KEPT_SETTINGS = re.compile(r"Acquire::(https?::|Check-|Max-|ForceIPv[46] )")
-_SECURITY = "-security"
-_NO_APT = "the guests are made of Debian's packages: install apt, dpkg and mmdebstrap"
 _NETWORK = f"is the network up? {MIRROR} names another mirror"
 STALLED = 300.0
 """Seconds (before scaling) that apt may download nothing; its own time-out is 10 s, twice."""
@@ -69,14 +65,6 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Mirrors:
-    """Base URLs: of the archive proper, and of the one of security updates."""
-
-    main: str
-    security: str
-
-
-@dataclass(frozen=True)
 class Record:
     """A package as the archive's index has it; `size` is that of the .deb in bytes.
 
@@ -92,61 +80,6 @@ class Record:
     depends: Depends
     provides: tuple[str, ...]
     source: str
-
-
-def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
-    """Where Debian's archive is: the environment, this machine's sources, mmdebstrap's default.
-
-    `EMU_DEBIAN_MIRROR` is a base URL (what comes before /dists); security updates are
-    looked for next to it, under the same name plus "-security", or at
-    `EMU_DEBIAN_SECURITY_MIRROR`. Raises InputError if no mirror is known.
-    """
-    if main := environ.get(MIRROR, "").rstrip("/"):
-        return Mirrors(main, environ.get(SECURITY_MIRROR, "").rstrip("/") or main + _SECURITY)
-    main = security = ""
-    release = _os_release()
-    if release.get("ID") == "debian":
-        main, security = parse_indextargets(_local_targets(), release.get("VERSION_CODENAME", ""))
-    if not (main and security):
-        other_main, other_security = parse_sources(_mmdebstrap_sources())
-        main, security = main or other_main, security or other_security
-    if not (main and security):
-        raise InputError(
-            "no mirror of Debian's archive is known: neither this machine's sources nor "
-            "mmdebstrap name one",
-            hint=f"apt-get install mmdebstrap, or set {MIRROR} to the base URL of a mirror",
-        )
-    return Mirrors(main, security)
-
-
-def parse_indextargets(text: str, codename: str) -> tuple[str, str]:
-    """(main, security) of lines "URI release component [origin]" from apt-get indextargets.
-
-    Either is empty if no line names it; `codename` is that of this machine's release.
-    """
-    found = {"": "", _SECURITY: ""}
-    names = {codename, "oldstable", "stable", "testing", "unstable", "sid"} - {""}
-    for line in text.splitlines():
-        uri, release, component, *origin = line.split()
-        if component != "main" or origin not in ([], ["Debian"]) or uri.startswith("cdrom:"):
-            continue
-        # Before bullseye security updates were in "<release>/updates".
-        for tail in found:
-            if release.removesuffix(tail) in names and release.endswith(tail) and not found[tail]:
-                found[tail] = uri.rstrip("/")
-    return found[""], found[_SECURITY]
-
-
-def parse_sources(text: str) -> tuple[str, str]:
-    """(main, security) of a sources.list in the one-line format; empty where it has none."""
-    main = security = ""
-    for line in text.splitlines():
-        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s", line)
-        if match and match[2].endswith(_SECURITY):
-            security = security or match[1].rstrip("/")
-        elif match:
-            main = main or match[1].rstrip("/")
-    return main, security
 
 
 def parse_solution(text: str) -> list[tuple[str, str]]:
@@ -297,7 +230,7 @@ class Apt:
         )
 
     def _ask(self, command: list[str]) -> str:
-        done = _run(command, env=self._environ())
+        done = run_apt(command, env=self._environ())
         if done.status:
             raise _failed(" ".join(command[:3]), done.text + done.errors)
         return done.text
@@ -311,7 +244,7 @@ class Apt:
         cwd: Path | None = None,
     ) -> None:
         """Run a command and report how much it has downloaded: the bytes that `size` finds."""
-        find_program(command[0], _NO_APT)
+        find_program(command[0], NO_APT)
         # If we are killed, an apt that lives on would keep its lists locked.
         setpriv = find_program("setpriv")
         command = [setpriv, "--pdeathsig", "KILL", *command]
@@ -364,7 +297,7 @@ def _config(root: Path) -> str:
         'Acquire::http::Timeout "10";',
         'Acquire::https::Timeout "10";',
     ]
-    dump = _run(["apt-config", "dump"]).text.splitlines()
+    dump = run_apt(["apt-config", "dump"]).text.splitlines()
     return "\n".join([*lines, *filter(_KEPT_SETTINGS.match, dump), ""])
 
 
@@ -372,40 +305,9 @@ def _sources(archive: Archive, mirrors: Mirrors) -> str:
     kind = "deb-src" if archive.source else "deb"
     return "".join(
         f"{kind} [signed-by={KEYRING}] "
-        f"{mirrors.security if suite.endswith(_SECURITY) else mirrors.main} {suite} main\n"
+        f"{mirrors.security if suite.endswith(SECURITY) else mirrors.main} {suite} main\n"
         for suite in archive.suites
     )
-
-
-def _os_release() -> dict[str, str]:
-    try:
-        return platform.freedesktop_os_release()
-    except OSError:
-        return {}
-
-
-def _local_targets() -> str:
-    form = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
-    done = _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    return done.text
-
-
-def _mmdebstrap_sources() -> str:
-    """The sources.list it writes; it is stopped by a hook before it downloads anything."""
-    hook = '--setup-hook=cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*; false'
-    skip = "--skip=check/chrootless"  # it warns root of maintainer scripts: none will run
-    command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=custom"]
-    try:
-        # What a hook writes comes out on its standard error.
-        return _run([*command, skip, hook, "bookworm", "/dev/null"], cwd=Path("/")).errors
-    except EmuError:
-        return ""
-
-
-def _run(
-    command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> Output:
-    return run(command, env=env, cwd=cwd, limit=120, missing=_NO_APT)
 
 
 def _failed(what: str, output: str) -> RigError:

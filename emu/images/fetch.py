@@ -8,9 +8,10 @@ from typing import NoReturn
 
 from emu.errors import InputError, RigError
 from emu.images import replaced
-from emu.images.apt import Apt, Archive, Mirrors, Record, find_mirrors
+from emu.images.apt import Apt, Archive, Record
 from emu.images.context import BuildContext
 from emu.images.manifest import sha256_of
+from emu.images.mirrors import Mirrors, find_mirrors
 from emu.images.packages import (
     RENEW,
     Lock,

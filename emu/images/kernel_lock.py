@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from debian.debian_support import Version
 
-from emu.images.apt import Apt, Mirrors, Record, find_mirrors
+from emu.images.apt import Apt, Record
 from emu.images.catalogue import line_of
 from emu.images.context import BuildContext
+from emu.images.mirrors import Mirrors, find_mirrors
 from emu.images.packages import (
     INCOMPLETE,
     Lock,

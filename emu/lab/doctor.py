@@ -30,9 +30,9 @@ from emu.hosttools import (
     load_packages,
 )
 from emu.images import kbuild
-from emu.images.apt import find_mirrors
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.mirrors import find_mirrors
 from emu.images.packages import Lock, digest_of_wanted, load_wanted
 from emu.images.replaced import described, lock_in_use
 from emu.lab import hostkernel, store

@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from emu.images.apt import Mirrors
+from emu.images.mirrors import Mirrors
 
 
 class Mirror:

@@ -12,12 +12,13 @@ import pytest
 from debian_archive import Mirror, quietly
 
 from emu.errors import InputError, RigError
-from emu.images import apt, xens
-from emu.images.apt import Archive, Mirrors
+from emu.images import apt, mirrors, xens
+from emu.images.apt import Archive
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.fetch import fetch, renew
 from emu.images.guests import package_sets
+from emu.images.mirrors import Mirrors
 from emu.images.packages import Lock, Wanted, digest_of_wanted, load_wanted, lock_digest
 from emu.images.xens import Xen
 from emu.progress import Progress
@@ -107,27 +108,27 @@ def test_records_are_parsed() -> None:
 
 def test_sources_of_this_machine_are_used() -> None:
     found = ("http://mirror.example/debian", "http://mirror.example/debian-security")
-    assert apt.parse_indextargets(TARGETS, "bookworm") == found
-    assert apt.parse_indextargets(TARGETS.replace("bookworm", "stable"), "trixie") == found
-    assert apt.parse_indextargets("", "bookworm") == ("", "")
-    assert apt.parse_indextargets(TARGETS, "trixie") == ("", "")
+    assert mirrors.parse_indextargets(TARGETS, "bookworm") == found
+    assert mirrors.parse_indextargets(TARGETS.replace("bookworm", "stable"), "trixie") == found
+    assert mirrors.parse_indextargets("", "bookworm") == ("", "")
+    assert mirrors.parse_indextargets(TARGETS, "trixie") == ("", "")
 
 
 def test_sources_of_mmdebstrap_are_used() -> None:
-    assert apt.parse_sources(MMDEBSTRAP) == (
+    assert mirrors.parse_sources(MMDEBSTRAP) == (
         "http://mirror.example/debian",
         "http://security.example/debian-security",
     )
-    assert apt.parse_sources("") == ("", "")
+    assert mirrors.parse_sources("") == ("", "")
 
 
 def test_environment_overrides_the_mirrors() -> None:
     environ = {"EMU_DEBIAN_MIRROR": "http://mirror.example/debian/"}
-    assert apt.find_mirrors(environ) == Mirrors(
+    assert mirrors.find_mirrors(environ) == Mirrors(
         "http://mirror.example/debian", "http://mirror.example/debian-security"
     )
     environ["EMU_DEBIAN_SECURITY_MIRROR"] = "http://security.example/"
-    assert apt.find_mirrors(environ).security == "http://security.example"
+    assert mirrors.find_mirrors(environ).security == "http://security.example"
 
 
 # -- what is committed
@@ -400,12 +401,12 @@ def test_missing_network_is_reported_in_seconds(mirror: Mirror, cache: Cache) ->
 UPDATE = """
 import sys
 from pathlib import Path
-from emu.images import apt
+from emu.images import apt, mirrors
 from emu.progress import Progress
 root, keyring, url = sys.argv[1:]
 apt.KEYRING = Path(keyring)
 archive = apt.Archive("test", ("test",))
-apt.Apt(Path(root), archive, apt.Mirrors(url, url)).update(Progress())
+apt.Apt(Path(root), archive, mirrors.Mirrors(url, url)).update(Progress())
 """
 
 
