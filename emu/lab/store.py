@@ -77,6 +77,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
     """The kernels, guests, drivers and checkpoints that the cache holds, kernels first."""
     found: list[Image] = []
     sources = _all_sources(lock)
+    guests = {lock_digest(lock, sets): sets for sets in map(package_sets, xens.XENS.values())}
     entries = [entry for entry in cache.entries() if entry.kind in _KINDS]
     names: dict[str, str] = {}  # of a kernel's, then of a guest image's entry
     for entry in sorted(entries, key=lambda entry: _KINDS.index(entry.kind)):
@@ -92,9 +93,7 @@ def images(cache: Cache, lock: Lock) -> list[Image]:
         else:
             name = names.get(str(inputs.get("kernel")), "")
         if entry.kind == "guests":
-            for candidates in map(package_sets, xens.XENS.values()):
-                if inputs.get("packages") == lock_digest(lock, candidates):
-                    sets = candidates
+            sets = guests.get(str(inputs.get("packages")), ())
         if entry.kind == "drivers" and name in sources:
             source = kernel_specs.spec(name).packages.get("source")
             if source and inputs.get("source") == lock_digest(lock, [source]):
