@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu.errors import InputError
-from emu.images import elf, kbuild, packed
+from emu.images import counted, elf, kbuild, packed
 from emu.images.build_errors import explained
 from emu.images.context import BuildContext
 from emu.images.depends import plain
@@ -34,6 +34,8 @@ STOCK, PATCHED = "stock", "patched"
 MODULE = {"front": "xen-blkfront", "back": "xen-blkback"}
 """The module of each end, as its file is called."""
 
+COUNTED = "drivers-counted"
+"""The kind of a cache entry of drivers with counters."""
 _WHERE = "drivers/block"
 _KBUILD = "obj-m := xen-blkfront.o xen-blkback/\n"
 _RECIPE = 2
@@ -55,6 +57,8 @@ class Driver:
     path: Path
     info: elf.ModuleInfo
     recipe: Recipe | None = None
+    counters: Path | None = None
+    """The module that keeps its counters in the guest, where it has any (emu.images.counted)."""
 
     @property
     def build_id(self) -> str:
@@ -96,7 +100,8 @@ def get_driver(
         if recipe.plain:
             path = kernel.module(MODULE[end])
         else:
-            path = build(recipe, kernel, context) / f"{MODULE[end]}.ko"
+            made = build(recipe, kernel, context, with_counters=context.patched.counted)
+            path = made / f"{MODULE[end]}.ko"
     else:
         path = Path(which)
     info = elf.read_module(path)
@@ -131,11 +136,13 @@ def build_drivers(kernel: Kernel, patches: Sequence[Patch], context: BuildContex
     return build(Recipe(source_of(kernel, context), "stock", (), tuple(patches)), kernel, context)
 
 
-def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
+def build(
+    recipe: Recipe, kernel: Kernel, context: BuildContext, *, with_counters: bool = False
+) -> Path:
     """A directory with both drivers, made for `kernel` as the recipe says.
 
-    Both have DWARF and a build id. Raises InputError for a patch that does not apply, or
-    a source that does not compile.
+    Both have DWARF and a build id; `with_counters`: and what emu.images.counted describes. Raises
+    InputError for a patch that does not apply, or a source that does not compile.
     """
     if kernel.tree is None:
         require_buildable(spec(kernel.name))
@@ -148,6 +155,7 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
         "patches": [patch.key for patch in recipe.patches],
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
+        **({"counted": counted.key()} if with_counters else {}),
     }
 
     def make(made: Path) -> None:
@@ -163,14 +171,17 @@ def build(recipe: Recipe, kernel: Kernel, context: BuildContext) -> Path:
             unpack_devel(kernel, scratch, context.progress)
             try:
                 compile_drivers(
-                    kernel, scratch, toolchain, context.progress, "--output-sync=target"
-                )
+                    kernel, scratch, toolchain, context.progress, "--output-sync=target",
+                    flags=counted.flags(scratch) if with_counters else (),
+                )  # fmt: skip
             except kbuild.BuildFailed as failed:
                 raise explained(failed, recipe, kernel, versions) from None
             for end, built in compiled(scratch, kernel).items():
                 shutil.copy(built, made / f"{MODULE[end]}.ko")
+            if with_counters:
+                counted.keep(tree / _WHERE, made)
 
-    return context.entry("drivers", inputs, make)
+    return context.entry(COUNTED if with_counters else "drivers", inputs, make)
 
 
 def unpack_devel(kernel: Kernel, place: Path, progress: Progress) -> None:
@@ -191,18 +202,20 @@ def compile_drivers(
     toolchain: kbuild.Toolchain,
     progress: Progress,
     *more: str,
+    flags: Sequence[str] = (),
     steps: int = _STEPS,
 ) -> list[str]:
     """Build both drivers from `place`/source against `place`/devel; what make printed.
 
-    `more` are further arguments of make, `steps` about how many steps it prints. Raises
-    InputError with the compiler's errors.
+    `more` are further arguments of make, `flags` further ones of the compiler, `steps` about how
+    many steps make prints. Raises InputError with the compiler's errors.
     """
     source = place / "source" / _WHERE
     include = place / "source/include"
     # Before the kernel's own directories, so that a header of the source is taken, not theirs.
     own = f"LINUXINCLUDE := -I{os.path.realpath(include)} $(LINUXINCLUDE)\n"
-    (source / "Kbuild").write_text(_KBUILD + (own if include.is_dir() else ""))
+    more_flags = f"subdir-ccflags-y := {' '.join(flags)}\n" if flags else ""
+    (source / "Kbuild").write_text(_KBUILD + (own if include.is_dir() else "") + more_flags)
     return kbuild.make(
         place / "devel/build", f"M={os.path.realpath(source)}", "modules",
         # The series may be built for a kernel that has one of the two switched off.

@@ -35,7 +35,8 @@ class PatchedDrivers:
 
     `patches` are applied after what `on` says: the series, or nothing ("stock"; the default
     with `tree`). `tree` is a kernel tree whose drivers are taken; `front` and `back` are modules
-    in place of those that are built.
+    in place of those that are built. `counted`: what is built has counters (emu.images.counted),
+    which no variable of the environment asks for.
     """
 
     patches: tuple[Path, ...] = ()
@@ -43,6 +44,7 @@ class PatchedDrivers:
     back: Path | None = None
     on: Base | None = None
     tree: Path | None = None
+    counted: bool = False
 
     def __post_init__(self) -> None:
         if self.on is not None and not self.patches and self.tree is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from emu.images import patched
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import PATCHED
+from emu.pytestplugin import coverage
 from emu.pytestplugin.marks import wish_for
 from emu.pytestplugin.reports import PrintedProgress
 from emu.pytestplugin.stash import HOST, SECOND, STACK
@@ -38,9 +40,13 @@ def emu_progress(pytestconfig: pytest.Config) -> PrintedProgress:
 
 
 @pytest.fixture(scope="session")
-def emu_context(emu_cache: Cache, emu_progress: PrintedProgress) -> BuildContext:
+def emu_context(
+    pytestconfig: pytest.Config, emu_cache: Cache, emu_progress: PrintedProgress
+) -> BuildContext:
     """The context of all builds: the cache, the progress, and what `patched` drivers are."""
-    return BuildContext(emu_cache, emu_progress, patched=patched.from_environment())
+    counted = coverage.folder_of(pytestconfig) is not None
+    drivers = replace(patched.from_environment(), counted=counted)
+    return BuildContext(emu_cache, emu_progress, patched=drivers)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +67,8 @@ def emu_stack(
         check_choice(wish, emu_context, front=PATCHED, back=PATCHED)
     with running(emu_prepared(wish), emu_context) as stack:
         request.node.stash[STACK] = stack
-        yield stack
+        with coverage.collected(request.node, stack):
+            yield stack
 
 
 @pytest.fixture
@@ -86,7 +93,8 @@ def emu_two_hosts(
         request.node.stash[STACK] = first.stack
         request.node.stash[SECOND] = second.stack
         request.node.stash[HOST] = first
-        yield first, second
+        with coverage.collected(request.node, first.stack, second.stack):
+            yield first, second
 
 
 @pytest.fixture

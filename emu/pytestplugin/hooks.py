@@ -49,6 +49,7 @@ pytest_plugins = (
     "emu.pytestplugin.options",
     "emu.pytestplugin.collected",
     "emu.pytestplugin.fixtures",
+    "emu.pytestplugin.coverage",
 )
 """Loaded with this module, which is the entry point."""
 

@@ -90,6 +90,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": 'build the "patched" drivers from this kernel tree, without the series',
     },
+    "coverage": {
+        "metavar": "DIR",
+        "help": 'build the "patched" drivers with gcc\'s counters, and write to DIR which of '
+        "their lines each test reaches, see `emu coverage`",
+    },
     **{
         end: {"metavar": "FILE.ko", "help": f'use this {MODULE[end]} as the "patched" one'}
         for end in ENDS

@@ -160,6 +160,7 @@ class RigDomu(DomuDisks):
         """Let its kernel shut down; returns when the domain is gone."""
         # A PVH guest has no ACPI to switch itself off with: Xen takes its reset for an end.
         letter = "o" if self.kind == "pv" else "b"
+        self.domain.leave()
         self.channel.spawn(f"echo {letter} > /proc/sysrq-trigger")
         self.wait_ended()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from emu.channel.channel import Channel
-from emu.images import elf
+from emu.images import counted, counters, elf
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernel_specs import require_buildable, require_series, spec
@@ -62,6 +63,8 @@ def checked_driver(end: End, which: str, kernel: Kernel, context: BuildContext) 
     driver = get_driver(end, which, kernel, context)
     if PAGES_PARAMETER not in driver.info.parameters:
         elf.check_module(driver.info, kernel.info(), parameters=[ORDER_PARAMETER])
+    if (driver.path.parent / counted.FOLDER).is_dir():
+        return replace(driver, counters=counters.build(kernel, context))
     return driver
 
 
@@ -112,5 +115,7 @@ def load_driver(
 ) -> LoadedDriver:
     """Swap a checked driver into a running guest, without its debug information."""
     module = drivers.FRONT if driver.end == "front" else drivers.BACK
+    if driver.counters is not None:
+        drivers.keep_counters(channel, driver.counters)
     with cache.scratch("module") as folder:
         return drivers.swap(channel, module, for_guest(driver, folder), parameters)

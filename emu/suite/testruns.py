@@ -8,6 +8,7 @@ the rig are not kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -240,6 +241,27 @@ def digest(files: Iterable[Path], top: Path | None = None) -> str:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         found.update(f"{path.relative_to(top)} {content}\n".encode())
     return found.hexdigest()
+
+
+def inputs_of_coverage(test: Path, options: str) -> str:
+    """A digest of what decides about the lines of the drivers that the tests of a file reach.
+
+    That is less than what an outcome depends on: neither the machine nor the channel, nor who
+    starts the tests.
+    """
+    return hashlib.sha256(
+        f"{digest([test], test.parent)} {_of_coverage()} {options}".encode()
+    ).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _of_coverage() -> str:
+    emu = paths.PACKAGE
+    files = [path for floor in ("rig", "stack", "xen") for path in (emu / floor).rglob("*.py")]
+    guests = [path for path in paths.guest_images().rglob("*") if path.is_file()]
+    if paths.installed():  # other people's tests, of which one file is all that is known
+        return digest([*files, *guests], emu)
+    return digest([*files, *guests, *_shared_files()])
 
 
 def _rig_files() -> Iterator[Path]:

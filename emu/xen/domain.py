@@ -191,8 +191,14 @@ class Domain:
         """What `Host.adopt` takes to find it again."""
         return {"name": self.name, "domid": self.domid, "tty": self.tty}
 
+    def leave(self) -> None:
+        """Let whoever wants something of the domU have it now (`Host.leaving`): it will end."""
+        if self._channel is not None and self.host.leaving is not None:
+            self.host.leaving(self._channel)
+
     def close(self) -> None:
         """Let go of the channel and the console; the domU keeps running."""
+        self.leave()
         if self._channel is not None:
             self._channel.close()
             self._channel = None

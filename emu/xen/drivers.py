@@ -76,6 +76,13 @@ def load(
     return LoadedDriver(module, build_id_of_note(note), now)
 
 
+def keep_counters(channel: Channel, file: Path) -> None:
+    """Load the module that keeps drivers' counters, unless it is loaded. Raises as `load`."""
+    module = file.stem.replace("-", "_")
+    if channel.run(["test", "-d", f"/sys/module/{module}"], timeout=20, check=False).status:
+        load(channel, module, file)
+
+
 def unload(channel: Channel, module: str) -> None:
     """Unload `module`; nothing to do when it is not loaded. A module in use raises NotHeld.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from emu.channel.channel import Channel, CommandFailed, CommandResult, CommandTimeout
@@ -64,6 +64,8 @@ class Host:
         """Wakes the machine if QEMU lost an interrupt, as soon as dom0's agent can."""
         self.domains: dict[str, domains.Domain] = {}
         """The domUs taken up on this host, by name. One that is restored is another `Domain`."""
+        self.leaving: Callable[[Channel], None] | None = None
+        """Called with a domU's channel before the domU, or the channel, is let go of."""
 
     def wait_agent(self, timeout: float = 120.0) -> None:
         """Wait until dom0's agent answers."""

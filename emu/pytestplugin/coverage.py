@@ -1,0 +1,136 @@
+"""`--emu-coverage DIR`: drivers with counters, and for each test what it reached of them.
+
+Counters are in a guest's memory: they are read before a domU is let go of (saved, powered off,
+destroyed, migrated away) and at the end of a test, failed or not, before its hosts are ended. What
+a guest has counted that ends in another way (a panic, `xl destroy` by the test itself) is lost.
+
+The directory gets a file for each test (emu.suite.records). `emu coverage` makes use of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from emu.channel.channel import Channel
+from emu.errors import EmuError, RigError
+from emu.images.cache import Cache
+from emu.pytestplugin.options import dest
+from emu.stack.stack import Stack
+from emu.suite import records
+from emu.suite.records import Record
+from emu.suite.testruns import inputs_of_coverage
+from emu.xen import driver_counters
+from emu.xen.driver_counters import Counted
+
+OPTION = dest("coverage")
+_ON_DRIVERS = ("emu_stack", "emu_two_hosts")
+"""The fixtures of tests that load drivers."""
+_STACK_OPTIONS = (
+    *("kernel", "tree", "domu-tree", "config", "xen", "clock", "qemu", "record"),
+    *("driver-patches", "on", "tree-drivers", "front", "back"),
+)
+_counted = pytest.StashKey[list[Counted]]()
+_ended = pytest.StashKey[list[pytest.TestReport]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("emu").addoption(
+        "--emu-coverage-new",
+        dest="emu_coverage_new",
+        action="store_true",
+        help="with --emu-coverage: run only tests on drivers whose file in that directory is "
+        "missing, out of date, or of a failed test",
+    )
+
+
+def folder_of(config: pytest.Config) -> Path | None:
+    """The directory of `--emu-coverage`."""
+    given = config.getoption(OPTION)
+    return Path(given).absolute() if given else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    folder = folder_of(config)
+    if folder is None or not config.getoption("emu_coverage_new"):
+        return
+    on_drivers = [item for item in items if set(_ON_DRIVERS) & set(_fixtures(item))]
+    (folder / "tests").mkdir(parents=True, exist_ok=True)
+    records.write_chosen(folder, [item.nodeid for item in on_drivers])
+    left = [item for item in on_drivers if not _is_current(item, folder)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in left])
+    items[:] = left
+
+
+@contextlib.contextmanager
+def collected(item: pytest.Item, *stacks: Stack) -> Iterator[None]:
+    """Collect what the guests of these hosts count while the body runs, and at its end."""
+    if folder_of(item.config) is None:
+        yield
+        return
+    found = item.stash.setdefault(_counted, [])
+
+    def take(channel: Channel) -> None:
+        with contextlib.suppress(EmuError):  # a guest that is stuck, or gone
+            if (counted := driver_counters.read(channel)) is not None:
+                found.append(counted)
+
+    for stack in stacks:
+        stack.host.leaving = take
+    try:
+        yield
+    finally:
+        for stack in stacks:
+            stack.host.leaving = None
+            with stack.machine.watch.after_the_fact():
+                domus = [one.channel for one in stack.host.domains.values() if one.is_open]
+                for channel in (*domus, stack.host.dom0):
+                    take(channel)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[_ended] = []
+    done = yield
+    if (folder := folder_of(item.config)) is not None:
+        reports = item.stash[_ended]
+        outcome = next((one.outcome for one in reports if one.outcome != "passed"), "passed")
+        seconds = round(sum(report.duration for report in reports), 2)
+        try:
+            reached = records.reached(item.stash.setdefault(_counted, []), Cache(), folder)
+        except RigError as error:
+            reached, outcome = (), f"not counted: {error}"
+        inputs = _inputs(item)
+        records.write(Record(item.nodeid, outcome, seconds, inputs, reached), folder)
+    return done
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_ended].append(report)
+    return report
+
+
+def _is_current(item: pytest.Item, folder: Path) -> bool:
+    record = records.read(records.place(folder, item.nodeid))
+    return record is not None and record.outcome in ("passed", "skipped") and (
+        record.inputs == _inputs(item)
+    )  # fmt: skip
+
+
+def _inputs(item: pytest.Item) -> str:
+    options = {name: item.config.getoption(dest(name)) for name in _STACK_OPTIONS}
+    given = {name: value for name, value in options.items() if value}
+    return inputs_of_coverage(item.path, json.dumps(given, sort_keys=True))
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return list(getattr(item, "fixturenames", ()))
