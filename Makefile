@@ -12,7 +12,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$
 N ?= 20
 HOSTS ?= bookworm trixie
 
-.PHONY: help setup setup-lint setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-hosts test-unit shell series mutants doctor bench-rig images qemu man lint clean
+.PHONY: help setup setup-lint setup-qemu run test prepare test-quick test-long test-repeat test-debug test-qemu test-hosts test-unit shell series mutants coverage doctor bench-rig images qemu man lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -84,6 +84,9 @@ series: setup ## check the driver series patch by patch: applies, builds, checkp
 
 mutants: setup ## does the suite catch known flaws? run its tests on drivers with one flaw each (an hour)
 	@$(BIN)/emu mutants $(ARGS)
+
+coverage: setup ## which lines and branches of the drivers do the tests reach? (ARGS="--missing -- -m long")
+	@$(BIN)/emu coverage --jobs $(JOBS) $(ARGS)
 
 doctor: setup ## what this machine has and lacks, and how to fix it
 	@$(BIN)/emu doctor $(ARGS)

@@ -17,6 +17,8 @@ COMMANDS = (
     "series",
     "prepare",
     "mutants",
+    "coverage",
+    "tests-for",
     "repeat",
     "doctor",
     "images",
@@ -25,7 +27,7 @@ COMMANDS = (
     "bench",
     "completion",
 )
-"""Modules of commands/, in the order of `--help`."""
+"""Modules of commands/ (a hyphen is an underscore there), in the order of `--help`."""
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -42,5 +44,5 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"emu {__version__}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
-        importlib.import_module(f"emu.commands.{name}").add(commands)
+        importlib.import_module(f"emu.commands.{name.replace('-', '_')}").add(commands)
     return made

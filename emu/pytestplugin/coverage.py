@@ -102,7 +102,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         outcome = next((one.outcome for one in reports if one.outcome != "passed"), "passed")
         seconds = round(sum(report.duration for report in reports), 2)
         try:
-            reached = records.reached(item.stash.setdefault(_counted, []), Cache(), folder)
+            counted: list[Counted] = item.stash.setdefault(_counted, [])
+            reached = records.reached(counted, Cache(), folder)
         except RigError as error:
             reached, outcome = (), f"not counted: {error}"
         inputs = _inputs(item)

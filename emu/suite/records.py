@@ -23,7 +23,8 @@ from emu.suite.csource import deciding_lines
 from emu.suite.gcov import Build, FileCounts
 from emu.xen.driver_counters import Counted, total
 
-_CHOSEN = "chosen.json"
+CHOSEN = "chosen.json"
+"""The file with the tests of the last session."""
 STORE = "coverage"
 """The store of the cache in which `emu coverage` keeps these files."""
 
@@ -176,12 +177,15 @@ def read_outline(path: Path) -> Outline:
 
 def write_chosen(folder: Path, tests: Sequence[str]) -> None:
     """Write which tests a session chose, those that it need not run as well."""
-    _write(folder / _CHOSEN, list(tests))
+    _write(folder / CHOSEN, list(tests))
 
 
 def read_chosen(folder: Path) -> list[str]:
-    """The tests that the last session in a folder chose."""
-    found: list[str] = json.loads((folder / _CHOSEN).read_text())
+    """The tests that the last session in a folder chose; none if it did not get so far."""
+    try:
+        found: list[str] = json.loads((folder / CHOSEN).read_text())
+    except FileNotFoundError:
+        return []
     return found
 
 

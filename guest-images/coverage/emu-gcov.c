@@ -8,7 +8,7 @@
  * /proc/emu-gcov shows what was counted so far:
  *
  *     emu-gcov 1 0123456789abcdef               the version of this text; a number of this load
- *     unit 0xb2323252a 0x1234 0x5678 xen-blkfront.gcda
+ *     unit 0x4232322a 0x12 0x34 xen-blkfront.gcda
  *                                               gcc's version, stamp and checksum; its file
  *     fn 0x1 0x2 0x3 0 17 0*4 9                 ident, both checksums, counters ("0*4": four)
  */
