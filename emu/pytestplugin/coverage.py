@@ -19,6 +19,7 @@ import pytest
 from emu.channel.channel import Channel
 from emu.errors import EmuError, RigError
 from emu.images.cache import Cache
+from emu.pytestplugin import reports
 from emu.pytestplugin.options import dest
 from emu.stack.stack import Stack
 from emu.suite import records
@@ -28,6 +29,8 @@ from emu.xen import driver_counters
 from emu.xen.driver_counters import Counted
 
 OPTION = dest("coverage")
+LOST = "counters-lost"
+"""The property of a test that names a guest whose counters could not be read, and why."""
 _ON_DRIVERS = ("emu_stack", "emu_two_hosts")
 """The fixtures of tests that load drivers."""
 _STACK_OPTIONS = (
@@ -73,12 +76,19 @@ def collected(item: pytest.Item, *stacks: Stack) -> Iterator[None]:
     if folder_of(item.config) is None:
         yield
         return
-    found = item.stash.setdefault(_counted, [])
+    found: list[Counted] = item.stash.setdefault(_counted, [])
+    was_read: set[Channel] = set()
 
     def take(channel: Channel) -> None:
-        with contextlib.suppress(EmuError):  # a guest that is stuck, or gone
-            if (counted := driver_counters.read(channel)) is not None:
-                found.append(counted)
+        try:
+            counted = driver_counters.read(channel)
+        except EmuError as error:  # a guest that is stuck, or gone
+            if channel not in was_read:
+                item.user_properties.append((LOST, f"{channel.name}: {error.message}"))
+            return
+        was_read.add(channel)
+        if counted is not None:
+            found.append(counted)
 
     for stack in stacks:
         stack.host.leaving = take
@@ -98,9 +108,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     item.stash[_ended] = []
     done = yield
     if (folder := folder_of(item.config)) is not None:
-        reports = item.stash[_ended]
-        outcome = next((one.outcome for one in reports if one.outcome != "passed"), "passed")
-        seconds = round(sum(report.duration for report in reports), 2)
+        phases = item.stash[_ended]
+        outcome = next((one.outcome for one in phases if one.outcome != "passed"), "passed")
+        seconds = round(sum(phase.duration for phase in phases), 2)
         try:
             counted: list[Counted] = item.stash.setdefault(_counted, [])
             reached = records.reached(counted, Cache(), folder)
@@ -118,6 +128,11 @@ def pytest_runtest_makereport(
     report = yield
     item.stash[_ended].append(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for value, tests in reports.with_property(terminalreporter, LOST):
+        terminalreporter.write_line(f"counters lost in {tests}: {value}")
 
 
 def _is_current(item: pytest.Item, folder: Path) -> bool:

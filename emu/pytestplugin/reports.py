@@ -115,17 +115,17 @@ def add_known(item: pytest.Item, stacks: Iterable[Stack]) -> None:
 
 def show_known(terminal: pytest.TerminalReporter) -> None:
     """One line for each known kernel report, with the number of tests that met it."""
-    for value, count in _with_property(terminal, KNOWN):
+    for value, count in with_property(terminal, KNOWN):
         terminal.write_line(f"known kernel report in {count}: {value}")
 
 
 def show_replaced(terminal: pytest.TerminalReporter) -> None:
     """One line for each choice of packages in place of locked ones, with the number of tests."""
-    for value, count in _with_property(terminal, provenance.REPLACED):
+    for value, count in with_property(terminal, provenance.REPLACED):
         terminal.write_line(f"{count} ran with packages in place of locked ones: {value}")
 
 
-def _with_property(terminal: pytest.TerminalReporter, wanted: str) -> Iterator[tuple[str, str]]:
+def with_property(terminal: pytest.TerminalReporter, wanted: str) -> Iterator[tuple[str, str]]:
     """The values of a property, and how many tests have each ("3 tests")."""
     tests: dict[str, set[str]] = {}
     for reports in terminal.stats.values():

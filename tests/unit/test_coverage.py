@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,7 @@ def record(
 
 @pytest.fixture
 def coverage() -> Coverage:
+    slowest = record("two sources", {6: 1}, seconds=99)
     return Coverage(
         outline(),
         [
@@ -234,12 +236,19 @@ def coverage() -> Coverage:
             record("quick", {6: 1, 9: 1, 11: 1}, {6: (0, 1), 11: (1, 0)}, seconds=2),
             record("other kernel", {6: 1, 11: 1}, {11: (1, 1, 1, 1)}, seconds=3, build="b2"),
             record("other source", {24: 1}, source="s2"),
+            # A test with two kernels.
+            replace(slowest, reached=(*slowest.reached, *record("", {24: 1}, source="s2").reached)),
         ],
     )
 
 
 def test_what_tests_reach_together(coverage: Coverage) -> None:
-    assert [one.test for one in coverage.tests] == ["quick", "other kernel", "slow"]
+    assert [one.test for one in coverage.tests] == [
+        "quick",
+        "other kernel",
+        "slow",
+        "two sources",
+    ]
     assert coverage.covered_lines(NAME) == {6, 7, 8, 9, 11}
     assert coverage.missing_lines(NAME) == [23, 24]
     # The other kernel's macros have other branches: they tell nothing of these.
