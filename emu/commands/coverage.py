@@ -85,7 +85,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     else:
         _show(coverage, shares, account)
         if arguments.missing:
-            _show_missing(account)
+            _show_missing(coverage, account)
     if problems := _problems(account, ran):
         fail("\n".join(problems))
         return EXIT_NOT_HELD
@@ -151,12 +151,19 @@ def _amount(missing: list[Missing] | tuple[Missing, ...]) -> str:
     return f"{lines} lines, {branches} branches"
 
 
-def _show_missing(account: Account) -> None:
+def _show_missing(coverage: Coverage, account: Account) -> None:
+    entered = {
+        (file, function.name)
+        for file in coverage.files
+        for line in coverage.covered_lines(file)
+        if (function := coverage.places(file).at(line)) is not None
+    }
     where = ("", "")
     for one in account.missing:
         if (one.file, one.function) != where:
             where = one.file, one.function
-            print(f"\n{one.file}:{one.function}")
+            never = "" if where in entered else " is never entered"
+            print(f"\n{one.file}:{one.function}{never}")
         what = f"branch {', '.join(map(str, one.branches))} of" if one.branches else "line"
         reason = f"    ({one.reason})" if one.reason else ""
         print(f"  {one.line:5} {what:14} {one.text}{reason}")

@@ -87,5 +87,7 @@ def _found(made: Table, place: Place, wanted: str) -> tuple[Sequence[Reaching], 
     here = coverage.places(place.file).at(int(line))
     if here is None or here.name != place.function:
         return found, False  # another source
+    if int(line) not in coverage.files[place.file].code:
+        raise InputError(f"line {line} of {place.file} has no code", hint=f"{place} has others")
     reaching = {one.test for one in coverage.tests_reaching(place.file, int(line))}
     return [one for one in found if one.test in reaching], True

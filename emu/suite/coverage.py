@@ -10,10 +10,12 @@ with the series, on whichever kernel they ran. Records of tests that did not pas
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
@@ -44,6 +46,7 @@ class Coverage:
         """The digest of the source."""
         self.files: Mapping[str, FileOutline] = outline.files
         """What there is to reach."""
+        self._places: dict[str, Places] = {}
         self._records = tuple(
             one for one in tests if any(part.source == self.source for part in one.reached)
         )
@@ -102,8 +105,10 @@ class Coverage:
 
     def places(self, file: str) -> Places:
         """Which lines of a file are of which function."""
-        outline = self.files[file]
-        return Places("\n".join(outline.text), outline.functions)
+        if file not in self._places:
+            outline = self.files[file]
+            self._places[file] = Places("\n".join(outline.text), outline.functions)
+        return self._places[file]
 
     @cached_property
     def _by_line(self) -> Mapping[tuple[str, int], tuple[TestSeconds, ...]]:
@@ -129,12 +134,27 @@ def read_coverage(cache: Cache, source: str | None = None) -> Coverage:
     """
     folder = cache.store(records.STORE)
     top = paths.checkout("coverage")
-    there = [
-        one
-        for one in records.read_all(folder)
-        if one.outcome == "passed" and (top / one.test.partition("::")[0]).is_file()
-    ]
-    return coverage_of(records.outlines(folder), there, source)
+    passed = (one for one in records.read_all(folder) if one.outcome == "passed")
+    return coverage_of(
+        records.outlines(folder), [one for one in passed if _is_there(one.test, top)], source
+    )
+
+
+def _is_there(test: str, top: Path) -> bool:
+    """Whether a checkout has a test still, by its pytest id."""
+    file, _, rest = test.partition("::")
+    name = rest.partition("[")[0].rpartition("::")[2]
+    try:
+        return (
+            re.search(rf"^\s*def {re.escape(name)}\(", _text(top / file), re.MULTILINE) is not None
+        )
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _text(path: Path) -> str:
+    return path.read_text()
 
 
 def coverage_of(

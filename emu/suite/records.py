@@ -122,7 +122,7 @@ def _outline(build: Build, cache: Cache, folder: Path) -> Outline:
                 tuple(lines), frozenset(found[name].lines), branches, functions
             )
     outline = Outline(build.key, build.source, files)
-    _write(path, _outline_json(outline))
+    _write(path, outline_json(outline))
     return outline
 
 
@@ -213,7 +213,8 @@ def _record_json(record: Record) -> dict[str, Any]:
     }
 
 
-def _outline_json(outline: Outline) -> dict[str, Any]:
+def outline_json(outline: Outline) -> dict[str, Any]:
+    """An outline as its file has it."""
     return {
         "build": outline.build,
         "source": outline.source,

@@ -28,7 +28,7 @@ __attribute__((weak, no_profile_instrument_function)) void __gcov_merge_add(long
  */
 static __always_inline __maybe_unused __u32 emu_rounded_down(__u32 size)
 {
-	return size ? 1u << (31 - __builtin_clz(size)) : 0;
+	return 1u << (31 - __builtin_clz(size | 1)); /* a ring has room for one request at least */
 }
 
 #undef __RD32

@@ -16,7 +16,7 @@ import pytest
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache
 from emu.suite import csource, gcov, left_out, records
-from emu.suite.coverage import Coverage, TestSeconds, coverage_of
+from emu.suite.coverage import Coverage, TestSeconds, coverage_of, read_coverage
 from emu.suite.coverage_share import Share, shares_of, total_of
 from emu.suite.gcov import FileCounts
 from emu.suite.records import FileOutline, Outline, Reached, Record
@@ -285,6 +285,19 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert records.read_chosen(tmp_path) == []
     records.write_chosen(tmp_path, ["x"])
     assert records.read_chosen(tmp_path) == ["x"]
+
+
+def test_tests_that_the_checkout_has_no_more(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    folder = cache.store(records.STORE)
+    (folder / "builds").mkdir()
+    (folder / "builds" / "b1.json").write_text(json.dumps(records.outline_json(outline())))
+    here = "tests/unit/test_coverage.py::test_tests_that_the_checkout_has_no_more[x]"
+    gone = ("tests/unit/test_coverage.py::test_gone", "tests/unit/test_gone.py::test_a")
+    for test in (here, *gone):
+        records.write(record(test, {6: 1}), folder)
+    records.write(replace(record(f"{here}[failed]", {7: 1}), outcome="failed"), folder)
+    assert [one.test for one in read_coverage(cache).tests] == [here]
 
 
 # -- reasons

@@ -53,7 +53,7 @@ def test_counters_of_several_loads_and_of_a_restored_domu(
         f"{FRONT}:blkfront_probe": 2,
         f"{FRONT}:blkfront_resume": 1,
         f"{BACK}:xen_blkbk_probe": 3,
-        f"{BACK}:xen_blkbk_remove": 1,
+        f"{BACK}:xen_blkbk_remove": 2,
     }
     wrong = [
         f"{name} ran {times} times, counted: {entered[name]}"
