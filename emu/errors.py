@@ -54,6 +54,14 @@ class RigError(EmuError):
     """The rig (QEMU, a guest's set-up, the channel, the cache) failed."""
 
 
+class GuestError(RigError):
+    """A guest that ran hangs, is gone, or says what it should not.
+
+    To a command that starts it, that is a broken rig. To a test, whose drivers run in it, that is
+    what the test is about: they may have broken it.
+    """
+
+
 class NotHeld(EmuError):
     """The stack ran, and what should have been true was not."""
 

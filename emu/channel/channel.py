@@ -31,7 +31,7 @@ from emu.channel.result import (
 )
 from emu.channel.stream import Stream
 from emu.deadline import Deadline
-from emu.errors import EmuError, RigError
+from emu.errors import EmuError, GuestError, RigError
 
 __all__ = [
     "Channel",
@@ -80,7 +80,7 @@ class Channel:
         """Introduce ourselves to the agent, whatever lies in the pipe; may be repeated.
 
         The agent ends all commands of the peer before. `timeout` in seconds before scaling.
-        Raises RigError (no answer, another version), ChannelLost.
+        Raises GuestError (no answer), RigError (another version), ChannelLost.
         """
         self._mux.hello(timeout)
 
@@ -206,7 +206,7 @@ class Channel:
         """Read a file of the guest, checked; into `local` when given (b"" is returned then).
 
         `timeout` in seconds before scaling. Raises CommandFailed, CommandTimeout, ChannelLost,
-        RigError when it came damaged.
+        GuestError when it came damaged.
         """
         deadline = Deadline("the file to be read", timeout)
         argv = (_AGENT, "get", remote)
@@ -217,13 +217,13 @@ class Channel:
             return b"".join(chunks) if local is None else files.save(chunks, local)
 
     def ping(self, timeout: float = 10.0) -> float:
-        """Seconds the agent took to answer; RigError when it did not within `timeout`."""
+        """Seconds the agent took to answer; GuestError when it did not within `timeout`."""
         deadline = Deadline("the guest agent to answer", timeout)
         ping = self._mux.add(_Ping)
         try:
             self._mux.send(ToGuest.PING, ping.id)
             if not ping.wait(deadline, lambda: self._mux.check(deadline)):
-                raise RigError(f"{self.name}: no answer from the guest agent ({deadline})")
+                raise GuestError(f"{self.name}: no answer from the guest agent ({deadline})")
         finally:
             self._mux.forget(ping.id)
         if ping.lost is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from emu.channel import frames
 from emu.channel.process import Process
 from emu.deadline import Deadline
-from emu.errors import RigError
+from emu.errors import GuestError
 
 _CHUNK = 1 << 18
 
@@ -45,7 +45,7 @@ def receive(
 ) -> Iterator[bytes]:
     """The bytes that a `get` sends; `expect_success` is called at their end, and may raise.
 
-    Raises RigError when they came damaged.
+    Raises GuestError when they came damaged.
     """
     held = b""
     crc = length = 0
@@ -56,7 +56,7 @@ def receive(
         yield ready
     expect_success()
     if not frames.is_trailer(held, length, crc):
-        raise RigError(f"the {length} bytes that came are not those that were sent")
+        raise GuestError(f"the {length} bytes that came are not those that were sent")
 
 
 def save(chunks: Iterable[bytes], local: Path) -> bytes:

@@ -22,7 +22,7 @@ from emu.channel.frames import Decoder, Frame, ToGuest, ToHost
 from emu.channel.result import ChannelLost
 from emu.channel.stream import Stream, attach
 from emu.deadline import Deadline, scale
-from emu.errors import RigError
+from emu.errors import GuestError, RigError
 from emu.reactor import reactor
 
 WINDOW = 512 * 1024
@@ -88,7 +88,8 @@ class Mux(asyncio.Protocol):
     def hello(self, timeout: float) -> None:
         """Introduce ourselves to the agent, whatever lies in the pipe; ends older commands.
 
-        Raises RigError (no answer, another version), ChannelLost, what the guard raises.
+        Raises GuestError (no answer), RigError (another version), ChannelLost, what the guard
+        raises.
         """
         deadline = Deadline("the guest agent to answer", timeout)
         self._lose(ChannelLost(f"{self.name}: a new hello was sent"), quiet=True)
@@ -181,7 +182,7 @@ class Mux(asyncio.Protocol):
             self._lose(self._ended, quiet=True)
             raise self._ended
         if not over and deadline.passed:
-            raise RigError(
+            raise GuestError(
                 f"{self.name}: no guest agent answered within {deadline.seconds:g} s",
                 hint="see the guest's console: did emu-agent start?",
             )

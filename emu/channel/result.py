@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emu.errors import EmuError, RigError
+from emu.errors import EmuError, GuestError
 
 Arg = str | bytes
 
@@ -60,11 +60,11 @@ class CommandResult:
         return self.status == 0
 
 
-class ChannelLost(RigError):
+class ChannelLost(GuestError):
     """The stream to the guest ended or was damaged: no answer can come any more."""
 
 
-class CommandTimeout(RigError):
+class CommandTimeout(GuestError):
     """A command did not end in time; it was killed."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from emu.channel.channel import Channel, CommandTimeout
-from emu.errors import NotHeld
+from emu.errors import GuestError, NotHeld
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.report import RunReport, Timing, checks
@@ -27,8 +27,8 @@ STARTING, STOPPING = "starting the stack", "stopping QEMU"
 def perform(wish: RunWish, context: BuildContext) -> RunReport:
     """Run it all; the report's checks say what held.
 
-    Raises InputError for what can't run here, NotHeld when the stack stopped half-way,
-    RigError when the rig did.
+    Raises InputError for what can't run here, NotHeld when the stack stopped half-way or a guest
+    did not survive the drivers, RigError when the rig broke.
     """
     timing = Timing()
     check_choice(wish.stack, context, front=wish.front, back=wish.back)
@@ -40,7 +40,10 @@ def perform(wish: RunWish, context: BuildContext) -> RunReport:
         built = drivers_for(artifacts, context, front=wish.front, back=wish.back)
     with staged(running(artifacts, context), context.progress, STARTING, STOPPING) as stack:
         timing.stages["start_s"] = stack.start_s
-        report = _drive(wish, artifacts, built, stack, timing, context)
+        try:
+            report = _drive(wish, artifacts, built, stack, timing, context)
+        except GuestError as error:  # it ran until the drivers came
+            raise NotHeld(error.message, hint=error.hint, lines=error.lines) from error
         report = replace(report, checks=tuple(checks(report)), packages=tuple(packages))
         if failed := [check.name for check in report.checks if not check.held]:
             stack.machine.rundir.keep(f"did not hold: {'; '.join(failed)}")

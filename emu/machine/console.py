@@ -17,7 +17,7 @@ from typing import Any
 import pexpect
 
 from emu.deadline import Deadline
-from emu.errors import RigError
+from emu.errors import GuestError
 from emu.machine.consolelog import CappedLog
 from emu.machine.expecting import Expecter, Pattern
 from emu.machine.terminal import Cleaner
@@ -231,7 +231,7 @@ class Console:
         """Wait until one of the patterns comes; its index. Lines end in "\\n" here.
 
         `timeout` in seconds before scaling; `what` is awaited, for errors. Raises
-        GuestTrouble, WaitTimeout, or RigError when the console (or QEMU) ended.
+        GuestTrouble, WaitTimeout, GuestError when the console ended, RigError when QEMU did.
         `pexpect.TIMEOUT` and `pexpect.EOF` among the patterns are returned, not raised.
         """
         return self._expect(patterns, timeout, what)
@@ -253,7 +253,7 @@ class Console:
         except pexpect.TIMEOUT:
             raise self.watch.timed_out(deadline, self.name) from None
         except pexpect.EOF:
-            raise RigError(
+            raise GuestError(
                 f"{self.name}: the console was closed while waiting for {deadline}",
                 lines=self.last_lines(15),
             ) from None

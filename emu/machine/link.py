@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from emu.errors import RigError
+from emu.errors import GuestError
 from emu.reactor import reactor
 
 _CHUNK = 65536
@@ -27,9 +27,9 @@ class Link:
         reactor().call(lambda: reactor().loop.add_reader(sock, self._read))
 
     def send(self, data: bytes) -> None:
-        """Queue bytes for the other end. Raises RigError when it has taken none for long."""
+        """Queue bytes for the other end. Raises GuestError when it has taken none for long."""
         if len(self._outgoing) + len(data) > _OUTGOING_LIMIT:
-            raise RigError("the guest reads nothing from its console; 1 MiB typed ahead")
+            raise GuestError("the guest reads nothing from its console; 1 MiB typed ahead")
 
         def add() -> None:
             if self._open:

@@ -18,7 +18,7 @@ from typing import Any
 
 from qemu.qmp import QMPError
 
-from emu.errors import InputError, RigError
+from emu.errors import GuestError, InputError, RigError
 from emu.machine.console import Console
 from emu.machine.consolelog import CappedLog
 from emu.machine.disks import open_layers
@@ -38,6 +38,10 @@ QMP_TIMEOUT = 30.0
 
 class MachineEnded(RigError):
     """QEMU exited, or stopped its machine for good, while it was still needed."""
+
+
+class GuestEnded(MachineEnded, GuestError):
+    """A guest ended its machine: Xen or dom0 was reset, or shut itself down."""
 
 
 class Machine:
@@ -219,9 +223,9 @@ class Machine:
         child = self._child
         assert child is not None
         why = f", {self._shutdown_reason}" if self._shutdown_reason else ""
-        self.watch.fail(
-            MachineEnded(f"QEMU ended ({child.epitaph()}{why})", lines=child.last_words())
-        )
+        by_guest = self._shutdown_reason.startswith("guest-")
+        ended = GuestEnded if by_guest else MachineEnded
+        self.watch.fail(ended(f"QEMU ended ({child.epitaph()}{why})", lines=child.last_words()))
         # After `fail`: a reader of a console gets that error, not EOF.
         for console in self._consoles:
             console.close()

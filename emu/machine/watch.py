@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from emu.deadline import Deadline
-from emu.errors import RigError
+from emu.errors import GuestError, RigError
 from emu.machine import known_reports
 from emu.machine.known_reports import KnownReport
 from emu.machine.verdict import KNOWN_NAMES
@@ -52,7 +52,7 @@ class Finding:
     number: int
 
 
-class GuestTrouble(RigError):
+class GuestTrouble(GuestError):
     """A guest (or Xen) reported trouble, which is `finding`."""
 
     def __init__(self, message: str, finding: Finding, lines: tuple[str, ...]) -> None:
@@ -60,7 +60,7 @@ class GuestTrouble(RigError):
         self.finding = finding
 
 
-class WaitTimeout(RigError):
+class WaitTimeout(GuestError):
     """What was awaited did not come before its deadline."""
 
 

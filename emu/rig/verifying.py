@@ -13,7 +13,7 @@ from typing import Protocol
 
 from emu.channel.channel import Channel, CommandTimeout
 from emu.deadline import Deadline, poll
-from emu.errors import EmuError, NotHeld, RigError
+from emu.errors import EmuError, GuestError, NotHeld, RigError
 from emu.rig.lun import RigLun
 from emu.xen import ioledger
 from emu.xen.account import Asked, IoAccount, parse_account
@@ -88,7 +88,7 @@ class VerifyingIo:
         try:
             return parse_account(zlib.decompress(packed, zlib.MAX_WBITS | 16))
         except zlib.error as error:
-            raise RigError(f"the guest's account came damaged: {error}") from None
+            raise GuestError(f"the guest's account came damaged: {error}") from None
 
     def records(self) -> Records:
         """What the LUN served since this was begun."""
@@ -133,9 +133,15 @@ class VerifyingIo:
                 f"not answered within {ENDED_WITHIN:.0f} s",
                 lines=[*map(_line, account.in_flight[:6]), *self._pending()],
             )
+        if account.state == "full":
+            raise RigError(f"the account of the I/O of domU {self.domu.name} is full")
         if account.state != "stopped":
             why = f": {errno.errorcode.get(account.error, account.error)}" if account.error else ""
-            raise RigError(f"emu-io in domU {self.domu.name} is {account.state}{why}")
+            raise NotHeld(
+                f"the I/O of domU {self.domu.name} on {self.disk} did not go on to its end: emu-io "
+                f"is {account.state}{why}",
+                lines=self._pending(),
+            )
         return account
 
     def judge(self, account: IoAccount, *, may_fail: bool = False) -> IoLedger:

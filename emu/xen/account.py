@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
-from emu.errors import RigError
+from emu.errors import GuestError
 
 _HEADER = struct.Struct("<IIIIQQIIQQQ")
 _EVENT = struct.Struct("<BxHIIi")
@@ -86,12 +86,12 @@ class IoAccount:
 
 
 def parse_account(data: bytes) -> IoAccount:
-    """Read an account, of a program that runs or has ended. Raises RigError."""
+    """Read an account, of a program that runs or has ended. Raises GuestError."""
     if len(data) < _HEADER.size:
-        raise RigError(f"the guest's account has {len(data)} bytes, not even its head")
+        raise GuestError(f"the guest's account has {len(data)} bytes, not even its head")
     magic, seed, size, blocks, start, stride, state, _, count, _, error = _HEADER.unpack_from(data)
     if magic != _MAGIC or len(data) < _HEADER.size + count * _EVENT.size:
-        raise RigError("the guest's account is cut off, or none")
+        raise GuestError("the guest's account is cut off, or none")
     asked: list[Asked] = []
     current: dict[int, int] = {}
     results: dict[int, int] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from emu.channel.channel import Channel, CommandTimeout
 from emu.channel.result import ChannelLost
 from emu.deadline import Deadline, poll
-from emu.errors import NotHeld, RigError
+from emu.errors import GuestError, NotHeld, RigError
 from emu.machine.console import Console
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
@@ -28,7 +28,7 @@ CONNECT_TIMEOUT = 30.0
 """Seconds for both ends of a disk to connect, before scaling."""
 
 
-class NoDomain(RigError):
+class NoDomain(GuestError):
     """A domain that was asked for does not run."""
 
 

@@ -63,10 +63,12 @@ def verify(
     ]  # fmt: skip
     done = channel.run(job, timeout=timeout, check=False)
     text, errors = done.text, done.stderr.decode(errors="replace").splitlines()
-    result = parse(text)
-    if done.status or result.error:
+    # fio that a disk's error ends may print no report.
+    result = None if done.status and "{" not in text else parse(text)
+    if result is None or done.status or result.error:
+        error = f", error {result.error}" if result else ""
         raise NotHeld(
-            f"{channel.name}: fio ended with status {done.status}, error {result.error} on {disk}",
+            f"{channel.name}: fio ended with status {done.status}{error} on {disk}",
             lines=errors[-12:],
         )
     return result

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from emu.channel.channel import Channel
-from emu.errors import RigError
+from emu.errors import GuestError
 
 DEBUGFS = "/sys/kernel/debug"
 FRONT_ROOT = f"{DEBUGFS}/xen-blkfront"
@@ -140,13 +140,13 @@ _View = TypeVar("_View", bound=QueueView)
 def parse(text: str, kind: type[_View]) -> tuple[_View, ...]:
     """Read lines `queue-0:pages: 16`, as grep -H prints a device's files; in the queues' order.
 
-    Raises RigError for a line of any other form.
+    Raises GuestError for a line of any other form.
     """
     queues: dict[int, dict[str, int]] = {}
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         if not match:
-            raise RigError(f"a line of a driver's view that is no number: {line!r}")
+            raise GuestError(f"a line of a driver's view that is no number: {line!r}")
         queues.setdefault(int(match[1]), {})[match[2]] = int(match[3])
     known = {f.name for f in dataclasses.fields(kind)} - {"number", "other"}
     return tuple(
@@ -173,5 +173,5 @@ def _read(channel: Channel, root: str, device: str, kind: type[_View]) -> tuple[
         return None
     if answer.status not in (0, _NO_DEVICE):
         output = answer.stderr.decode(errors="replace").splitlines()
-        raise RigError(f"{channel.name}: {root}/{device} can't be read", lines=output[-3:])
+        raise GuestError(f"{channel.name}: {root}/{device} can't be read", lines=output[-3:])
     return parse(answer.text, kind)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from emu.errors import RigError
+from emu.errors import GuestError
 from emu.xen.queues import Views
 from emu.xen.xenstore import XenstoreTree
 
@@ -116,7 +116,7 @@ class Ring:
 def negotiated(front: XenstoreTree, back: XenstoreTree, views: Views | None = None) -> Ring:
     """Read the ring out of both ends' directories, and what the drivers show where they do.
 
-    Raises RigError when the front end has published no complete ring. Old keys are not
+    Raises GuestError when the front end has published no complete ring. Old keys are not
     removed by stock drivers, so the order key, where there is one, decides how many
     references belong to the ring, as it does for the back end.
     """
@@ -139,10 +139,10 @@ def _chosen_pages(front: XenstoreTree) -> int | None:
     pages = front.integer("num-ring-pages")
     if order is not None:
         if not 0 <= order <= LARGEST_ORDER:
-            raise RigError(f"{front.root}/ring-page-order is {order}: no ring has that order")
+            raise GuestError(f"{front.root}/ring-page-order is {order}: no ring has that order")
         return 1 << order
     if pages is not None and not 1 <= pages <= 1 << LARGEST_ORDER:
-        raise RigError(f"{front.root}/num-ring-pages is {pages}: no ring has that many pages")
+        raise GuestError(f"{front.root}/num-ring-pages is {pages}: no ring has that many pages")
     return pages
 
 
@@ -156,5 +156,5 @@ def _queue(front: XenstoreTree, place: str, pages: int | None) -> Queue:
     if port is None:
         missing.append(place + "event-channel")
     if missing or port is None:
-        raise RigError(f"the front end has published no ring: {front.root} lacks {missing[0]}")
+        raise GuestError(f"the front end has published no ring: {front.root} lacks {missing[0]}")
     return Queue(tuple(ref for ref in refs if ref is not None), port)

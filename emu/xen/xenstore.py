@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from emu.errors import RigError
+from emu.errors import GuestError, RigError
 
 _LINE = re.compile(r'^(/\S*) = "((?:[^"\\]|\\.)*)"$')
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)")
@@ -31,7 +31,7 @@ _STATE_NUMBERS = {name: number for number, name in XENBUS_STATES.items()}
 def state_of(path: str, value: str | None) -> str:
     """The xenbus state that `path` holds, as a word; "absent" where it does not exist.
 
-    Raises RigError when it holds no number.
+    Raises GuestError when it holds no number.
     """
     if value is None:
         return "absent"
@@ -48,7 +48,7 @@ def _number(path: str, value: str) -> int:
     try:
         return int(value, 10)
     except ValueError:
-        raise RigError(f"xenstore {path} holds {value!r}, not a number") from None
+        raise GuestError(f"xenstore {path} holds {value!r}, not a number") from None
 
 
 def _unescape(text: str) -> str:
@@ -80,7 +80,7 @@ class XenstoreTree:
     def integer(self, path: str) -> int | None:
         """The value at `path` as a decimal number; None where it is absent.
 
-        Raises RigError when it holds no number.
+        Raises GuestError when it holds no number.
         """
         value = self.get(path)
         return None if value is None else _number(self._absolute(path), value)
