@@ -107,11 +107,16 @@ def _hint(recipe: Recipe, kernel: Kernel) -> str | None:
 
 
 def _owner(message: Message, owners: Mapping[str, Sequence[Patch | None]]) -> str:
+    patch = owner_of(message, owners)
+    return f"  [line of {patch}]" if patch else ""
+
+
+def owner_of(message: Message, owners: Mapping[str, Sequence[Patch | None]]) -> Patch | None:
+    """Which patch wrote the line of a message last; `owners` are those of each file's lines."""
     of_file = owners[message.file]
     if message.line is None or not 0 < message.line <= len(of_file):
-        return ""
-    patch = of_file[message.line - 1]
-    return f"  [line of {patch}]" if patch else ""
+        return None
+    return of_file[message.line - 1]
 
 
 def owners_of(name: str, versions: Sequence[Version]) -> list[Patch | None]:

@@ -26,6 +26,8 @@ class _Asked:
     said: set[replaced.Change] = field(default_factory=replaced.said)
     """The changes of versions that a note has named (`replaced.changes`)."""
     records: list[dict[Package, None]] = field(default_factory=list)
+    noted: set[str] = field(default_factory=set)
+    """The lines of `note_once`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class BuildContext:
     ) -> Path:
         """An entry of the cache, found or built now: see `Cache.entry`."""
         return self.cache.entry(kind, inputs, build, self.progress, room=room)
+
+    def note_once(self, line: str) -> None:
+        """A note of the progress, unless this context has had it."""
+        if line not in self._asked.noted:
+            self._asked.noted.add(line)
+            self.progress.note(line)
 
     @property
     def _locked(self) -> Lock:

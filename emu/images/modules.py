@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emu.errors import InputError
-from emu.images import counted, elf, kbuild, packed
+from emu.images import build_warnings, counted, elf, kbuild, packed
 from emu.images.build_errors import explained
+from emu.images.build_warnings import BuildWarning
 from emu.images.context import BuildContext
 from emu.images.depends import plain
 from emu.images.driver_recipe import Recipe, apply_all, recipe_for, source_of
@@ -59,6 +60,8 @@ class Driver:
     recipe: Recipe | None = None
     counters: Path | None = None
     """The module that keeps its counters in the guest, where it has any (emu.images.counted)."""
+    warnings: tuple[BuildWarning, ...] = ()
+    """What the compiler says of the patches that somebody asked for, each time it is had."""
 
     @property
     def build_id(self) -> str:
@@ -88,6 +91,7 @@ def get_driver(
     is the other end's, or cannot be built.
     """
     recipe: Recipe | None = None
+    warnings: tuple[BuildWarning, ...] = ()
     if which == STOCK and kernel.tree is not None:
         recipe = Recipe(source_of(kernel, context), "stock", (), ())
         path = build(recipe, kernel, context) / f"{MODULE[end]}.ko"
@@ -100,15 +104,16 @@ def get_driver(
         if recipe.plain:
             path = kernel.module(MODULE[end])
         else:
-            made = build(recipe, kernel, context, with_counters=context.patched.counted)
-            path = made / f"{MODULE[end]}.ko"
+            built = build(recipe, kernel, context, with_counters=context.patched.counted)
+            path = built / f"{MODULE[end]}.ko"
+            warnings = warnings_of(built, recipe, kernel, context, end)
     else:
         path = Path(which)
     info = elf.read_module(path)
     if info.name != plain(MODULE[end]):
         raise InputError(f"{path} is the module {info.name}, the {end} end is {MODULE[end]}")
     elf.check_module(info, kernel.info(), parameters=parameters)
-    return Driver(end, str(which), path, info, recipe)
+    return Driver(end, str(which), path, info, recipe, warnings=warnings)
 
 
 def patches_of(kernel: Kernel, context: BuildContext) -> tuple[Patch, ...]:
@@ -136,13 +141,39 @@ def build_drivers(kernel: Kernel, patches: Sequence[Patch], context: BuildContex
     return build(Recipe(source_of(kernel, context), "stock", (), tuple(patches)), kernel, context)
 
 
+def warnings_of(
+    built: Path, recipe: Recipe, kernel: Kernel, context: BuildContext, end: End
+) -> tuple[BuildWarning, ...]:
+    """The compiler's warnings about one end that `recipe.more` adds, noted once in a context.
+
+    Where there are any, the drivers without these patches are built, too, for comparison.
+    """
+    if not recipe.more:
+        return ()
+
+    def base() -> Path:
+        return build(replace(recipe, more=()), kernel, context, messages=True)
+
+    found = tuple(one for one in build_warnings.added(built, base) if one.is_of(end))
+    for one in found:
+        context.note_once(f"the compiler warns of {one}")
+    return found
+
+
 def build(
-    recipe: Recipe, kernel: Kernel, context: BuildContext, *, with_counters: bool = False
+    recipe: Recipe,
+    kernel: Kernel,
+    context: BuildContext,
+    *,
+    messages: bool | None = None,
+    with_counters: bool = False,
 ) -> Path:
     """A directory with both drivers, made for `kernel` as the recipe says.
 
-    Both have DWARF and a build id; `with_counters`: and what emu.images.counted describes. Raises
-    InputError for a patch that does not apply, or a source that does not compile.
+    With `messages` (by default where somebody asked for patches) it has the compiler's, too
+    (`build_warnings`); `with_counters`: and what emu.images.counted describes. Both have DWARF
+    and a build id. Raises InputError for a patch that does not apply, or a source that does not
+    compile.
     """
     if kernel.tree is None:
         require_buildable(spec(kernel.name))
@@ -155,6 +186,7 @@ def build(
         "patches": [patch.key for patch in recipe.patches],
         "toolchain": toolchain.version,
         "recipe": _RECIPE,
+        **({"messages": 1} if (recipe.more if messages is None else messages) else {}),
         **({"counted": counted.key()} if with_counters else {}),
     }
 
@@ -170,7 +202,7 @@ def build(
             versions = apply_all(recipe, tree, context)
             unpack_devel(kernel, scratch, context.progress)
             try:
-                compile_drivers(
+                output = compile_drivers(
                     kernel, scratch, toolchain, context.progress, "--output-sync=target",
                     flags=counted.flags(scratch) if with_counters else (),
                 )  # fmt: skip
@@ -180,6 +212,7 @@ def build(
                 shutil.copy(built, made / f"{MODULE[end]}.ko")
             if with_counters:
                 counted.keep(tree / _WHERE, made)
+            build_warnings.keep(output, versions, made)
 
     return context.entry(COUNTED if with_counters else "drivers", inputs, make)
 

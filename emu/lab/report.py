@@ -145,6 +145,7 @@ def as_json(report: RunReport) -> dict[str, Any]:
             "parameters": dict(loaded.parameters),
             "made_of": report.built[end].made_of,
             **(recipe.as_json() if (recipe := report.built[end].recipe) else {}),
+            "warnings": [vars(warning) for warning in report.built[end].warnings],
         }
 
     return {
@@ -255,6 +256,8 @@ def _patch_lines(built: Mapping[End, Driver]) -> Iterator[str]:
                 ends.setdefault(patch, []).append(_NAMES[end])
     for patch, changed in ends.items():
         yield f"patch   {' and '.join(changed)}: {patch}, SHA-256 {patch.sha256[:12]}"
+    for warning in dict.fromkeys(one for driver in built.values() for one in driver.warnings):
+        yield f"warning {warning}"
 
 
 def _tree_lines(artifacts: Artifacts) -> Iterator[str]:

@@ -7,6 +7,7 @@
 
     @pytest.mark.stack(domu="pvh", kernel="lab", clock="icount")    what the host is made of
     @pytest.mark.trouble("kernel panic")                            what the test provokes
+    pytest -m drivers                                               the tests of the drivers alone
     pytest --emu-kernel debian-6.12                                 on another kernel
     pytest --emu-tree ~/linux                                       on the kernel of a tree
     pytest --emu-xen 4.20                                           on another Xen
@@ -22,27 +23,30 @@ the rig itself is an error of the rig, never a failed test.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Sequence
 
 import pytest
 
-from emu.errors import EmuError, RigError
-from emu.lab import provenance
 from emu.machine.watch import Finding
 from emu.pytestplugin import timer
-from emu.pytestplugin.marks import MARKERS, declared_by
+from emu.pytestplugin.marks import MARKERS, declared_by, mark_drivers
 from emu.pytestplugin.reports import (
     RIG,
     add_known,
+    add_provenance,
     add_sections,
+    blame_qemu,
     hide_our_frames,
     is_of_the_rig,
+    is_of_the_stack,
     is_timeout,
+    killed_qemu,
+    show_first_warnings,
     show_known,
     show_replaced,
+    show_warnings,
 )
-from emu.pytestplugin.stash import HOST, SECOND, STACK
+from emu.pytestplugin.stash import HOST, SECOND, STACK, forget
 from emu.stack.stack import Stack
 
 pytest_plugins = (
@@ -54,10 +58,27 @@ pytest_plugins = (
 """Loaded with this module, which is the entry point."""
 
 
+class _AtOnce:
+    """What is shown as reports come; with `-n` those of the workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        show_first_warnings(self._config, report)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(timer, "emu-timer")
+    config.pluginmanager.register(_AtOnce(config), "emu-at-once")
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)  # `-m` selects by it
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark_drivers(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,34 +89,39 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     if stacks:
         _only_declared(stacks, declared_by(item))
     for stack in stacks:
-        _check_qemu(stack)
+        if (killed := killed_qemu(stack)) is not None:
+            raise killed
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    stacks = _stacks(item)
+    if call.excinfo is not None:
+        blame_qemu(call, stacks)
     error = call.excinfo.value if call.excinfo else None
     if not item.config.option.fulltrace:
         hide_our_frames(call)
-    stack = item.stash.get(STACK, None)
-    if call.when == "call" and stack is not None and stack.machine.running:
-        host = item.stash.get(HOST, None)
-        loaded = {end: driver for end, (driver, _) in host.loaded.items()} if host else {}
-        with contextlib.suppress(EmuError):  # QEMU may end any moment
-            item.user_properties += provenance.of(stack, loaded).items()
-    if call.when != "setup":
-        add_known(item, _stacks(item))
+    # Once its host is up, what fails in a test's set-up is what its fixtures do with the drivers.
+    failed_early = (
+        call.when == "setup" and HOST in item.stash and error is not None and is_of_the_stack(error)
+    )
+    if call.when == "call" or failed_early:
+        add_provenance(item, item.stash.get(STACK, None), item.stash.get(HOST, None))
+    if call.when != "setup" or failed_early:
+        add_known(item, stacks)
     report = yield
     if report.failed and error is not None:
-        for each in _stacks(item):
+        for each in stacks:
             add_sections(report, each, timed_out=is_timeout(error))
-    if call.when == "call" and error is not None and report.failed and is_of_the_rig(error):
+    if failed_early and report.failed:
+        report.sections.insert(0, ("when", "in the test's set-up, with its host up"))
+        report.when = "call"
+    elif call.when == "call" and error is not None and report.failed and is_of_the_rig(error):
         report.when = RIG  # type: ignore[assignment]
-    if call.when == "teardown" and stack is not None:
-        del item.stash[STACK]
-        if SECOND in item.stash:
-            del item.stash[SECOND]
+    if call.when == "teardown":
+        forget(item.stash)
     return report
 
 
@@ -107,22 +133,11 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     show_known(terminalreporter)
     show_replaced(terminalreporter)
+    show_warnings(terminalreporter)
 
 
 def _stacks(item: pytest.Item) -> list[Stack]:
     return [item.stash[key] for key in (STACK, SECOND) if key in item.stash]
-
-
-def _check_qemu(stack: Stack) -> None:
-    """Raise RigError for a QEMU that somebody else ended, the OOM killer for one."""
-    __tracebackhide__ = True
-    machine = stack.machine
-    if machine.running:
-        # One that was killed just now does not answer, and is reaped meanwhile.
-        with contextlib.suppress(RigError):
-            machine.qmp("query-status")
-    if machine.killed_by is not None:
-        raise RigError(f"QEMU was ended by signal {machine.killed_by}")
 
 
 def _only_declared(stacks: Sequence[Stack], declared: frozenset[str]) -> None:

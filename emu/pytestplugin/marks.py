@@ -15,8 +15,21 @@ MARKERS = (
     "stack(domu, domu_memory, domu_vcpus, kernel, xen, kernel_options, grant_frames, clock, ...): "
     "what `emu_stack` and `emu_host` are made of, a pair of xen for those of `emu_two_hosts`; the "
     "rest are arguments of emu's Wish",
+    "drivers: exercises the block drivers, as `-m drivers` selects for who has changed them: every "
+    "test with one of the fixtures for hosts, domUs and LUNs, unless it is marked `rig`",
+    "rig: is about the emulated hosts, not about the drivers in them",
     "trouble(*names): the bad patterns that a test provokes on its consoles",
 )
+
+_WITH_DRIVERS = {f"emu_{name}" for name in ("domu", "host", "ledger", "lun", "two_hosts")}
+"""The fixtures of a test that loads drivers, and has a disk over them."""
+
+
+def mark_drivers(node: pytest.Item) -> None:
+    """Give a test the marker `drivers` if its fixtures say so, and it is not marked `rig`."""
+    used = _WITH_DRIVERS.intersection(getattr(node, "fixturenames", ()))
+    if used and not node.get_closest_marker("rig"):
+        node.add_marker("drivers")
 
 
 def asked_by(node: pytest.Item) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,21 +12,27 @@ from pathlib import Path
 import pytest
 
 from emu import paths
-from emu.channel.channel import CommandTimeout
-from emu.errors import EmuError, InputError, RigError
+from emu.channel.channel import ChannelLost
+from emu.errors import EmuError, GuestError, InputError, RigError
 from emu.lab import provenance, statedump
-from emu.machine.watch import GuestTrouble, WaitTimeout
 from emu.progress import Progress
 from emu.pytestplugin.timer import untimed
+from emu.rig import RigHost
 from emu.stack.stack import Stack
 
 SHOWN_LINES = 40
 KNOWN = "known-report"
 """The property that names a known kernel report."""
+WARNING = "compiler-warning"
+"""The property that names what the compiler says of the drivers of a test."""
 RIG = "rig"
 """The phase that a report names when the rig broke: pytest counts all but "call" as errors."""
-_OF_THE_STACK = (GuestTrouble, CommandTimeout, WaitTimeout)
-"""RigErrors about a guest, which is what is under test: the test failed."""
+_SHOWN = pytest.StashKey[set[str]]()
+"""The compiler's warnings that this session has shown."""
+_ANSWERS_WITHIN = 2.0
+"""Seconds for QEMU to say that it still runs."""
+_MEANWHILE = (Exception, asyncio.CancelledError)
+"""What a question to a QEMU that ends meanwhile may raise, from whatever floor it was on."""
 
 
 class PrintedProgress(Progress):
@@ -51,12 +59,57 @@ class PrintedProgress(Progress):
 
 def is_of_the_rig(error: BaseException) -> bool:
     """Whether the rig broke, which says nothing about what is under test."""
-    return isinstance(error, RigError | InputError) and not isinstance(error, _OF_THE_STACK)
+    return isinstance(error, RigError | InputError) and not isinstance(error, GuestError)
+
+
+def is_of_the_stack(error: BaseException) -> bool:
+    """Whether what is under test broke, or is not as it should be."""
+    failures = (EmuError, AssertionError, pytest.fail.Exception)
+    return isinstance(error, failures) and not is_of_the_rig(error)
 
 
 def is_timeout(error: BaseException) -> bool:
     """Whether pytest-timeout ended the test (it calls pytest.fail from its timer)."""
     return isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout")
+
+
+def killed_qemu(stack: Stack) -> RigError | None:
+    """The error of a QEMU that somebody else ended, the OOM killer for one; else None."""
+    machine = stack.machine
+    if machine.running:
+        # One that was killed just now does not answer, and is reaped meanwhile.
+        with contextlib.suppress(*_MEANWHILE):
+            machine.qmp("query-status", timeout=_ANSWERS_WITHIN)
+    if machine.killed_by is None:
+        return None
+    return RigError(f"QEMU was ended by signal {machine.killed_by}")
+
+
+def blame_qemu(call: pytest.CallInfo[None], stacks: Iterable[Stack]) -> None:
+    """Let a test that failed as its QEMU ended have failed of that, whatever it noticed."""
+    assert call.excinfo is not None
+    noticed = call.excinfo.value
+    if isinstance(noticed, pytest.skip.Exception):
+        return
+    for stack in stacks:
+        cause = killed_qemu(stack)
+        if cause is None and isinstance(noticed, ChannelLost) and not stack.machine.running:
+            cause = _end_of(stack)
+        if cause is not None:
+            cause.__cause__ = noticed
+            call.excinfo = pytest.ExceptionInfo.from_exception(
+                cause.with_traceback(noticed.__traceback__)
+            )
+            return
+
+
+def _end_of(stack: Stack) -> RigError | None:
+    """What a guest printed before its machine ended, or how that ended."""
+    try:
+        stack.machine.watch.check()
+    except RigError as error:
+        return error
+    return None
 
 
 def hide_our_frames(call: pytest.CallInfo[None]) -> None:
@@ -74,6 +127,21 @@ def hide_our_frames(call: pytest.CallInfo[None]) -> None:
 
 def _is_ours(error: pytest.ExceptionInfo[BaseException]) -> bool:
     return isinstance(error.value, EmuError)
+
+
+def add_provenance(item: pytest.Item, stack: Stack | None, host: RigHost | None) -> None:
+    """Put the versions and hashes of what ran into a test's properties, while its QEMU runs.
+
+    Never raises, as `add_sections`: QEMU may end at any moment.
+    """
+    item.user_properties += [(WARNING, str(one)) for one in (host.warnings if host else ())]
+    if stack is None or not stack.machine.running:
+        return
+    loaded = {end: driver for end, (driver, _) in host.loaded.items()} if host else {}
+    try:
+        item.user_properties += provenance.of(stack, loaded).items()
+    except _MEANWHILE as error:
+        item.user_properties.append(("provenance", f"unknown: {error}"))
 
 
 def add_sections(report: pytest.TestReport, stack: Stack, timed_out: bool) -> None:
@@ -123,6 +191,25 @@ def show_replaced(terminal: pytest.TerminalReporter) -> None:
     """One line for each choice of packages in place of locked ones, with the number of tests."""
     for value, count in with_property(terminal, provenance.REPLACED):
         terminal.write_line(f"{count} ran with packages in place of locked ones: {value}")
+
+
+def show_warnings(terminal: pytest.TerminalReporter) -> None:
+    """One line for each warning of the compiler about the patches that the tests ran with."""
+    for value, count in with_property(terminal, WARNING):
+        terminal.write_line(f"the compiler warns of {value} ({count} ran with it)")
+
+
+def show_first_warnings(config: pytest.Config, report: pytest.TestReport) -> None:
+    """Say what the compiler said as soon as the first test that ran with it has ended."""
+    shown = config.stash.setdefault(_SHOWN, set())
+    fresh = [value for name, value in report.user_properties if name == WARNING]
+    for value in sorted(set(map(str, fresh)) - shown):
+        shown.add(value)
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            if config.get_terminal_writer().width_of_current_line:
+                terminal.line("")
+            terminal.write_line(f"the compiler warns of {value}")
 
 
 def with_property(terminal: pytest.TerminalReporter, wanted: str) -> Iterator[tuple[str, str]]:

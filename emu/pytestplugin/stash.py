@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emu.rig import RigHost
@@ -13,3 +15,11 @@ SECOND = pytest.StashKey[Stack]()
 """The stack of the second of two hosts."""
 HOST = pytest.StashKey[RigHost]()
 """The host of STACK."""
+
+
+def forget(stash: pytest.Stash) -> None:
+    """Take all of these out of a test's stash: its stacks have ended."""
+    keys: tuple[pytest.StashKey[Any], ...] = (STACK, SECOND, HOST)
+    for key in keys:
+        if key in stash:
+            del stash[key]

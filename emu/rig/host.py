@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from emu.channel.channel import Channel
+from emu.images.build_warnings import BuildWarning
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
@@ -38,6 +39,8 @@ class RigHost:
         """What dom0's kernel logs, from the checkpoint on."""
         self.back: tuple[Driver, LoadedDriver] | None = None
         """The back end that was loaded last; None: what the checkpoint has."""
+        self.warnings: dict[BuildWarning, None] = {}
+        """What the compiler said of the drivers that were to be loaded, in order."""
         self.domus: list[RigDomu] = []
         self._created: list[RigDomu] = []
         self._lun_numbers = itertools.count(1)
@@ -84,6 +87,7 @@ class RigHost:
     ) -> tuple[Driver, LoadedDriver]:
         """Swap one end's driver in a guest; no disk may use the one that is there."""
         driver = self.driver(end, which)
+        self.warnings.update(dict.fromkeys(driver.warnings))
         return driver, drivers.load_driver(channel, driver, self.cache, dict(parameters))
 
     def load_back(self, which: str = "patched", **parameters: str | int) -> LoadedDriver:

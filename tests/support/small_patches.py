@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
+
 FRONT = "drivers/block/xen-blkfront.c"
 BACK = "drivers/block/xen-blkback/blkback.c"
 
@@ -34,3 +37,12 @@ def mail(subject: str, diff: str, *more: str) -> str:
             "",
         ]
     )
+
+
+def edited(source: Path, name: str, old: str, new: str) -> str:
+    """A diff that changes the first `old` of a file of the drivers' source to `new`."""
+    before = (source / name).read_text()
+    assert old in before
+    after = before.replace(old, new, 1)
+    old_rows, new_rows = (text.splitlines(keepends=True) for text in (before, after))
+    return "".join(difflib.unified_diff(old_rows, new_rows, f"a/{name}", f"b/{name}"))

@@ -27,6 +27,15 @@ FIRST = "test_plugin.py"
 end of a run, when workers take tests from one another, all of them would wait for it."""
 
 
+ABOUT_THE_RIG = ("qemu", "rig")
+"""Folders whose tests use hosts, but are not about the drivers."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if HERE in item.path.parents and item.path.parent.name in ABOUT_THE_RIG:
+        item.add_marker(pytest.mark.rig)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:

@@ -93,3 +93,30 @@ def test_unknown_xen_is_wrong_usage(tmp_path: Path) -> None:
     output = run(tmp_path, "--xen", "4.21")
     assert "ERROR: there is no Xen 4.21: Debian's suites have 4.14 (bullseye), 4.17" in output
     assert "passed" not in output
+
+
+MARKED = """
+import pytest
+from emu.pytestplugin.short_names import *
+
+@pytest.fixture
+def mine(lun):
+    return lun
+
+def test_of_a_disk(mine): ...
+def test_of_a_domu(emu_domu): ...
+def test_of_two(two_hosts): ...
+def test_of_numbers(stack): ...
+@pytest.mark.drivers
+def test_that_says_so(stack): ...
+@pytest.mark.rig
+def test_of_consoles(host): ...
+"""
+
+
+def test_marker_selects_the_tests_that_exercise_the_drivers(tmp_path: Path) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    output = run(tmp_path, "--strict-markers", "--collect-only", "-q", "-m", "drivers")
+    chosen = [line.partition("::")[2] for line in output.splitlines() if "::" in line]
+    assert chosen == ["test_of_a_disk", "test_of_a_domu", "test_of_two", "test_that_says_so"]
+    assert "@pytest.mark.drivers: exercises the block drivers" in run(tmp_path, "--markers")

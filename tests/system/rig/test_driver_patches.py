@@ -5,7 +5,6 @@ Four tests start guests; the others need a kernel's headers and the source of it
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from emu_command import Warm, run_emu
-from small_patches import mail
+from small_patches import edited, mail
 
 from emu import cli
 from emu.errors import EXIT_HELD, EXIT_INPUT, InputError
@@ -31,6 +30,7 @@ from emu.images.kernel_specs import own_series, spec
 from emu.images.kernels import Kernel, get_kernel
 from emu.images.patch_files import STDIN
 from emu.images.patched import PatchedDrivers
+from emu.progress import Progress
 
 KERNEL = "debian-6.1"
 MARKER = "emu_marker"
@@ -38,15 +38,6 @@ ANCHOR = {FRONT: 'MODULE_DESCRIPTION("Xen', f"{BACK}blkback.c": 'MODULE_LICENSE(
 """Lines near the end of a file, which the series does not change."""
 
 pytestmark = pytest.mark.timeout(300)  # a build takes 5 s alone, 30 s on a busy machine
-
-
-def edited(source: Path, name: str, old: str, new: str) -> str:
-    """A diff that changes the first `old` of a file of the drivers' source to `new`."""
-    before = (source / name).read_text()
-    assert old in before
-    after = before.replace(old, new, 1)
-    old_rows, new_rows = (text.splitlines(keepends=True) for text in (before, after))
-    return "".join(difflib.unified_diff(old_rows, new_rows, f"a/{name}", f"b/{name}"))
 
 
 def marked(source: Path, name: str = FRONT, value: str = "1") -> str:
@@ -72,6 +63,46 @@ def asking(context: BuildContext, *patches: Path, **more: object) -> BuildContex
     return BuildContext(context.cache, context.progress, patched=asked)
 
 
+def unused(name: str) -> str:
+    """A function that the compiler warns of."""
+    return f"static int {name}(void)\n{{\n\treturn 0;\n}}\n\n"
+
+
+class Notes(Progress):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_warnings_that_a_patch_adds_are_told_each_time(
+    tree: Path, kernel: Kernel, context: BuildContext, tmp_path: Path
+) -> None:
+    """Not those that the drivers have without it; of the end that it changes."""
+    change_tree(tree, FRONT, ANCHOR[FRONT], unused("theirs") + ANCHOR[FRONT])
+    added = edited(tree, FRONT, ANCHOR[FRONT], unused("mine") + ANCHOR[FRONT])
+    (tmp_path / "careless.patch").write_text(f"A function.\n\n{added}")
+    asked = asking(context, tmp_path / "careless.patch", tree=tree)
+    line = next(
+        number
+        for number, text in enumerate((tree / FRONT).read_text().splitlines(), 1)
+        if text.startswith(ANCHOR[FRONT])
+    )
+    for _ in ("built", "found in the cache"):
+        said = Notes()
+        told = BuildContext(context.cache, said, patched=asked.patched)
+        for _twice in range(2):
+            (warning,) = modules.get_driver("front", "patched", kernel, told).warnings
+        assert (warning.file, warning.line) == (FRONT, line)
+        assert "'mine' defined but not used" in warning.text
+        assert warning.patch.startswith("careless.patch")
+        assert said.lines == [f"the compiler warns of {warning}"]
+        assert modules.get_driver("back", "patched", kernel, told).warnings == ()
+
+
 def test_patches_from_standard_input_run_on_the_series(everything: Cache, source: Path) -> None:
     text = mail("[PATCH 1/1] xen-blkfront: a parameter", marked(source))
     done = subprocess.run(
@@ -92,16 +123,22 @@ def test_patches_from_standard_input_run_on_the_series(everything: Cache, source
 def test_patch_on_stock_leaves_the_other_end_alone(
     everything: Cache, source: Path, kernel: Kernel, context: BuildContext, tmp_path: Path
 ) -> None:
-    (tmp_path / "mark.patch").write_text(f"A parameter.\n\n{marked(source, f'{BACK}blkback.c')}")
+    name = f"{BACK}blkback.c"
+    careless = edited(source, name, ANCHOR[name], unused("mine") + ANCHOR[name])
+    (tmp_path / "mark.patch").write_text(f"A function.\n\n{careless}")
     done = run_emu(
         "run", "--data=1", "--driver-patches", str(tmp_path / "mark.patch"), "--on", "stock"
     )
     assert done.returncode == EXIT_HELD, done.stderr
+    (warning,) = [row for row in done.stdout.splitlines() if row.startswith("warning ")]
+    assert f"warning {name}:" in warning
+    assert "'mine' defined but not used" in warning
+    assert f"the compiler warns of {warning.removeprefix('warning ')}" in done.stderr
     stock = modules.get_driver("front", "stock", kernel, context)
     line = next(one for one in done.stdout.splitlines() if one.startswith("drivers "))
     assert f"blkfront {stock.build_id[:12]} (stock)" in line
     assert "(stock + 1 patch) · " in line
-    assert "patch   blkback: mark.patch (A parameter.), SHA-256 " in done.stdout
+    assert "patch   blkback: mark.patch (A function.), SHA-256 " in done.stdout
 
 
 TEST = """
@@ -114,7 +151,8 @@ def test_it(host, lun):
 
 def test_report_of_tests_has_the_patches(everything: Cache, source: Path, tmp_path: Path) -> None:
     """Also of a worker of `pytest -n`, which gets them in the environment."""
-    (tmp_path / "mark.patch").write_text(f"A parameter.\n\n{marked(source)}")
+    careless = edited(source, FRONT, ANCHOR[FRONT], unused("mine") + ANCHOR[FRONT])
+    (tmp_path / "mark.patch").write_text(f"A function.\n\n{careless}")
     (tmp_path / "test_it.py").write_text(TEST)
     report = tmp_path / "report.xml"
     options = ["--driver-patches=mark.patch", "--on=stock", "-n1", f"--junitxml={report}"]
@@ -126,9 +164,15 @@ def test_report_of_tests_has_the_patches(everything: Cache, source: Path, tmp_pa
     found = {one.get("name"): one.get("value") or "" for one in ElementTree.parse(report).iter()}
     digest = hashlib.sha256((tmp_path / "mark.patch").read_bytes()).hexdigest()
     assert found["front-driver"].endswith(
-        f": stock + 1 patch; mark.patch (A parameter.), SHA-256 {digest}"
+        f": stock + 1 patch; mark.patch (A function.), SHA-256 {digest}"
     )
     assert found["back-driver"].endswith(": stock")
+    warning = found["compiler-warning"]
+    assert warning.startswith(f"{FRONT}:")
+    assert "'mine' defined but not used" in warning
+    rows = done.stdout.splitlines()
+    assert rows.count(f"the compiler warns of {warning}") == 1, "not said at once"
+    assert rows.count(f"the compiler warns of {warning} (1 test ran with it)") == 1
 
 
 def test_patch_that_does_not_apply_shows_what_stands_there(

@@ -71,7 +71,7 @@ def test_readme_example_is_run() -> None:
 
 
 def test_counts(run: tuple[str, Path]) -> None:
-    assert "4 failed, 1 passed, 2 errors" in run[0].splitlines()[-1]
+    assert "6 failed, 2 passed, 3 errors" in run[0].splitlines()[-1]
 
 
 def test_report_has_the_provenance(run: tuple[str, Path]) -> None:
@@ -112,6 +112,35 @@ def test_killed_qemu_is_an_error_of_the_rig(run: tuple[str, Path]) -> None:
     assert error is not None
     assert "QEMU was ended by signal 9" in (error.text or "")
     assert "INTERNALERROR" not in run[0]
+
+
+def test_killed_qemu_is_the_cause_of_what_a_test_notices(run: tuple[str, Path]) -> None:
+    broken = case(run[1], "test_in_which_qemu_is_killed_unnoticed")
+    assert broken.find("failure") is None
+    error = broken.find("error")
+    assert error is not None
+    assert "QEMU was ended by signal 9" in (error.text or "")
+    assert "nobody is told" in (error.text or ""), "the report does not say what the test noticed"
+
+
+def test_session_survives_a_question_that_qemu_does_not_answer(run: tuple[str, Path]) -> None:
+    passed = case(run[1], "test_whose_provenance_is_interrupted")
+    found = {one.get("name"): one.get("value") or "" for one in passed.iter("property")}
+    assert found["provenance"].startswith("unknown")
+    assert "INTERNALERROR" not in run[0]
+
+
+def test_machine_that_a_guest_resets_is_a_failed_test(run: tuple[str, Path]) -> None:
+    failure = case(run[1], "test_in_which_dom0_resets_its_machine").find("failure")
+    assert failure is not None
+    assert "guest-reset" in (failure.get("message") or "")
+
+
+def test_disk_that_a_set_up_does_not_get_is_a_failed_test(run: tuple[str, Path]) -> None:
+    failure = case(run[1], "test_whose_set_up_connects_nothing").find("failure")
+    assert failure is not None
+    assert "xvda of domU u1 did not connect" in (failure.get("message") or "")
+    assert "in the test's set-up, with its host up" in run[0]
 
 
 def test_trouble_on_a_console_fails_the_test(run: tuple[str, Path]) -> None:

@@ -16,6 +16,7 @@ from emu.stack.stack import Stack
 from emu.xen import lun
 
 
+@pytest.mark.drivers
 def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
