@@ -10,7 +10,8 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from emu.errors import InputError
 
@@ -88,3 +89,47 @@ def poll(
         if last or until(value):
             return value
         time.sleep(min(pause, deadline.left))
+
+
+@dataclass(frozen=True)
+class Moving(Generic[T]):
+    """How a wait for something that moves ended: its last `value`, seconds in all, and seconds
+    since the value changed last. As text: whether it moved at the end."""
+
+    value: T
+    spent: float
+    still: float
+    stopped: bool
+    """Whether nothing moved any more."""
+
+    def __str__(self) -> str:
+        if self.stopped:
+            return f"nothing moved for {self.still:.0f} s"
+        return f"still moving after {self.spent:.0f} s"
+
+
+def poll_moving(
+    probe: Callable[[], T],
+    what: str,
+    *,
+    until: Callable[[T], object],
+    still: float,
+    within: float,
+    pause: float = POLL_PAUSE,
+) -> Moving[T]:
+    """Like `poll`, of something that counts as lost only when it stands still.
+
+    It goes on as long as the value of `probe` changes in every `still` seconds, but no longer
+    than `within` (both before scaling). The caller looks whether `until` holds for the value.
+    """
+    whole, standing = Deadline(what, within), Deadline(what, still)
+    value = probe()
+    while not until(value):
+        over = whole.passed or standing.passed
+        time.sleep(min(pause, standing.left))
+        if (now := probe()) != value:
+            value, standing = now, Deadline(what, still)
+            over = whole.passed
+        if over:
+            break
+    return Moving(value, whole.spent, standing.spent, standing.passed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from emu.channel.channel import Channel, CommandTimeout
-from emu.deadline import Deadline, poll
+from emu.deadline import poll_moving
 from emu.errors import EmuError, GuestError, NotHeld, RigError
 from emu.rig.lun import RigLun
 from emu.xen import ioledger
@@ -21,7 +21,11 @@ from emu.xen.ioledger import IoLedger
 from emu.xen.requests import Records
 
 ENDED_WITHIN = 30.0
-"""Seconds in which a guest's last requests are answered when it asks for no more."""
+"""Seconds in which one more of a guest's requests is answered, or it is taken for lost."""
+MOVES_WITHIN = 10.0
+"""So many times as long it may take in all, as long as it moves: on a machine that is busy."""
+_LOOK = 5.0
+"""Seconds between two looks at requests that are to end; the guest looks all the time."""
 _START = """
 echo none > /sys/block/$1/queue/scheduler
 device=/dev/$1
@@ -97,20 +101,21 @@ class VerifyingIo:
     def await_answers(self, number: int, timeout: float = ENDED_WITHIN) -> None:
         """Wait until the guest has got answers to `number` more of its requests.
 
-        `timeout` in seconds before scaling. Raises NotHeld.
+        `timeout`, in seconds before scaling, is for one more. Raises NotHeld.
         """
-        before = self._answered()
-        deadline = Deadline("the guest's requests to be answered", timeout)
-        now = poll(
-            lambda: self._answered() - before,
-            deadline,
+        before = self.answered()
+        moving = poll_moving(
+            lambda: self.answered() - before,
+            "the guest's requests to be answered",
             until=lambda answers: answers >= number,
+            still=timeout,
+            within=timeout * MOVES_WITHIN,
             pause=0.1,
         )
-        if now < number:
+        if moving.value < number:
             raise NotHeld(
-                f"domU {self.domu.name} got {now} answers on {self.disk} in "
-                f"{deadline.spent:.0f} s, not {number}",
+                f"domU {self.domu.name} got {moving.value} answers on {self.disk} of {number} in "
+                f"{moving.spent:.0f} s: {moving}",
                 lines=self._pending(),
             )
 
@@ -119,18 +124,28 @@ class VerifyingIo:
 
         Raises NotHeld with what is not, in the guest and at the LUN.
         """
-        ended = True
+        what = "the guest's requests to be answered"
         self.domu.channel.run(["kill", "-TERM", str(self._process)], timeout=10, check=False)
-        try:
-            what = "the guest's requests to be answered"
-            self.domu.channel.wait_until(_ENDED, what, ENDED_WITHIN, str(self._process))
-        except CommandTimeout:
-            ended = False
+
+        def left() -> int | None:
+            """How many are in flight; None when emu-io has ended."""
+            with contextlib.suppress(CommandTimeout):
+                self.domu.channel.wait_until(_ENDED, what, _LOOK, str(self._process))
+                return None
+            return len(self.account().in_flight)
+
+        moving = poll_moving(
+            left,
+            what,
+            until=lambda number: number is None,
+            still=ENDED_WITHIN,
+            within=ENDED_WITHIN * MOVES_WITHIN,
+        )
         account = self.account()
-        if not ended:
+        if moving.value is not None:
             raise NotHeld(
                 f"{len(account.in_flight)} requests of domU {self.domu.name} on {self.disk} were "
-                f"not answered within {ENDED_WITHIN:.0f} s",
+                f"not answered in {moving.spent:.0f} s: {moving}",
                 lines=[*map(_line, account.in_flight[:6]), *self._pending()],
             )
         if account.state == "full":
@@ -160,7 +175,8 @@ class VerifyingIo:
             )
         return ledger
 
-    def _answered(self) -> int:
+    def answered(self) -> int:
+        """How many of its requests the guest has got answers to, up to now."""
         account = self.account()
         return len(account.asked) - len(account.in_flight)
 

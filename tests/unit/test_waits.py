@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import agent_process
 import pytest
 
 from emu.channel.channel import TAIL_LIMIT, Channel, CommandFailed, CommandTimeout
-from emu.deadline import Deadline, poll
+from emu.deadline import Deadline, poll, poll_moving
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,22 @@ def test_wait_until_bounds_what_it_keeps(guest: Channel) -> None:
     text = guest.wait_until(script, "the third try", 30)
     assert len(text) == TAIL_LIMIT
     assert text.endswith("last\n")
+
+
+def test_what_moves_is_waited_for(unscaled: None) -> None:
+    """Longer than one that stands still, and named by how it ended."""
+    counted = itertools.count()
+    moving = poll_moving(
+        lambda: next(counted), "ten", until=lambda n: n == 10, still=0.2, within=20, pause=0.05
+    )
+    assert (moving.value, moving.stopped) == (10, False)
+    assert moving.spent > 0.4, "it did not go on for as long as it moved"
+    stands = poll_moving(lambda: 3, "more", until=lambda n: n > 3, still=0.2, within=20)
+    assert (stands.value, stands.stopped) == (3, True)
+    assert 0.2 <= stands.spent < 10
+    assert str(stands) == "nothing moved for 0 s"
+    endless = poll_moving(
+        lambda: next(counted), "no end", until=lambda n: n < 0, still=20, within=0.3
+    )
+    assert not endless.stopped
+    assert str(endless) == "still moving after 0 s"
