@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigLun
 from emu.rig.verifying import VerifyingIo
@@ -45,9 +48,22 @@ def check_filled(lun: RigLun, domu: RigDomu, requests: int) -> None:
     assert on_ring >= fit, f"{on_ring} requests are on a ring that holds {fit} of them"
 
 
+LEAST_MEANWHILE = 10
+"""Answers, of 15 requests a second, while a domU migrates live, which takes seconds."""
+
+
+@contextlib.contextmanager
+def check_goes_on(io: VerifyingIo) -> Iterator[None]:
+    """The domU gets answers while the body migrates it live."""
+    before = io.answered()
+    yield
+    meanwhile = io.answered() - before
+    assert meanwhile >= LEAST_MEANWHILE, f"the domU got {meanwhile} answers while it migrated live"
+
+
 def check_repeated(io: VerifyingIo, on_ring: int) -> None:
     """Only what was on the old ring was asked for again, and once."""
-    assert io.ledger
+    assert io.ledger, "the I/O was not judged"
     repeated = io.ledger.repeated
     most = max((each.times for each in repeated), default=1)
     assert most <= 2, f"a write came to the LUN {most} times"

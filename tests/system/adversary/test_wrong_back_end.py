@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 import pytest
+from driver_checks import check_data, check_pages, check_unmapped
 
 from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
@@ -114,8 +115,8 @@ def played(host: RigHost) -> PlayedBackEnd:
 def comes_back(domu: RigDomu, lun: RigLun) -> None:
     """The real back end connects on the same device."""
     domu.host.load_back()
-    assert domu.attach(lun).pages == MOST
-    assert domu.fill() == domu.sum()
+    check_pages(domu.attach(lun), MOST)
+    check_data(domu)
     domu.detach()
 
 
@@ -133,10 +134,12 @@ def test_offers_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
             wrong[name] = f"front end {state}: {played.errors()}"
         elif asked != pages or tree.integer("multi-queue-num-queues") not in (None, 1):
             wrong[name] = f"the front end made a ring of {asked} pages: {dict(tree.values)}"
+        elif len(errors := played.errors()) > 1:
+            wrong[name] = f"{len(errors)} lines: {errors}"
         played.end()
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     comes_back(domu, lun)
-    assert domu.mapped_refs() == before
+    check_unmapped(domu, before)
 
 
 CONNECTS: dict[str, tuple[Keys, str]] = {
@@ -168,7 +171,8 @@ def test_disks_are_nonsense(lun: RigLun, played: PlayedBackEnd) -> None:
     for name, (keys, word) in CONNECTS.items():
         played.make()
         played.publish("InitWait")
-        assert played.front("Initialised") == "Initialised", name
+        state = played.front("Initialised")
+        assert state == "Initialised", f"before {name}: the front end made no ring: {state}"
         played.publish("Connected", keys)
         if word:
             until = Deadline("an error of the front end", ERROR_WITHIN)
@@ -211,4 +215,4 @@ def test_back_end_skips_states(lun: RigLun, played: PlayedBackEnd) -> None:
             wrong[name] = f"references {sorted(left)} are still mapped"
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     comes_back(domu, lun)
-    assert domu.mapped_refs() == before
+    check_unmapped(domu, before)

@@ -10,6 +10,15 @@ import re
 from collections.abc import Mapping
 
 import pytest
+from driver_checks import (
+    check_data,
+    check_holds,
+    check_pages,
+    check_quiet,
+    check_unmapped,
+    only,
+    shown,
+)
 
 from emu.rig import RigDomu, RigHost, RigLun
 from emu.rig.keys import FrontEndKeys
@@ -86,8 +95,8 @@ def refused(front: FrontEndKeys, keys: Keys, state: str = "Initialised") -> tupl
 def connects(domu: RigDomu, pages: int = 4) -> None:
     """The real front end connects and moves data."""
     domu.load_front(max_ring_pages=pages)
-    assert domu.wait_connected().pages == pages
-    assert domu.fill() == domu.sum()
+    check_pages(domu.wait_connected(), pages)
+    check_data(domu)
 
 
 def test_each_wrong_set_is_one_line(host: RigHost, lun: RigLun) -> None:
@@ -96,7 +105,7 @@ def test_each_wrong_set_is_one_line(host: RigHost, lun: RigLun) -> None:
     domu.offer(lun)
     front = FrontEndKeys(domu)
     granted = host.xen.read(f"/local/domain/{domu.domain.domid}/device/console/1/ring-ref")
-    assert granted
+    assert granted, "the domU has no second console, whose page is granted"
     wrong: dict[str, object] = {}
     for name, (keys, word) in WRONG.items():
         keys = {key: str(value).format(granted=granted) for key, value in keys.items()}
@@ -110,7 +119,7 @@ def test_each_wrong_set_is_one_line(host: RigHost, lun: RigLun) -> None:
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     connects(domu)
     domu.detach()
-    assert domu.mapped_refs() == before
+    check_unmapped(domu, before)
 
 
 def test_front_end_skips_states(host: RigHost, lun: RigLun) -> None:
@@ -121,11 +130,12 @@ def test_front_end_skips_states(host: RigHost, lun: RigLun) -> None:
     front = FrontEndKeys(domu)
     for state in ("Connected", "Reconfiguring", "Reconfigured"):
         error, lines = refused(front, {}, state)
-        assert len(lines) == 1, (state, lines)
-        assert ("event-channel" if state == "Connected" else "saw state") in error, state
+        only(lines, f"tell of a front end that goes to {state} at once")
+        word = "event-channel" if state == "Connected" else "saw state"
+        assert word in error, f"a front end that goes to {state} at once is refused with {error!r}"
     connects(domu)
     domu.detach()
-    assert domu.mapped_refs() == before
+    check_unmapped(domu, before)
 
 
 @pytest.mark.parametrize("again", ["Initialised", "Connected"])
@@ -139,13 +149,14 @@ def test_keys_change_after_connecting(host: RigHost, lun: RigLun, again: str) ->
     host.log.mark()
     front = FrontEndKeys(domu)
     front.publish({**LARGE, "ring-page-order": 4, "num-ring-pages": 16, "event-channel": 99}, again)
-    assert domu.domain.back_tree().state() == "Connected"
-    assert domu.sum() == data
-    views = domu.queues()
-    assert views.front is not None
-    assert views.back is not None
-    assert [queue.pages for queue in (*views.front, *views.back)] == [4, 4]
-    assert domu.errors() == []
+    state = domu.domain.back_tree().state()
+    assert state == "Connected", f"the back end is in {state} after keys changed under it"
+    check_holds(domu, data)
+    pages = [queue.pages for queue in shown(domu)]
+    assert pages == [4, 4], (
+        f"front and back end show {pages} pages of a ring of 4, whose keys were changed to 16"
+    )
+    check_quiet(domu)
     front.set_state("Connected")
     domu.detach()
-    assert domu.mapped_refs() == before
+    check_unmapped(domu, before)

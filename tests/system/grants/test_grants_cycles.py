@@ -10,6 +10,7 @@ in PVH is for the front end and Xen.
 from __future__ import annotations
 
 import pytest
+from driver_checks import check_data, check_pages
 
 from emu.rig import Ledger, RigHost, RigLun
 
@@ -34,7 +35,7 @@ def test_attach_and_detach(
 ) -> None:
     domu = host.create(ring_pages=pages)
     for _ in ledger.cycles(cycles):
-        assert domu.attach(lun).pages == pages
+        check_pages(domu.attach(lun), pages)
         domu.fill(lun, mib=1)
         ledger.look()
         domu.detach(lun)
@@ -54,7 +55,7 @@ def test_forced_detach(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) 
 
 @TWICE_OR_MORE
 def test_front_end_unloaded(host: RigHost, lun: RigLun, ledger: Ledger, cycles: int) -> None:
-    """The module goes while its disk is connected, and another takes the disk up."""
+    """The driver lets go of a connected disk, its module goes, and another takes the disk up."""
     domu = host.create(ring_pages=4)
     with ledger.unchanged():
         domu.attach(lun)
@@ -83,8 +84,12 @@ def test_back_end_unbound_and_bound(
         domu.unbind_back()
         mapped = domu.mapped_refs()
         assert not mapped & ring, f"dom0 still maps {sorted(mapped & ring)} of an unbound disk"
+        state = domu.domain.front_tree().state()
+        assert state == "Connected", f"the front end noticed: it is in {state}"
         domu.bind_back()
-        domu.wait_connected()
+        again = set(domu.wait_connected().refs)
+        assert again == ring, f"the ring is another: references {sorted(again)}, not {sorted(ring)}"
+        check_data(domu, lun)
 
 
 NOBODYS = 4000000000
@@ -146,4 +151,6 @@ def test_set_up_that_fails_at_every_step(host: RigHost, lun: RigLun, ledger: Led
         for keys in STEPS.values():
             words = [str(word) for pair in keys.items() for word in pair]
             host.dom0.run(["sh", "-c", FAIL, "sh", *roots, *words], timeout=60)
-        assert len(domu.errors()) == len(STEPS), domu.errors()
+        errors = domu.errors()
+        print(errors)
+        assert len(errors) == len(STEPS), f"{len(STEPS)} set-ups failed, dom0 tells of {errors}"

@@ -19,6 +19,7 @@ def connected(host: RigHost, lun: RigLun, ledger: Ledger, pages: int = 16) -> Ri
     domu.attach(lun)
     domu.fill(lun, mib=1)
     ledger.look()
+    assert domu.data_refs(), "no data page stays granted between requests: nothing can be left"
     return domu
 
 
@@ -46,7 +47,8 @@ def test_destroyed_with_requests_held(host: RigHost, lun: RigLun, ledger: Ledger
             left = ledger.compare(before, ledger.take())
         mapped = [each for each in left.grants if each.after == books.ONLY_MAPPED]
         assert mapped, "dom0 unmapped pages that its LUN was reading into"
-        assert {each.mappers for each in mapped} == {(0,)}
+        mappers = {each.mappers for each in mapped}
+        assert mappers == {(0,)}, f"pages of a domain that ends are mapped by domains {mappers}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,7 +59,9 @@ def test_crashed(host: RigHost, lun: RigLun, ledger: Ledger, kind: str) -> None:
         with host.stack.machine.watch.expect_finding("kernel panic", guest=domu.name):
             domu.channel.spawn("echo c > /proc/sysrq-trigger")
         domu.domain.close()
-        assert domu.domain.back_tree().state() == "Connected"
+        state = domu.domain.back_tree().state()
+        assert state == "Connected", f"the back end of a crashed domU that is kept is in {state}"
+        assert domu.mapped_refs(), "dom0 has unmapped the pages of a crashed domU that is kept"
         domu.destroy()
 
 

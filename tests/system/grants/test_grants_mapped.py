@@ -100,7 +100,9 @@ def test_mapped_page_is_not_reused(
             domu.detach(lun)
             domu.wait_gone()
             left = ledger.settled_but(before, refs={ref})
-            assert [each.after for each in left] == [books.DEFERRED_MAPPED], left
+            assert [each.after for each in left] == [books.DEFERRED_MAPPED], (
+                f"the front end does not keep the page that dom0 still maps: {left}"
+            )
             kept.look()
             mib = int(domu.run(EAT, timeout=240))
             assert mib >= LEAST_MIB, f"the domU had only {mib} MiB to allocate"
@@ -121,7 +123,10 @@ def test_domain_waits_for_a_mapped_page(host: RigHost, lun: RigLun, ledger: Ledg
     with kept_mapped(domu, ref) as kept:
         domu.destroy()
         left = ledger.settled_but(before, refs={ref})
-        assert [(each.after, each.mappers) for each in left] == [(books.ONLY_MAPPED, (0,))], left
+        assert [(each.after, each.mappers) for each in left] == [(books.ONLY_MAPPED, (0,))], (
+            f"not just the one page that dom0 still maps is left of the domain: {left}"
+        )
         assert kept.look()[1], "the page of a destroyed domain changed while dom0 mapped it"
     ledger.settled(before)
-    assert domu.name not in [info.name for info in host.xen.list()]
+    names = [info.name for info in host.xen.list()]
+    assert domu.name not in names, "a domain whose last page was unmapped is still there"

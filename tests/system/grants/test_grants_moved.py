@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from driver_checks import check_holds, check_pages
 
 from emu.rig import Ledger, RigHost, RigLun
 from emu.rig.verifying import Load
@@ -10,6 +11,8 @@ from emu.rig.verifying import Load
 PVH = pytest.mark.stack(domu="pvh")
 LAB_PV = pytest.mark.stack(kernel="lab", domu_memory=64)
 LAB_PVH = pytest.mark.stack(domu="pvh", kernel="lab", domu_memory=64)
+UNDER_WAY = 64
+"""Requests on the ring when the domU is saved."""
 NEWER = pytest.mark.stack(kernel="debian-6.12")
 
 
@@ -20,16 +23,18 @@ NEWER = pytest.mark.stack(kernel="debian-6.12")
 def test_restored_with_a_smaller_ring(
     host: RigHost, lun: RigLun, ledger: Ledger, kind: str
 ) -> None:
-    """The domain is another, its references too; what it grants is what it granted before."""
+    """The domain is another; what it grants is what it granted before."""
     domu = host.create(ring_pages=16)
     with ledger.unchanged():
         domu.attach(lun)
         written = domu.fill(lun, mib=1)
         ledger.look()
+        domid = domu.domain.domid
         domu.save_and_restore(max_ring_pages=2)
+        assert domu.domain.domid != domid, "it is the same domain: it was not restored"
         ledger.look()
-        assert domu.ring(lun).pages == 2
-        assert domu.sum(lun, mib=1) == written
+        check_pages(domu.ring(lun), 2)
+        check_holds(domu, written, lun, 1)
         domu.detach(lun)
 
 
@@ -54,12 +59,23 @@ def test_restored_again_and_again(host: RigHost, lun: RigLun, ledger: Ledger) ->
 def test_attached_restored_and_detached_again_and_again(
     host: RigHost, lun: RigLun, ledger: Ledger, kind: str
 ) -> None:
-    """With requests under way at each restore; what the console's driver leaves is known."""
+    """With requests under way at each save; what the console's driver leaves is known."""
     domu = host.create(ring_pages=64, max_ring_pages=64)
-    for _ in ledger.cycles(6):
+    for cycle in ledger.cycles(6):
         domu.attach(lun)
-        with domu.verifying_io(64, load=Load(rate=15)) as io:
+        with domu.verifying_io(UNDER_WAY, load=Load(rate=200)) as io:
             io.await_answers(10)
-            domu.save_and_restore(max_ring_pages=64)
+            with lun.held():
+                lun.await_outstanding(UNDER_WAY)
+                with domu.saving():
+                    held = len(lun.outstanding())
+                    lun.release()
+            domu.restore()
             io.await_answers(100)
+        assert held == UNDER_WAY, f"{held} requests lay at the LUN at save {cycle}"
+        assert io.ledger, "the I/O was not judged"
+        assert io.ledger.repeated, (
+            f"of {held} requests that were on the ring at save {cycle} the front end asked for "
+            "none again"
+        )
         domu.detach(lun)

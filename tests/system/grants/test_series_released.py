@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from driver_checks import check_data, check_holds, check_pages, check_queues, only, shown
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost, RigLun
@@ -23,12 +24,13 @@ def test_pages_still_mapped_are_counted(host: RigHost, lun: RigLun) -> None:
     """A front end that is unbound takes its pages back before dom0 unmaps them."""
     domu = host.create(disk=lun, ring_pages=4)
     domu.fill(lun)
-    views = domu.queues(lun)
-    assert views.front
-    assert views.back
-    persistent = views.back[0].persistent
-    assert persistent
-    assert (deferred(domu), views.front[0].deferred) == (0, 0)
+    front, back = shown(domu, disk=lun)
+    persistent = back.persistent
+    assert persistent, "dom0 keeps no page of data mapped: there is nothing to give up"
+    counts = (deferred(domu), front.deferred)
+    assert counts == (0, 0), (
+        f"before anything was given up the module counts {counts[0]} pages, the disk {counts[1]}"
+    )
     domu.unbind_front(lun)
     now = deferred(domu)
     assert now == 4 + persistent, (
@@ -37,9 +39,12 @@ def test_pages_still_mapped_are_counted(host: RigHost, lun: RigLun) -> None:
     )
     domu.detach(lun)
     domu.attach(lun)
-    views = domu.queues(lun)
-    assert views.front
-    assert (deferred(domu), views.front[0].deferred) == (4 + persistent, 0)
+    front, _ = shown(domu, disk=lun)
+    counts = (deferred(domu), front.deferred)
+    assert counts == (4 + persistent, 0), (
+        f"after {4 + persistent} pages of an earlier connection were given up the module counts "
+        f"{counts[0]}, and the new disk, which gave up none, {counts[1]}"
+    )
 
 
 def test_detach_defers_nothing(host: RigHost, lun: RigLun) -> None:
@@ -48,30 +53,33 @@ def test_detach_defers_nothing(host: RigHost, lun: RigLun) -> None:
     domu.detach(lun)
     shown = f"{FRONT_ROOT}/{domu.device('front')}"
     domu.channel.wait_until("[ ! -e $1 ]", f"{shown} to be gone", GONE_WITHIN, shown)
-    assert deferred(domu) == 0
+    given_up = deferred(domu)
+    assert not given_up, f"a disk that was detached in order gave up {given_up} pages while mapped"
 
 
 def free_pages(domu: RigDomu) -> int:
-    views = domu.queues()
-    assert views.back
-    assert views.back[0].free_pages is not None
-    return views.back[0].free_pages
+    _, back = shown(domu)
+    assert back.free_pages is not None, "the back end does not show its free pages"
+    return back.free_pages
 
 
 def test_idle_ring_keeps_no_free_pages(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun, ring_pages=1, back_parameters={"feature_persistent": 0})
     domu.fill(lun)
-    assert 0 < free_pages(domu) <= 352
+    free = free_pages(domu)
+    assert 0 < free <= 352, (
+        f"the back end keeps {free} free pages for 32 requests of 11 pages, after data was written"
+    )
     until = Deadline("the free pages to go", IDLE_WITHIN)
     now = poll(lambda: free_pages(domu), until, until=lambda pages: not pages, pause=0.5)
     assert now == 0, f"a ring that has been idle for {IDLE_WITHIN:.0f} s keeps {now} free pages"
-    assert domu.fill(lun) == domu.sum(lun)
+    check_data(domu, lun)
 
 
 @pytest.mark.stack(kernel="lab", domu_vcpus=8, grant_frames=2)
 def test_no_grants_are_left_for_a_ring(host: RigHost, lun: RigLun) -> None:
-    """1024 grants in all: the sixth ring of the last disk can't be made. The other disks, the
-    console and what comes after do not notice. (Linux 6.1 does not boot with 512.)
+    """1024 grants in all: one ring of the last disk can't be made. The other disks, the console
+    and what comes after do not notice. (Linux 6.1 does not boot with 512.)
     """
     domu = host.create(
         disk=lun,
@@ -79,18 +87,19 @@ def test_no_grants_are_left_for_a_ring(host: RigHost, lun: RigLun) -> None:
         front_parameters={"max_queues": 8},
         back_parameters={"max_queues": 2, "feature_persistent": 0},
     )
-    assert len(domu.ring().queues) == 2
+    check_queues(domu.ring(), 2)
     written = domu.fill()
     host.set_back(max_queues=8)
-    assert len(domu.attach(lun, "xvdb").queues) == 8
+    check_queues(domu.attach(lun, "xvdb"), 8)
     domu.log.mark()
     domu.domain.attach(lun.lun, LAST)
     domu.wait_front("Closed", disk=LAST)
-    (error,) = domu.errors("front", LAST)
-    assert "granting access to 64 ring pages" in error
-    assert domu.sum() == written
+    error = only(domu.errors("front", LAST), "tell of a ring that could not be granted")
+    assert "granting access to 64 ring pages" in error, f"the front end reports {error!r}"
+    check_holds(domu, written)
+    check_holds(domu, written, "xvdb")
     domu.detach(LAST)
     domu.wait_gone(LAST)
     host.set_back(max_queues=1)
-    assert domu.attach(lun, LAST).pages == 64
-    assert domu.fill() == domu.sum()
+    check_pages(domu.attach(lun, LAST), 64)
+    check_data(domu)

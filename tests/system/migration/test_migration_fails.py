@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+from driver_checks import check_pages
 
 from emu.rig import RigDomu, RigHost, RigLun
 from emu.rig.verifying import Load
@@ -42,13 +43,13 @@ def stays(domu: RigDomu, there: RigHost, message: str | None = None) -> Iterator
             yield
         io.await_answers(30)
         info = here.xen.domain_info(domu.name)
-        assert domu.host is here
+        assert domu.host is here, "the domU is taken for one of the target's"
         assert info.domid == domid, "another domain runs at the source"
         assert not set(info.state) & set("psc"), f"the domU does not run: {info.state}"
         now = domu.ring()
         assert now.connected, f"front end {now.front_state}, back end {now.back_state}"
         assert now.refs == ring.refs, "the disk was connected anew"
-    assert io.ledger
+    assert io.ledger, "the I/O was not judged"
     assert not io.ledger.repeated, "requests were asked for twice"
     assert has(there) == before, "the target kept a part: domains, and what dom0 maps of them"
 
@@ -72,6 +73,7 @@ def test_receiver_dies(two_hosts: TwoHosts, lun: RigLun, live: bool, when: str) 
             move.wait_copied(HALF_MIB)
         else:
             move.wait_suspended()
+        assert not move.ended, f"the migration was over before its receiver was killed ({when})"
         move.end_receiver()
 
 
@@ -103,4 +105,4 @@ def test_target_lacks_the_lun(two_hosts: TwoHosts, lun: RigLun) -> None:
     with domu.verifying_io(64, load=LOAD) as io:
         domu.migrate(there)
         io.await_answers(30)
-    assert domu.ring().pages == 2
+    check_pages(domu.ring(), 2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from migration_checks import check_filled, check_kept, check_repeated, check_ring
+from migration_checks import check_filled, check_goes_on, check_kept, check_repeated, check_ring
 
 from emu.rig import RigHost, RigLun
 from emu.rig.verifying import Load
@@ -42,7 +42,8 @@ def test_ring_changes_over_a_live_migration(
     host.set_back(max_ring_pages=then)
     with domu.verifying_io(64, load=LOAD) as io:
         io.await_answers(10)
-        domu.migrate()
+        with check_goes_on(io):
+            domu.migrate()
         assert domu.domain.domid != domid, "it is the same domain: it was not migrated"
         check_ring(domu, then)
         check_filled(lun, domu, FILLED)
@@ -60,11 +61,12 @@ def test_requests_on_a_full_ring_are_done(host: RigHost, lun: RigLun) -> None:
         lun.await_outstanding(64)
         with domu.migrating() as move:
             move.wait_suspended()
+            assert not move.ended, "the guest was not seen stopped: its migration was over before"
             lun.release()
         check_ring(domu, 1)
         io.await_answers(30)
     check_repeated(io, 64)
-    assert io.ledger
+    assert io.ledger, "the I/O was not judged"
     assert io.ledger.repeated, "nothing that was on the ring was asked for again"
 
 

@@ -40,7 +40,8 @@ def test_domu_migrates_to_another_xen(
     two_hosts: TwoHosts, lun: RigLun, first: str, then: str, live: bool
 ) -> None:
     here, there = two_hosts
-    assert [host.xen.info()["xen_version"][:4] for host in two_hosts] == [first, then]
+    running = [host.xen.info()["xen_version"][:4] for host in two_hosts]
+    assert running == [first, then], f"the hosts run Xen {running}"
     domu = here.create(disk=lun, ring_pages=16)
     there.load_back(max_ring_pages=4)
     with domu.verifying_io(64, load=LOAD) as io:
@@ -66,5 +67,6 @@ def test_older_xen_refuses_the_state_of_a_pvh_domu(two_hosts: TwoHosts, lun: Rig
         with pytest.raises(MigrationFailed, match="restoring domain: Invalid argument"):
             domu.migrate(there)
         io.await_answers(30)
-    assert domu.host is here
-    assert [info.name for info in there.xen.list()] == ["Domain-0"]
+    assert domu.host is here, "the domU is taken for one of the target's"
+    names = [info.name for info in there.xen.list()]
+    assert names == ["Domain-0"], f"the target kept a domain that it could not take: {names}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from driver_checks import check_holds, check_pages, check_quiet
 from marks import LATER
 
 from emu.rig import RigDomu, RigHost, RigLun
@@ -62,7 +63,7 @@ sha256sum < /tmp/data
 def connected(host: RigHost, lun: RigLun, pages: int) -> RigDomu:
     """A domU with as many ring pages as the back end allows: `pages`."""
     domu = host.create(disk=lun, ring_pages=64, max_ring_pages=pages)
-    assert domu.ring(lun).pages == pages
+    check_pages(domu.ring(lun), pages)
     return domu
 
 
@@ -76,11 +77,11 @@ def test_ring_changes_over_a_restore(host: RigHost, lun: RigLun, first: int, the
     domu.channel.run(read_on, timeout=90)
     domu.save_and_restore(max_ring_pages=then)
     domu.channel.run(read_on, timeout=90)
-    assert domu.ring(lun).pages == then
+    check_pages(domu.ring(lun), then)
     domu.channel.run("killall -9 dd", timeout=20, check=False)
     domu.channel.wait_until(ENDED, "the readers to end", ENDED_WITHIN)
-    assert domu.sum(lun) == written
-    assert domu.errors() == []
+    check_holds(domu, written, lun)
+    check_quiet(domu)
 
 
 @pytest.mark.stack(kernel="lab", domu_memory=128)
@@ -100,7 +101,8 @@ def test_writes_in_flight_are_done(host: RigHost, lun: RigLun, first: int, then:
             lun.release()
     domu.restore()
     domu.run("sync")
-    assert domu.ring(lun).pages == then
-    assert domu.outstanding(lun) == 0
-    assert domu.sum(lun, HELD_MIB) == written
-    assert domu.errors() == []
+    check_pages(domu.ring(lun), then)
+    left = domu.outstanding(lun)
+    assert not left, f"{left} requests are outstanding after all was written and synced"
+    check_holds(domu, written, lun, HELD_MIB)
+    check_quiet(domu)

@@ -16,6 +16,7 @@ from typing import get_args
 
 import pytest
 from allpairspy import AllPairs
+from driver_checks import check_data, check_holds
 
 from emu.rig import RigHost, RigLun
 from emu.rig.keys import Keys, offer
@@ -136,7 +137,7 @@ def test_pairing(host: RigHost, lun: RigLun, pairing: Pairing) -> None:
     assert len(ring.refs) == pairing.agreed, "the front end published other references"
     assert list(ring.disagreements()) == [], "the drivers show another ring than the keys"
     assert ring.persistent == (pairing.persistent == "on"), "persistent grants"
-    assert domu.fill(lun) == domu.sum(lun)
+    check_data(domu, lun)
     mapped = host.xen.grants().of(domu.domain.domid).refs
     assert mapped >= set(ring.refs), "dom0 does not map every page of the ring"
     domu.detach(lun)
@@ -153,11 +154,16 @@ def test_two_disks_with_rings_of_their_own(host: RigHost, lun: RigLun) -> None:
     domu.attach(lun, "xvdb")
     host.set_back(max_ring_pages=8)
     domu.attach(lun, "xvdc")
-    assert [domu.ring(disk).pages for disk in domu.disks] == [16, 2, 8]
+    rings = [domu.ring(disk).pages for disk in domu.disks]
+    assert rings == [16, 2, 8], (
+        f"the disks' rings have {rings} pages, where the limit was 16, 2, 8 as they connected"
+    )
     refs = [ref for disk in domu.disks for ref in domu.ring(disk).refs]
     assert len(set(refs)) == 26, "two rings share a page"
     for disk in domu.disks:
-        assert domu.sum(disk) == written, disk
+        check_holds(domu, written, disk)
     domu.detach("xvdb")
-    assert [domu.ring(disk).pages for disk in domu.disks] == [16, 8]
-    assert domu.fill("xvdc") == domu.sum("xvda")
+    rings = [domu.ring(disk).pages for disk in domu.disks]
+    assert rings == [16, 8], f"with the disk between gone the others have {rings} pages, not 16, 8"
+    written = domu.fill("xvdc")
+    check_holds(domu, written, "xvda", after="to the same LUN as another disk")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from driver_checks import check_data, check_holds, check_pages, check_queues, check_quiet
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigHost, RigLun
@@ -40,20 +41,20 @@ def test_keys_of_an_earlier_kernel_are_replaced(
     left = [key for key in stale if front.get(key) == str(stale[key])]
     left = [key for key in left if key not in ("ring-page-order", "num-ring-pages")]
     assert not left, f"keys of the earlier connection are left beside the new ones: {left}"
-    assert domu.wait_connected().pages == pages
-    assert domu.fill() == domu.sum()
+    check_pages(domu.wait_connected(), pages)
+    check_data(domu)
 
 
 def test_driver_loaded_again_has_another_ring(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun, ring_pages=16)
-    assert domu.ring().pages == 16
+    check_pages(domu.ring(), 16)
     written = domu.fill()
     for pages in (2, 1, 8):
         domu.unbind_front()
         domu.load_front(max_ring_pages=pages)
-        assert domu.wait_connected().pages == pages
-        assert domu.sum() == written
-    assert domu.errors() == []
+        check_pages(domu.wait_connected(), pages)
+        check_holds(domu, written)
+    check_quiet(domu)
 
 
 @pytest.mark.long
@@ -61,15 +62,16 @@ def test_driver_loaded_again_has_another_ring(host: RigHost, lun: RigLun) -> Non
 def test_driver_loaded_again_has_fewer_queues(host: RigHost, lun: RigLun) -> None:
     two = {"max_queues": 2}
     domu = host.create(disk=lun, ring_pages=4, front_parameters=two, back_parameters=two)
-    assert len(domu.ring().queues) == 2
+    check_queues(domu.ring(), 2)
     written = domu.fill()
     for queues, pages in ((1, 2), (2, 1), (1, 1), (2, 8)):
         domu.unbind_front()
         domu.load_front(max_queues=queues, max_ring_pages=pages)
         ring = domu.wait_connected()
-        assert (len(ring.queues), ring.pages) == (queues, pages)
-        assert domu.sum() == written
-    assert domu.errors() == []
+        check_queues(ring, queues)
+        check_pages(ring, pages)
+        check_holds(domu, written)
+    check_quiet(domu)
 
 
 def test_unbind_leaves_no_key_for_an_older_driver(host: RigHost, lun: RigLun) -> None:
@@ -80,7 +82,7 @@ def test_unbind_leaves_no_key_for_an_older_driver(host: RigHost, lun: RigLun) ->
     assert not old, f"the front end left its keys for the next driver to stumble over: {old}"
     domu.detach()
     domu.load_front("stock", max_ring_page_order=1)
-    assert domu.attach(lun).pages == 2
+    check_pages(domu.attach(lun), 2)
 
 
 PROBES = """

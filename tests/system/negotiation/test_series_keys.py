@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from driver_checks import check_data, check_holds, check_pages, check_quiet, only
 from marks import LATER
 
 from emu.rig import RigHost, RigLun
@@ -29,21 +30,29 @@ def pairings() -> list[object]:
 @pytest.mark.parametrize(("front", "back", "pages"), pairings())
 def test_pairing(host: RigHost, lun: RigLun, front: str, back: str, pages: int) -> None:
     domu = host.create(disk=lun, front=front, back=back, ring_pages=pages)
-    assert domu.ring(lun).pages == pages
-    assert domu.fill(lun) == domu.sum(lun)
+    check_pages(domu.ring(lun), pages)
+    check_data(domu, lun)
     offered = domu.domain.back_tree()
-    assert offered.get("max-ring-page-order") == "4"
-    assert offered.get("max-ring-pages") == ("16" if back == "patched" else None)
+    offers = {key: offered.get(key) for key in ("max-ring-page-order", "max-ring-pages")}
+    assert offers == {
+        "max-ring-page-order": "4",
+        "max-ring-pages": "16" if back == "patched" else None,
+    }, f"the {back} back end offers {offers}"
     chosen = domu.domain.front_tree()
     written = {key: chosen.get(key) for key in FAMILY}
     expected = {
         "ring-page-order": str(pages.bit_length() - 1) if pages > 1 else None,
         "num-ring-pages": str(pages) if pages > 1 and front == "patched" else None,
     }
-    assert written == expected
-    assert (chosen.get("ring-ref") is not None) == (pages == 1)
+    assert written == expected, (
+        f"the {front} front end published {written} for {pages} pages, not {expected}"
+    )
+    assert (chosen.get("ring-ref") is not None) == (pages == 1), (
+        f"the front end published its references as {sorted(chosen.children())}: a ring of one "
+        "page, and no other, is in ring-ref"
+    )
     domu.detach(lun)
-    assert domu.errors() == []
+    check_quiet(domu)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +91,11 @@ def test_back_takes_either_key(host: RigHost, lun: RigLun, gone: str) -> None:
     domu.bind_back()
     state = domu.wait_back("Connected", "Closing", "Closed")
     assert state == "Connected", f"without {gone} the back end takes no ring: {domu.errors()}"
-    assert host.log.lines("connected: ring 4 pages, 128 requests")
-    assert domu.sum() == before
+    connected = host.log.lines("connected: ring")
+    assert any("connected: ring 4 pages, 128 requests" in line for line in connected), (
+        f"the back end did not log the ring of 4 pages that it took: {connected}"
+    )
+    check_holds(domu, before)
 
 
 @pytest.mark.parametrize(
@@ -114,4 +126,4 @@ def test_back_refuses_with_the_values(
     )
     refusal = front.refusal()
     assert words in refusal, f"the back end did not refuse these keys for what they are: {refusal}"
-    assert len(domu.errors()) == 1, domu.errors()
+    only(domu.errors(), "tell of one connection that was refused")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from driver_checks import check_data, check_pages, only
 
 from emu.images.modules import End
 from emu.rig import RigDomu, RigHost, RigLun
@@ -25,44 +26,53 @@ def test_limit_is_clamped_with_one_message(
 ) -> None:
     now = domu.load(end, **given)
     assert now.parameters["max_ring_pages"] == str(pages), f"the limit is not clamped: {given}"
-    assert now.parameters["max_ring_page_order"] == str(pages.bit_length() - 1)
-    (line,) = domu.log_of(end).lines("given")
-    assert words in line
+    order = now.parameters["max_ring_page_order"]
+    assert order == str(pages.bit_length() - 1), (
+        f"max_ring_page_order reads {order} where max_ring_pages reads {pages}"
+    )
+    line = only(domu.log_of(end).lines("given"), "tell of a limit that is clamped")
+    assert words in line, f"the clamped limit {given} is logged as {line!r}"
 
 
 @pytest.mark.parametrize("end", ["front", "back"])
 def test_contradiction_is_logged(domu: RigDomu, end: End) -> None:
     now = domu.load(end, max_ring_page_order=3, max_ring_pages=4)
-    assert now.parameters["max_ring_pages"] == "4"
-    (line,) = domu.log_of(end).lines("contradict")
-    assert "of 8 and 4 pages" in line
+    pages = now.parameters["max_ring_pages"]
+    assert pages == "4", f"of an order of 3 and of 4 pages {pages} pages were used"
+    line = only(domu.log_of(end).lines("contradict"), "tell of limits that contradict each other")
+    assert "of 8 and 4 pages" in line, f"the contradiction is logged as {line!r}"
 
 
 @pytest.mark.parametrize("end", ["front", "back"])
 def test_agreement_is_not_logged(domu: RigDomu, end: End) -> None:
     now = domu.load(end, max_ring_pages=8, max_ring_page_order=3)
-    assert now.parameters["max_ring_pages"] == "8"
-    assert not domu.log_of(end).lines("contradict")
-    assert not domu.log_of(end).lines("given")
+    pages = now.parameters["max_ring_pages"]
+    assert pages == "8", f"of an order of 3 and 8 pages, which agree, {pages} pages were used"
+    log = domu.log_of(end)
+    logged = [*log.lines("contradict"), *log.lines("given")]
+    assert not logged, f"limits that agree are logged as if they did not: {logged}"
 
 
 def test_both_ends_take_a_number(host: RigHost, lun: RigLun) -> None:
     domu = host.create(
         disk=lun, front_parameters={"max_ring_pages": 16}, back_parameters={"max_ring_pages": 8}
     )
-    assert domu.ring(lun).pages == 8
+    check_pages(domu.ring(lun), 8)
 
 
 def test_next_connection_has_the_new_limit(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun, ring_pages=16)
-    assert domu.ring(lun).pages == 16
+    check_pages(domu.ring(lun), 16)
     host.set_back(max_ring_pages=2)
-    assert host.back_parameter("max_ring_page_order") == "1"
-    assert domu.fill(lun) == domu.sum(lun)
-    assert domu.ring(lun).pages == 16
+    order = host.back_parameter("max_ring_page_order")
+    assert order == "1", f"max_ring_page_order reads {order} after max_ring_pages was set to 2"
+    check_data(domu, lun)
+    check_pages(domu.ring(lun), 16, "although the limit changed when it had connected")
     domu.detach(lun)
     ring = domu.attach(lun)
-    assert (ring.pages, ring.offer.order, ring.offer.pages) == (2, 1, 2)
+    assert (ring.pages, ring.offer.order, ring.offer.pages) == (2, 1, 2), (
+        f"a disk attached after the limit was set to 2 pages has {ring.pages}, offered {ring.offer}"
+    )
     host.set_back(max_ring_page_order=3)
     domu.unbind_front(lun)
     domu.load_front(max_ring_pages=16)
@@ -70,7 +80,8 @@ def test_next_connection_has_the_new_limit(host: RigHost, lun: RigLun) -> None:
     assert (ring.pages, ring.offer.order, ring.offer.pages) == (8, 3, 8), (
         f"a connection after the limit was changed is offered the old one: {ring.offer}"
     )
-    assert not host.log.lines("contradict")
+    logged = host.log.lines("contradict")
+    assert not logged, f"a limit set once at a time is logged as a contradiction: {logged}"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +94,7 @@ def test_offer_holds_when_the_limit_changes(
     domu.offer(lun)
     host.set_back(max_ring_pages=changed)
     domu.load_front(max_ring_pages=16)
-    assert domu.wait_connected(lun).pages == pages
+    check_pages(domu.wait_connected(lun), pages)
 
 
 def test_more_than_the_offer_is_refused(host: RigHost, lun: RigLun) -> None:

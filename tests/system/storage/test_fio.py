@@ -25,7 +25,8 @@ def test_fio_finds_what_another_wrote(host: RigHost, lun: RigLun) -> None:
     disk = domu.disk(lun)
     fio.install(domu.channel, fio_program.build(BuildContext(host.cache)))
     done = fio.verify(domu.channel, disk, mib=8)
-    assert done.write_bytes == done.read_bytes == 8 << 20
+    moved = (done.write_bytes, done.read_bytes)
+    assert moved == (8 << 20, 8 << 20), f"fio wrote and read {moved} bytes of 8 MiB"
     with ThreadPoolExecutor() as pool:
         spoiler = pool.submit(host.dom0.run, ["sh", "-c", SPOIL, "sh", lun.device], timeout=300)
         with pytest.raises(NotHeld, match="fio ended with status"):

@@ -29,16 +29,20 @@ def test_request_is_held_and_released(domu: RigDomu, lun: RigLun) -> None:
         lun.await_outstanding(1)
         domu.run(DIRECT_READ.format(9))
         (waiting,) = lun.outstanding()
-        assert (waiting.operation, waiting.lba, waiting.state) == ("write", 72, "held")
-        assert domu.run("cat /tmp/ended || true") == ""
+        held = (waiting.operation, waiting.lba, waiting.state)
+        assert held == ("write", 72, "held"), f"the LUN holds {held}"
+        ended = domu.run("cat /tmp/ended || true")
+        assert not ended, f"a write that the LUN holds ended with status {ended}"
         with pytest.raises(NotHeld, match="1 requests are outstanding at LUN lun0 after 0 s, none"):
             lun.await_outstanding(0, timeout=0.2)
     domu.channel.wait_until("[ -e /tmp/ended ]", "the write to end", 30)
-    assert domu.run("cat /tmp/ended") == "0\n"
+    status = domu.run("cat /tmp/ended").strip()
+    assert status == "0", f"a write that the LUN did after all ended with status {status}"
     (written,) = lun.requests(mark).writes
-    assert written.held
-    assert written.done
-    assert written.ended - written.started > 0.2
+    assert written.held, "the record of a write that was held does not say so"
+    assert written.done, "the record of a write that was released says that it was not done"
+    took = written.ended - written.started
+    assert took > 0.2, f"a write that was held for 0.2 s took {took:.2f} s"
 
 
 def test_block_gives_an_error(domu: RigDomu, lun: RigLun) -> None:
@@ -47,8 +51,10 @@ def test_block_gives_an_error(domu: RigDomu, lun: RigLun) -> None:
         block: domu.channel.run(DIRECT_READ.format(block), timeout=20, check=False)
         for block in (9, 10, 11)
     }
-    assert [answer.status for answer in answers.values()] == [0, 1, 0]
-    assert "Input/output error" in answers[10].stderr.decode()
+    statuses = [answer.status for answer in answers.values()]
+    assert statuses == [0, 1, 0], f"reads before, at and after a bad block: statuses {statuses}"
+    said = answers[10].stderr.decode()
+    assert "Input/output error" in said, f"the LUN's error came to the reader as {said!r}"
     lun.clear()
     domu.run(DIRECT_READ.format(10))
 
@@ -58,8 +64,10 @@ def test_request_is_delayed(domu: RigDomu, lun: RigLun) -> None:
     lun.delay(300, "reads")
     domu.run(DIRECT_READ.format(30))
     delayed = [request for request in lun.requests(mark) if request.lba == 240]
-    assert [request.flags for request in delayed] == [Flag.DELAYED]
-    assert 0.3 <= delayed[0].ended - delayed[0].started < 1.5
+    flags = [request.flags for request in delayed]
+    assert flags == [Flag.DELAYED], f"the reads of a delayed block are recorded as {flags}"
+    took = delayed[0].ended - delayed[0].started
+    assert 0.3 <= took < 1.5, f"a read that is delayed by 0.3 s took {took:.2f} s"
 
 
 def test_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -> None:
@@ -73,9 +81,14 @@ def test_clean_stop_loses_nothing(host: RigHost, domu: RigDomu, lun: RigLun) -> 
     host.dom0.wait_until("! pidof tcmu-runner > /dev/null", "tcmu-runner to end", 20)
     host.dom0.run(f"cd /; {SERVER} < /dev/null > /var/log/again 2>&1 &", timeout=20)
     domu.channel.wait_until("[ -e /tmp/ended ]", "the write to end", 30)
-    assert domu.run("cat /tmp/ended") == "0\n"
+    status = domu.run("cat /tmp/ended").strip()
+    assert status == "0", f"a write that the LUN did after all ended with status {status}"
     held = host.dom0.run(f"head -c {len(data)} {lun.lun.file} | sha256sum", timeout=20).text
-    assert held.split()[0] == hashlib.sha256(data).hexdigest()
+    assert held.split()[0] == hashlib.sha256(data).hexdigest(), (
+        "the LUN's file does not hold the write that was held when its server was stopped"
+    )
     # The next server has no hold, and numbers from the beginning.
-    assert lun.outstanding() == ()
-    assert lun.requests().requests[0].sequence == 1
+    left = lun.outstanding()
+    assert left == (), f"a new server has requests outstanding: {left}"
+    first = lun.requests().requests[0].sequence
+    assert first == 1, f"a new server's first request has number {first}"

@@ -21,14 +21,17 @@ def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
     large = host.create_lun("large", 5000 * lun.MIB, 4096)
-    assert len({stack.lun.device, small.device, large.device}) == 3
+    devices = [stack.lun.device, small.device, large.device]
+    assert len(set(devices)) == 3, f"LUNs share a device: {devices}"
     for one in (stack.lun, small, large):
         name = one.device.removeprefix("/dev/")
         facts = host.dom0.run(
             f"cat /sys/block/{name}/size /sys/block/{name}/queue/logical_block_size", timeout=20
         ).text.split()
-        assert facts == [str(one.size // 512), str(one.sector)]
-        assert lun.session_up(host.dom0, one)
+        assert facts == [str(one.size // 512), str(one.sector)], (
+            f"dom0 sees LUN {one.name}, {one.size} bytes of {one.sector}, as {facts}"
+        )
+        assert lun.session_up(host.dom0, one), f"the session of LUN {one.name} is not up"
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
     load_drivers(
@@ -49,9 +52,10 @@ def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
         )
     for one, digest in written.items():
         read = f"dd if={one.device} bs=64k count=1 iflag=direct 2>/dev/null | sha256sum"
-        assert host.dom0.run(read, timeout=60).text.split()[0] == digest
+        held = host.dom0.run(read, timeout=60).text.split()[0]
+        assert held == digest, f"LUN {one.name} does not hold what its disk was given"
     size = domain.channel.run("cat /sys/block/xvdc/queue/logical_block_size", timeout=20).text
-    assert size.strip() == "4096"
+    assert size.strip() == "4096", f"a disk with sectors of 4096 bytes has {size.strip()}"
 
 
 def test_removed_lun_leaves_nothing(stack: Stack) -> None:
@@ -60,9 +64,11 @@ def test_removed_lun_leaves_nothing(stack: Stack) -> None:
     before = dom0.run(state, timeout=20).text
     one = stack.host.create_lun("gone", 8 * lun.MIB)
     lun.remove(dom0, one)
-    assert dom0.run(state, timeout=20).text == before
-    assert not lun.session_up(dom0, one)
-    assert stack.host.create_lun("gone", 8 * lun.MIB).name == "gone"
+    left = dom0.run(state, timeout=20).text
+    assert left == before, f"a removed LUN left something:\n{left}\nbefore:\n{before}"
+    assert not lun.session_up(dom0, one), "the session of a removed LUN is up"
+    again = stack.host.create_lun("gone", 8 * lun.MIB).name
+    assert again == "gone", f"a LUN of the removed one's name is called {again}"
 
 
 @pytest.mark.parametrize(
