@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from emu import paths
 from emu.errors import EmuError, RigError
-from emu.images.cache import Cache
+from emu.images.cache import Cache, key_of
 from emu.images.manifest import JSON
 from emu.images.replaced import lock_in_use
 from emu.progress import Progress
@@ -90,6 +90,10 @@ class Runs:
         found = self._cache.find(_KIND, self._inputs(test))
         return None if found is None else _read(found)
 
+    def key(self, test: Trial) -> str:
+        """What a test's outcome depends on, as a hash: the cache keeps it under this key."""
+        return key_of(_KIND, self._inputs(test))
+
     def outcome(self, test: Trial, progress: Progress) -> Outcome:
         """Run the test, unless its outcome is known."""
         if (kept := self.known(test)) is not None:
@@ -116,11 +120,16 @@ class Runs:
             running = list(self._running)
         interrupt(running)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
     def _inputs(self, test: Trial) -> dict[str, JSON]:
         return {
             "test": test.node,
             "patch": "" if test.patch is None else diff_digest(test.patch),
-            "tests": digest([test.file, *_shared_files()]),
+            "tests": _tests_digest(test.file),
             "rig": self._rig,
             **({"replaced": self._replaced} if self._replaced else {}),
             "recipe": _RECIPE,
@@ -132,7 +141,7 @@ class Runs:
             command = [*PYTEST, "--quiet", "-p", "no:cacheprovider", f"--report-log={report}"]
             if test.patch is not None:
                 command += ["--emu-driver-patches", str(test.patch)]
-            with log.open("wb") as output, self._started([*command, test.node], output) as process:
+            with log.open("wb") as output, self.started([*command, test.node], output) as process:
                 status = process.wait()
             output_end = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
             if self._stopped:
@@ -145,13 +154,20 @@ class Runs:
             return outcome
 
     @contextlib.contextmanager
-    def _started(self, command: list[str], output: object) -> Iterator[subprocess.Popen[bytes]]:
+    def started(
+        self, command: Sequence[str], output: object, environ: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A pytest that `stop` ends, with `environ` added to its environment.
+
+        Raises RigError after `stop`.
+        """
         with self._lock:
             if self._stopped:
                 raise RigError("interrupted")
             # In a session of its own: Ctrl-C reaches this process, which interrupts pytest.
             process = subprocess.Popen(
-                command, cwd=paths.checkout(), stdin=subprocess.DEVNULL, start_new_session=True,
+                command, cwd=paths.checkout(), env={**os.environ, **(environ or {})},
+                stdin=subprocess.DEVNULL, start_new_session=True,
                 stdout=output, stderr=subprocess.STDOUT,  # type: ignore[call-overload]
             )  # fmt: skip
             self._running.add(process)
@@ -264,12 +280,19 @@ def _of_coverage() -> str:
     return digest([*files, *guests, *_shared_files()])
 
 
+@functools.lru_cache
+def _tests_digest(file: Path) -> str:
+    """Of a test's file with what tests share, as they were when it was first asked for."""
+    return digest([file, *_shared_files()])
+
+
 def _rig_files() -> Iterator[Path]:
     """What an outcome depends on besides the test."""
     top = paths.checkout()
     yield top / "pyproject.toml"
     for path in (top / "emu").rglob("*.py"):
-        if "commands" not in path.parts and path.name not in _NOT_RUN:
+        of_commands = {"commands", "mutation"}.intersection(path.parts)
+        if not of_commands and path.name not in _NOT_RUN:
             yield path
     yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
 
