@@ -12,18 +12,24 @@ from textwrap import shorten
 
 from rich.markup import escape
 
+from emu.commands import sampled
 from emu.commands.options import Commands, add_locked_option, count, show, table
-from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
+from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG, InputError
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.patched import VARIABLES
 from emu.screen import Screen, fail
 from emu.suite import mutants
 from emu.suite.mutants import Judged, Verdict
+from emu.suite.mutation import survey
 
 _EPILOG = """Exit status: 0 all killed; 1 one survived; 3 one does not apply, does not build, or
 names a test that does not pass without it; 125 the rig broke; 130 interrupted. Outcomes are
-kept: the next run goes on where this one ended"""
+kept: the next run goes on where this one ended.
+
+With --sample, mutants made by machine: C operators over all lines of both drivers that a test
+reaches. Each is judged by the tests that reach it, the likeliest first, up to the first that
+fails. MUTANT is then an id, a function or a pattern, and only those of the sample are judged"""
 
 
 _SHOWN = 160
@@ -52,10 +58,31 @@ def add(commands: Commands) -> None:
     parser.add_argument("--list", action="store_true", help="print them and the tests; run nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_locked_option(parser)
+    made = parser.add_argument_group("mutants made by machine")
+    made.add_argument("--sample", type=count, metavar="N", help="judge N of them, drawn at random")
+    made.add_argument("--seed", type=int, default=1, metavar="N", help="which N (default 1)")
+    made.add_argument("--driver", choices=("front", "back"), help="of this driver alone")
+    made.add_argument(
+        "--limit", type=float, default=survey.LIMIT, metavar="SECONDS",
+        help="time of tests for one mutant (default %(default)g): what has passed that survives",
+    )  # fmt: skip
+    made.add_argument(
+        "--tests", nargs="+", metavar="TEST",
+        help="judge by these tests, on all lines (default: by those that reach the line)",
+    )  # fmt: skip
+    made.add_argument("--show", metavar="ID", help="print a mutant as a patch; run nothing")
     parser.set_defaults(command=_mutants)
 
 
 def _mutants(arguments: argparse.Namespace) -> int:
+    for name in VARIABLES:
+        os.environ.pop(name, None)  # mutants are of our series
+    if arguments.show is not None:
+        return sampled.show_patch(arguments.show)
+    if arguments.sample is not None:
+        if arguments.directory is not None or arguments.baseline:
+            raise InputError("--directory and --baseline are for mutants that are files")
+        return sampled.run(arguments)
     own = mutants.own_mutants()  # others', too, are judged by the checkout's tests
     wish = mutants.MutantsWish(
         arguments.directory or own,
@@ -71,8 +98,6 @@ def _mutants(arguments: argparse.Namespace) -> int:
             rows.add_row(*map(escape, cells))
         show(rows)
         return EXIT_HELD
-    for name in VARIABLES:
-        os.environ.pop(name, None)  # mutants are of our series
     with Screen() as screen:
         results = mutants.perform(
             wish, BuildContext(Cache(), screen), lambda one: screen.note(_described(one))
