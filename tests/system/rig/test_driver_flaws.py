@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from emu_command import run_emu
 from small_patches import edited
 
+from emu.errors import EXIT_NOT_HELD
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.driver_source import BACK, FRONT, driver_source
@@ -59,6 +61,14 @@ SHORT = "dom0 panics"
 """The others wait for what never comes, or differ in the end of the guest alone."""
 
 
+def write_patch(flaw: str, context: BuildContext, folder: Path) -> None:
+    """Write flaw.patch, to the stock drivers, into a folder."""
+    name, before, what, _ = FLAWS[flaw]
+    source = driver_source(spec("debian-6.1"), context)
+    patch = edited(source, name, before, f"\t{what}\n{before}")
+    (folder / "flaw.patch").write_text(f"A flaw.\n\n{patch}")
+
+
 @pytest.mark.parametrize(
     "flaw",
     [pytest.param(one, marks=[] if one == SHORT else [pytest.mark.long]) for one in FLAWS],
@@ -66,10 +76,8 @@ SHORT = "dom0 panics"
 def test_flaw_is_a_failure_of_each_test(
     everything: Cache, context: BuildContext, tmp_path: Path, flaw: str
 ) -> None:
-    name, before, what, said = FLAWS[flaw]
-    source = driver_source(spec("debian-6.1"), context)
-    patch = edited(source, name, before, f"\t{what}\n{before}")
-    (tmp_path / "flaw.patch").write_text(f"A flaw.\n\n{patch}")
+    write_patch(flaw, context, tmp_path)
+    said = FLAWS[flaw][-1]
     (tmp_path / "test_it.py").write_text(TESTS)
     options = ["--driver-patches=flaw.patch", "--on=stock", "-p", "no:cacheprovider", "-ra"]
     done = subprocess.run(
@@ -82,3 +90,14 @@ def test_flaw_is_a_failure_of_each_test(
     failures = re.findall(r"^E {7}(?:emu\.)?[\w.]+: .*", done.stdout, re.MULTILINE)
     told = [line for line in failures if re.search(said, line)]
     assert len(told) >= 2, f"the reports do not say {said!r}: {failures}"
+
+
+def test_flaw_is_what_does_not_hold_of_a_run(
+    everything: Cache, context: BuildContext, tmp_path: Path
+) -> None:
+    """For a bisection: bad, and nothing to skip."""
+    write_patch(SHORT, context, tmp_path)
+    patch = str(tmp_path / "flaw.patch")
+    done = run_emu("run", "--data=1", "--driver-patches", patch, "--on", "stock")
+    assert done.returncode == EXIT_NOT_HELD, done.stderr
+    assert "dom0: kernel panic" in done.stderr

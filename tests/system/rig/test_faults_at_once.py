@@ -13,6 +13,7 @@ BUILDS = ("compiling emu-agent …", "building the guest images …", "building 
 def test_with_a_warm_cache(warm: Warm) -> None:
     home = warm.home()
     both = [warm.run(home), warm.run(home)]
+    assert both[0].process.poll() is None, "the first had ended before the second began"
     for command in both:
         command.succeed()
         assert "building" not in command.stderr

@@ -12,6 +12,7 @@ import pytest
 from emu_command import EmuCommand, Warm, assert_clean
 
 from emu.errors import EXIT_INTERRUPTED
+from emu.lab.run import STARTING
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -31,8 +32,10 @@ def silent_mirror() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/debian"
 
 
-def interrupted(command: EmuCommand, number: signal.Signals) -> None:
-    """Interrupt it, and see that it ends soon and leaves nothing."""
+def interrupted(command: EmuCommand, number: signal.Signals, before: str) -> None:
+    """Interrupt it in a stage, which comes before the one that says `before`; see that it ends
+    soon and leaves nothing."""
+    assert before not in command.stderr, f"it was past that, and said {before!r}"
     command.interrupt(number)
     status = command.wait(20)
     command.assert_nothing_runs()
@@ -54,7 +57,7 @@ def test_while_packages_are_fetched(warm: Warm, silent_mirror: str, number: sign
     command.wait_until(
         lambda: any("methods/http" in line for line in command.family().values()), "apt's download"
     )
-    interrupted(command, number)
+    interrupted(command, number, before="building the guest images")
 
 
 def test_while_the_guests_are_built(warm: Warm, number: signal.Signals) -> None:
@@ -62,7 +65,7 @@ def test_while_the_guests_are_built(warm: Warm, number: signal.Signals) -> None:
     command = warm.run(home)
     command.wait_said("building the guest images")
     time.sleep(1)
-    interrupted(command, number)
+    interrupted(command, number, before=STARTING)
     if number is signal.SIGKILL:
         warm.run(home).succeed()
 
@@ -73,7 +76,7 @@ def test_while_the_drivers_are_built(warm: Warm, number: signal.Signals) -> None
     command.wait_until(
         lambda: any("cc1" in line for line in command.family().values()), "the compiler"
     )
-    interrupted(command, number)
+    interrupted(command, number, before=STARTING)
 
 
 def test_while_the_checkpoint_boots(warm: Warm, number: signal.Signals) -> None:
@@ -81,7 +84,7 @@ def test_while_the_checkpoint_boots(warm: Warm, number: signal.Signals) -> None:
     command = warm.run(home)
     command.wait_until(command.qemus, "QEMU")
     time.sleep(2)
-    interrupted(command, number)
+    interrupted(command, number, before="loading the drivers")
 
 
 @pytest.mark.long
@@ -89,7 +92,7 @@ def test_while_the_checkpoint_is_saved(warm: Warm) -> None:
     home = warm.home(without=("checkpoint",))
     command = warm.run(home)
     command.wait_until(lambda: _ram_of_unfinished(home), "the RAM to be written")
-    interrupted(command, signal.SIGKILL)
+    interrupted(command, signal.SIGKILL, before="loading the drivers")
     assert not list((home / "emu-xen-block").glob("checkpoint/*"))
     warm.run(home).succeed()
 
@@ -105,6 +108,6 @@ def test_while_data_moves(warm: Warm, number: signal.Signals) -> None:
     command.wait_said("writing and reading back")
     time.sleep(1)
     assert command.qemus()
-    interrupted(command, number)
+    interrupted(command, number, before="reading the queues")
     if number is signal.SIGKILL:
         warm.run(home).succeed()
