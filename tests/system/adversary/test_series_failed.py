@@ -47,7 +47,7 @@ def test_failure_is_one_line(
     assert word in refusal, f"refused for something else: {refusal}"
 
 
-def test_second_queue_cannot_be_mapped(host: RigHost, lun: RigLun) -> None:
+def test_first_queue_of_two_cannot_be_mapped(host: RigHost, lun: RigLun) -> None:
     domu, front = refusable(host, lun, max_queues=4)
     front.publish({**TWO_QUEUES, "queue-1/ring-ref": 9, "queue-0/ring-ref": 4000000000})
     refusal = front.refusal()
