@@ -56,31 +56,29 @@ BARRIER = {"write_cache": "write back", "fua": "1"}
 NO_DISCARD = {"discard_max": "0"}
 PLAIN = {"max_segments": "11", "max_hw_sectors_kb": "44"}
 TWELVE = {"max_segments": "12", "max_hw_sectors_kb": "48"}
+NOTHING = {**NO_CACHE, **NO_DISCARD, **PLAIN}
 FEATURES: dict[str, dict[str, str]] = {
     "": {},
-    "feature-flush-cache=0 feature-barrier=0": NO_CACHE,
-    "feature-flush-cache= feature-barrier=": NO_CACHE,
-    "feature-flush-cache=0 feature-barrier=1": BARRIER,
-    "feature-flush-cache= feature-barrier=1": BARRIER,
-    "feature-flush-cache=1 feature-barrier=0": {},
-    "feature-discard=0": NO_DISCARD,
-    "feature-discard=": NO_DISCARD,
+    "feature-flush-cache=0 feature-barrier=0 feature-discard=0 "
+    "feature-max-indirect-segments=0": NOTHING,
+    "feature-flush-cache= feature-barrier= feature-discard= "
+    "feature-max-indirect-segments=": NOTHING,
+    "feature-flush-cache=0 feature-barrier=1 feature-max-indirect-segments=8 "
     "discard-granularity=4096 discard-alignment=2048": {
+        **BARRIER,
+        **PLAIN,
         "discard_granularity": "4096",
         "discard_alignment": "2048",
     },
+    "feature-flush-cache= feature-barrier=1 feature-max-indirect-segments=11 "
     "discard-granularity= physical-sector-size=4096": {
+        **BARRIER,
+        **PLAIN,
         "discard_granularity": "4096",
         "physical_block_size": "4096",
     },
-    "feature-max-indirect-segments=": PLAIN,
-    "feature-max-indirect-segments=0": PLAIN,
-    "feature-max-indirect-segments=8": PLAIN,
-    "feature-max-indirect-segments=11": PLAIN,
-    "feature-max-indirect-segments=12": TWELVE,
-    "feature-max-indirect-segments=32": {},
-    "physical-sector-size=": {},
-    "info=1": {},
+    "feature-barrier=0 feature-max-indirect-segments=12 physical-sector-size=": TWELVE,
+    "info=1 feature-max-indirect-segments=32": {},
     "info=2": {"removable": "1"},
     "info=4": {"ro": "1"},
 }
@@ -131,11 +129,8 @@ def test_disk_has_the_features_that_are_offered(host: RigHost, lun: RigLun) -> N
 
 
 MOVES: dict[str, dict[str, str]] = {
-    "feature-flush-cache=0 feature-barrier=0 feature-discard=0 feature-max-indirect-segments=0": {
-        **NO_CACHE,
-        **NO_DISCARD,
-        **PLAIN,
-    },
+    "feature-flush-cache=0 feature-barrier=0 feature-discard=0 "
+    "feature-max-indirect-segments=0": NOTHING,
     "feature-flush-cache=0 discard-granularity=4096 discard-alignment=2048 "
     "feature-max-indirect-segments=12": {
         **BARRIER,
@@ -199,6 +194,20 @@ def test_front_end_limits_its_requests(
     assert requests >= least, (
         f"1 MiB came in {requests} requests: larger than the {segments} segments allowed"
     )
+
+
+def test_front_end_clamps_its_parameters(host: RigHost, lun: RigLun) -> None:
+    """No more queues than CPUs, no fewer segments than a plain request holds."""
+    domu = host.create(front=None)
+    domu.log.mark()
+    now = domu.load_front(max_queues=9, max_indirect_segments=0).parameters
+    taken = {name: now.get(name) for name in ("max_queues", "max_indirect_segments")}
+    want = {"max_queues": "1", "max_indirect_segments": "11"}
+    assert taken == want, f"with 9 queues and no segments asked for the parameters are {taken}"
+    lines = domu.log.lines("Invalid max_queues (9)")
+    assert len(lines) == 1, f"the front end logs {lines} of a limit that it does not take"
+    assert domu.attach(lun).pages == 1, "the disk does not connect as it should"
+    assert domu.fill() == domu.sum(), "the disk does not work as it should"
 
 
 TAKEN = re.compile(r"feature-|max-|multi-queue|discard-[gas]|sector|info|physical-sector")
