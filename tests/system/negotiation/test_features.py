@@ -281,6 +281,23 @@ def test_discard_can_be_forbidden(host: RigHost, lun: RigLun) -> None:
     assert most == "0", f"the front end discards up to {most} bytes, which nobody offers"
 
 
+def test_discard_can_be_forbidden_later(host: RigHost, lun: RigLun) -> None:
+    """`discard-enable` counts anew for each connection."""
+    domu = host.create(disk=lun)
+    offered = published(domu).get("feature-discard")
+    assert offered == "1", f"the back end may discard, and publishes {offered}"
+    domu.unbind_front()
+    host.xen.write({f"{domu.domain.back_path()}/discard-enable": 0})
+    domu.load_front()
+    domu.wait_connected()
+    offered = published(domu).get("feature-discard")
+    assert offered in (None, "0"), (
+        "a back end that may not discard any more still offers what it did in its last connection"
+    )
+    most = limits(domu)["discard_max"]
+    assert most == "0", f"the front end discards up to {most} bytes, which is forbidden"
+
+
 def test_persistent_grants_are_agreed_on_when_connecting(host: RigHost, lun: RigLun) -> None:
     """`feature_persistent` may change between the offer and the connection, and before another."""
     domu = host.create(front=None)
