@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import programs
 import pytest
 from kept import kept, more_than
 
@@ -109,3 +110,21 @@ def test_back_end_goes_with_requests_at_the_lun(
     assert domu.sum() == written, "the disk that came back has other data"
     assert domu.fill() == domu.sum(), "the disk that came back can't be written"
     domu.detach()
+
+
+@pytest.mark.long
+@pytest.mark.stack(kernel_options="slub_debug=P")
+def test_open_disk_is_asked_when_its_driver_has_gone(host: RigHost, lun: RigLun) -> None:
+    """What the kernel frees reads as "kkkk" with this option: a disk that looks at it would say
+    that it is a CD-ROM."""
+    domu = host.create(disk=lun)
+    program = programs.put("ask-disk", domu.channel, host.cache)
+    asking = domu.channel.spawn([program, "/dev/xvda", "wait"])
+    assert asking.read(64, timeout=20) == b"open\n", "the disk could not be opened"
+    domu.unbind_front()
+    asking.write(b"\n")
+    asking.wait(20)
+    lines = asking.read(256).decode().splitlines()
+    assert "cdrom no" in lines, (
+        f"asked after its driver had gone, the disk answers {lines}: it looks at freed memory"
+    )
