@@ -137,9 +137,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _is_current(item: pytest.Item, folder: Path) -> bool:
     record = records.read(records.place(folder, item.nodeid))
-    return record is not None and record.outcome in ("passed", "skipped") and (
-        record.inputs == _inputs(item)
-    )  # fmt: skip
+    if record is None or record.outcome not in ("passed", "skipped"):
+        return False
+    return record.inputs == _inputs(item)
 
 
 def _inputs(item: pytest.Item) -> str:
