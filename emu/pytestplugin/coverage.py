@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from emu.channel.channel import Channel
-from emu.errors import EmuError, RigError
+from emu.errors import EmuError, InputError
 from emu.images.cache import Cache
 from emu.pytestplugin import reports
 from emu.pytestplugin.options import dest
 from emu.stack.stack import Stack
-from emu.suite import records
+from emu.suite import gcov, records
 from emu.suite.records import Record
 from emu.suite.testruns import inputs_of_coverage
 from emu.xen import driver_counters
@@ -51,6 +51,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Raise UsageError for a directory that can't be written to, and without gcov."""
+    if (folder := folder_of(config)) is None:
+        return
+    try:
+        (folder / "tests").mkdir(parents=True, exist_ok=True)
+        gcov.program()
+    except OSError as error:
+        raise pytest.UsageError(f"--emu-coverage: {folder}: {error.strerror}") from None
+    except InputError as error:
+        raise pytest.UsageError(f"--emu-coverage: {error}") from None
+
+
 def folder_of(config: pytest.Config) -> Path | None:
     """The directory of `--emu-coverage`."""
     given = config.getoption(OPTION)
@@ -63,7 +76,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if folder is None or not config.getoption("emu_coverage_new"):
         return
     on_drivers = [item for item in items if set(_ON_DRIVERS) & set(_fixtures(item))]
-    (folder / "tests").mkdir(parents=True, exist_ok=True)
     records.write_chosen(folder, [item.nodeid for item in on_drivers])
     left = [item for item in on_drivers if not _is_current(item, folder)]
     config.hook.pytest_deselected(items=[item for item in items if item not in left])
@@ -114,7 +126,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         try:
             counted: list[Counted] = item.stash.setdefault(_counted, [])
             reached = records.reached(counted, Cache(), folder)
-        except RigError as error:
+        except EmuError as error:
             reached, outcome = (), f"not counted: {error}"
         inputs = _inputs(item)
         records.write(Record(item.nodeid, outcome, seconds, inputs, reached), folder)

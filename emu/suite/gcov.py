@@ -156,6 +156,14 @@ def plus(one: FileCounts, other: FileCounts) -> FileCounts:
     return FileCounts(lines, branches)
 
 
+def program(release: int = 0) -> str:
+    """The gcov of a release of gcc, or else this machine's. Raises InputError without any."""
+    found = next(filter(shutil.which, (f"gcov-{release}", "gcov")), None)
+    if found is None:
+        raise InputError("gcov is missing on this machine", hint="apt-get install gcc")
+    return found
+
+
 def _shown(units: Iterable[Unit], build: Build, cache: Cache) -> Iterator[tuple[str, Any]]:
     """What gcov shows of the drivers' own files; it has every header that was used, too."""
     top = build.entry / counted.FOLDER
@@ -173,11 +181,8 @@ def _shown(units: Iterable[Unit], build: Build, cache: Cache) -> Iterator[tuple[
 
 
 def _gcov(data: str, release: int, place: Path) -> Any:
-    program = next(filter(shutil.which, (f"gcov-{release}", "gcov")), None)
-    if program is None:
-        raise InputError("gcov is missing on this machine", hint="apt-get install gcc")
     options = ["--json-format", "--branch-probabilities", "--stdout"]
-    done = run([program, *options, data], f"gcov refuses the counters {data}", cwd=place)
+    done = run([program(release), *options, data], f"gcov refuses the counters {data}", cwd=place)
     return json.loads(done.text)
 
 

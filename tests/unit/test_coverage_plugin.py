@@ -40,7 +40,7 @@ def run(folder: Path, *options: str) -> str:
         cwd=folder, capture_output=True, text=True, timeout=120,
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def outcomes(folder: Path) -> dict[str, str]:
@@ -61,3 +61,11 @@ def test_what_is_recorded_and_what_runs_again(folder: Path) -> None:
     assert "2 passed" in run(folder, "--emu-coverage-new", "-n", "2")
     assert outcomes(folder) == dict.fromkeys(found, "passed")
     assert "3 deselected" in run(folder, "--emu-coverage-new")
+
+
+def test_a_directory_that_is_none(folder: Path) -> None:
+    (folder / "records").write_text("a file")
+    output = run(folder)
+    assert "--emu-coverage" in output
+    assert "Not a directory" in output
+    assert "INTERNALERROR" not in output
