@@ -23,7 +23,7 @@ from emu.suite.gcov import FileCounts
 from emu.suite.mutation import compiling
 from emu.suite.mutation.candidates import Candidate, candidates
 from emu.suite.mutation.compiling import Compiled, Compiler, Kind
-from emu.suite.mutation.judge import SOUND, Judge, Judged, Verdict
+from emu.suite.mutation.judge import SOUND, Judge, Judged, Verdict, first_line
 from emu.suite.mutation.ordering import History, Reaching, ordered, within
 from emu.suite.mutation.reach import Covered
 from emu.suite.mutation.source import Source
@@ -284,6 +284,19 @@ def test_a_test_that_fails_without_a_mutant_decides_nothing(tmp_path: Path) -> N
     found, judge = judged_by(trials, tmp_path)
     assert (found.verdict, found.test) == (Verdict.KILLED, "t.py::t1")
     assert judge.unfit == {"t.py::t0": "failed: AssertionError: always"}
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("AssertionError: 3 were lost\nassert 3 == 0", "AssertionError: 3 were lost"),
+        ("NotHeld: `a\n  b\nc` ended\nlast lines", "NotHeld: `a b c` ended"),
+        ("NotHeld: `a` ended\n`b`", "NotHeld: `a` ended"),
+        ("", "no message"),
+    ],
+)
+def test_line_of_a_message(message: str, line: str) -> None:
+    assert first_line(tried("t.py::t", "failed", message)) == line
 
 
 def test_the_patch_is_kept_for_people(tmp_path: Path) -> None:

@@ -164,6 +164,13 @@ class Judge:
 
 
 def first_line(tried: Tried) -> str:
-    """The first line of a test's messages."""
-    messages = [text.strip().split("\n", 1)[0] for text in tried.outcome.messages]
-    return "; ".join(filter(None, messages)) or "no message"
+    """The first line of a test's messages, with all lines of a command that it quotes."""
+    return "; ".join(filter(None, map(_first_line, tried.outcome.messages))) or "no message"
+
+
+def _first_line(message: str) -> str:
+    line, _, rest = message.strip().partition("\n")
+    if line.count("`") % 2 and "`" in rest:
+        quoted, _, behind = rest.partition("`")
+        line += f" {quoted}`" + behind.partition("\n")[0]
+    return " ".join(line.split())
