@@ -131,15 +131,22 @@ class RigHost:
     # LUNs and domUs.
 
     def create_lun(
-        self, *, size_mib: int = 16, sector: int = 512, name: str | None = None
+        self,
+        *,
+        size_mib: int = 16,
+        sector: int = 512,
+        physical: int | None = None,
+        name: str | None = None,
     ) -> RigLun:
         """Make one more LUN of `size_mib` MiB with sectors of 512 or 4096 bytes, and log in.
 
-        `name`: default "lun1" and so on. Raises InputError as `emu.xen.lun.create`.
+        `physical`: the bytes of its physical sectors, where that is not `sector`. `name`: default
+        "lun1" and so on. Raises InputError as `emu.xen.lun.create`.
         """
         if name is None:
             name = f"lun{next(self._lun_numbers)}"
-        return RigLun(self.xen.create_lun(name, size_mib * luns.MIB, sector), self.dom0)
+        made = self.xen.create_lun(name, size_mib * luns.MIB, sector, physical=physical)
+        return RigLun(made, self.dom0)
 
     def create(
         self,

@@ -135,9 +135,10 @@ class Host:
         size: int = 256 * luns.MIB,
         sector: int = 512,
         server_timeout: int = 0,
+        physical: int | None = None,
     ) -> luns.Lun:
         """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
-        return luns.create(self.dom0, name, size, sector, server_timeout)
+        return luns.create(self.dom0, name, size, sector, server_timeout, physical)
 
     def create(self, config: DomuConfig, *, boot_timeout: float = 120.0) -> domains.Domain:
         """Create a domU, follow its console and wait until its agent answers.

@@ -37,7 +37,7 @@ file={store}/$1.img target={configfs}/iscsi/$2/tpgt_1
 truncate -s $3 $file
 mkdir -p {configfs}/core/user_0/$1
 cd {configfs}/core/user_0/$1
-echo "dev_config=ledger/$file" > control
+echo "dev_config=ledger/$file$7" > control
 echo "dev_size=$3" > control
 echo "hw_block_size=$4" > control
 echo 1 > enable
@@ -112,10 +112,17 @@ def iqn(name: str) -> str:
     return f"iqn.2015-05.org.xen-block:{name}"
 
 
-def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeout: int = 0) -> Lun:
+def create(
+    dom0: Channel,
+    name: str,
+    size: int,
+    sector: int = 512,
+    server_timeout: int = 0,
+    physical: int | None = None,
+) -> Lun:
     """Make a LUN of `size` bytes, export it and log in.
 
-    After `server_timeout` seconds the kernel gives a request up that tcmu-runner does not
+    `physical` is the size of its physical sectors in bytes, where that is not `sector`. After `server_timeout` seconds the kernel gives a request up that tcmu-runner does not
     answer (0: never, so that requests can be held).
 
     Raises InputError for a size or sector that makes no disk, RigError with dom0's output when
@@ -125,12 +132,15 @@ def create(dom0: Channel, name: str, size: int, sector: int = 512, server_timeou
         raise InputError(f"{name!r} is no LUN name: small letters, digits and dashes, 32 at most")
     if sector not in SECTOR_SIZES:
         raise InputError(f"a LUN's sectors have 512 or 4096 bytes, not {sector}")
+    if physical is not None and (physical not in SECTOR_SIZES or physical < sector):
+        raise InputError(f"{sector}-byte sectors don't lie in physical ones of {physical} bytes")
     if server_timeout < 0:
         raise InputError(f"a LUN's server can't have {server_timeout} s for a request")
     if size <= 0 or size % sector:
         raise InputError(f"a LUN of {size} bytes is no whole number of {sector}-byte sectors")
     words = (str(size), str(sector), f"emu-{name}", str(server_timeout))
-    step(dom0, f"exporting LUN {name}", _EXPORT, name, iqn(name), *words)
+    physically = "" if physical in (None, sector) else f"?physical={physical}"
+    step(dom0, f"exporting LUN {name}", _EXPORT, name, iqn(name), *words, physically)
     device = log_in(dom0, name, _LOGIN)
     return Lun(name, size, sector, device)
 

@@ -95,7 +95,8 @@ struct lun {
 	char *block_path; /* of block_dev in configfs; NULL if unknown */
 	int fd;
 	uint32_t sector;
-	uint64_t size; /* in sectors */
+	unsigned physical_exponent; /* sectors in a physical one, as a power of two */
+	uint64_t size;		    /* in sectors */
 
 	pthread_mutex_t applying; /* serializes file access; taken before `lock` */
 	uint32_t *sums;

@@ -122,6 +122,16 @@ char *tcmu_cfgfs_get_str(const char *path)
 	return strdup(blocked ? "blocked" : "unblocked");
 }
 
+/* For commands that the player does not send. */
+size_t tcmu_memcpy_into_iovec(struct iovec *iov, size_t iov_cnt, void *src, size_t len)
+{
+	(void)iov;
+	(void)iov_cnt;
+	(void)src;
+	(void)len;
+	abort();
+}
+
 size_t tcmu_memcpy_from_iovec(void *dest, size_t len, struct iovec *iov, size_t iov_cnt)
 {
 	size_t done = 0;

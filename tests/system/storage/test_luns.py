@@ -21,14 +21,15 @@ def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
     host, domain = stack.host, stack.domain
     small = host.create_lun("small", 16 * lun.MIB, 512)
     large = host.create_lun("large", 5000 * lun.MIB, 4096)
-    devices = [stack.lun.device, small.device, large.device]
-    assert len(set(devices)) == 3, f"LUNs share a device: {devices}"
-    for one in (stack.lun, small, large):
-        name = one.device.removeprefix("/dev/")
-        facts = host.dom0.run(
-            f"cat /sys/block/{name}/size /sys/block/{name}/queue/logical_block_size", timeout=20
-        ).text.split()
-        assert facts == [str(one.size // 512), str(one.sector)], (
+    mixed = host.create_lun("mixed", 16 * lun.MIB, 512, physical=4096)
+    devices = [stack.lun.device, small.device, large.device, mixed.device]
+    assert len(set(devices)) == 4, f"LUNs share a device: {devices}"
+    for one, physical in ((stack.lun, 512), (small, 512), (large, 4096), (mixed, 4096)):
+        root = f"/sys/block/{one.device.removeprefix('/dev/')}"
+        files = ("size", "queue/logical_block_size", "queue/physical_block_size")
+        script = "cat " + " ".join(f"{root}/{file}" for file in files)
+        facts = host.dom0.run(script, timeout=20).text.split()
+        assert facts == [str(one.size // 512), str(one.sector), str(physical)], (
             f"dom0 sees LUN {one.name}, {one.size} bytes of {one.sector}, as {facts}"
         )
         assert lun.session_up(host.dom0, one), f"the session of LUN {one.name} is not up"
