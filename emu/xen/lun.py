@@ -122,8 +122,9 @@ def create(
 ) -> Lun:
     """Make a LUN of `size` bytes, export it and log in.
 
-    `physical` is the size of its physical sectors in bytes, where that is not `sector`. After `server_timeout` seconds the kernel gives a request up that tcmu-runner does not
-    answer (0: never, so that requests can be held).
+    `physical` is the size of its physical sectors in bytes, where that is not `sector`. After
+    `server_timeout` seconds the kernel gives a request up that tcmu-runner does not answer (0:
+    never, so that requests can be held).
 
     Raises InputError for a size or sector that makes no disk, RigError with dom0's output when
     a step fails.

@@ -55,7 +55,8 @@ class LunServer:
         """Answer requests that touch `blocks` blocks from `first` on (None: all the LUN) with
         HARDWARE ERROR, which dom0 does not try again, and do nothing of them.
 
-        `rate` of them, drawn with `seed`; `times` at most (0: always), until `clear`.
+        `rate` of them, drawn with `seed`; `times` at most (0: always), until `clear`. (An unmap
+        that was held or delayed is answered as done all the same, by tcmu-runner.)
         """
         if not 0 < rate <= 1:
             raise InputError(f"a rate of {rate} is not above 0 and up to 1")

@@ -132,7 +132,7 @@ int lun_submit(struct lun *lun, const struct request *request);
 void lun_release(struct lun *lun, uint64_t count); /* under the lock */
 
 /* serve.c */
-void lun_serve(struct lun *lun, struct request *request);
+int lun_serve(struct lun *lun, struct request *request); /* its status */
 int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums);
 
 /* rules.c */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Serve a request: apply a rule, access the file, record, answer. */
+/* Serve a request: apply a rule, access the file, record. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -158,7 +158,7 @@ static int change_blocks(struct lun *lun, const struct request *r, uint32_t bloc
 	}
 }
 
-void lun_serve(struct lun *lun, struct request *r)
+int lun_serve(struct lun *lun, struct request *r)
 {
 	struct record record = {
 		.sequence = r->sequence,
@@ -222,7 +222,7 @@ void lun_serve(struct lun *lun, struct request *r)
 		pthread_cond_broadcast(&lun->counted);
 	pthread_mutex_unlock(&lun->lock);
 	pthread_mutex_unlock(&lun->applying);
-	tcmur_cmd_complete(lun->device, r->command, status);
+	return status;
 }
 
 /* The checksums of the file's current content. */
