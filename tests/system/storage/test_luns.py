@@ -33,6 +33,8 @@ def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
             f"dom0 sees LUN {one.name}, {one.size} bytes of {one.sector}, as {facts}"
         )
         assert lun.session_up(host.dom0, one), f"the session of LUN {one.name} is not up"
+    with pytest.raises(InputError, match="4096-byte sectors don't lie in physical ones of 512"):
+        host.create_lun("wrong", 16 * lun.MIB, 4096, physical=512)
 
     # Through the rings: what goes to one LUN is on that one, and on no other.
     load_drivers(
