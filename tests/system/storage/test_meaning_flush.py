@@ -10,7 +10,7 @@ from back_ends import back_end
 
 from emu.images.cache import Cache
 from emu.rig import RigDomu, RigHost, RigLun
-from emu.xen.requests import Records, Request
+from emu.xen.requests import Flag, Records, Request
 
 ROUNDS = 12
 FAR = 64 << 20
@@ -137,3 +137,16 @@ def test_barrier_waits_for_what_came_before(host: RigHost, lun: RigLun, cache: C
     if (counted := domu.statistic("f_req")) < 2:
         wrong.append(f"the back end counts {counted} barriers")
     assert not wrong, "\n".join(wrong)
+
+
+def test_barrier_with_data_lasts(host: RigHost, lun: RigLun, cache: Cache) -> None:
+    """A front end takes a barrier for FUA, too: what it writes has to be past the LUN's cache when
+    it is answered, by a flush behind it or by FUA. Stock back ends flush before it alone."""
+    _, asker = disk(host, lun, cache, back_end(host, "barrier-only"))
+    mark = lun.mark()
+    answer = asker.result(write(FAR, 2, (0, PAGE), dsync=True))
+    assert answer == PAGE, f"a write with O_DSYNC was answered with {answer}"
+    done = list(lun.requests(mark))
+    (at,) = (i for i, each in enumerate(done) if each.lba == FAR // SECTOR and each.writes)
+    lasts = Flag.FUA in done[at].flags or "flush" in story(done[at:])
+    assert lasts, f"a write with O_DSYNC was answered and is in the LUN's cache: {story(done)}"
