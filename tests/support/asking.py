@@ -166,6 +166,12 @@ def faults(answers: Iterable[Answer]) -> list[str]:
     return [answer.fault for answer in answers if answer.fault]
 
 
+def check_good(answers: Iterable[Answer]) -> None:
+    """Requests that a test is built on were answered as done, with the right data."""
+    wrong = faults(answers)
+    assert not wrong, "requests that were to succeed did not: " + "; ".join(wrong[:SHOWN])
+
+
 @lru_cache(maxsize=1 << 16)
 def _data(sector: int, generation: int) -> bytes:
     if not generation:

@@ -52,10 +52,11 @@ static void spell(unsigned char *where, size_t bytes, const char *secret)
 static int transfer(int writes, const char *path, const char *secret)
 {
 	int device = open(path, (writes ? O_WRONLY : O_RDONLY) | O_DIRECT);
-	unsigned char *page = aligned_alloc(PAGE, PAGE), *want = malloc(PAGE);
+	unsigned char *page = aligned_alloc(PAGE, PAGE);
+	static unsigned char want[PAGE];
 	ssize_t done;
 
-	if (device < 0 || !page || !want)
+	if (device < 0 || !page)
 		return failed(path);
 	spell(want, PAGE, secret);
 	memcpy(page, want, PAGE);

@@ -56,7 +56,8 @@ def test_disabled_disk_is_let_go(host: RigHost, lun: RigLun) -> None:
         )
         good = [line for line in lines if "-5" not in line.split()]
         assert not good, f"the disk was disabled, but writes ended like this: {good}"
-        assert len(domu.log.lines("disabled for further use")) == 1
+        said = domu.log.lines("disabled for further use")
+        assert len(said) == 1, f"the front end says {len(said)} times that it disabled the disk"
     host.xen.write(state)
     domu.detach()
     domu.wait_gone()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from asking import PAGE, SECTOR, Asker, Content, extents, faults, read, write
+from asking import PAGE, SECTOR, Asker, Content, check_good, extents, faults, read, write
 
 from emu.images.cache import Cache
 from emu.rig import RigHost, RigLun
@@ -73,7 +73,7 @@ def test_data_lands_where_it_was_asked(host: RigHost, lun: RigLun, cache: Cache,
     content = Content(lun)
     dom0 = Asker(host.dom0, lun.device, cache)
     fill = [write(at, BEFORE, (0, 4 << 20)) for at in range(0, AREA, 4 << 20)]
-    assert not faults(content.done(dom0.ask(*fill)))
+    check_good(content.done(dom0.ask(*fill)))
 
     domu = host.create(disk=lun, front_parameters=parameters)
     domu.run("echo none > /sys/block/xvda/queue/scheduler")
@@ -87,7 +87,7 @@ def test_data_lands_where_it_was_asked(host: RigHost, lun: RigLun, cache: Cache,
         asked.append(write(at, ONE, *shape))
         places.append((at, length, shape))
         at += length + GAP
-    assert at < AREA
+    assert at < AREA, f"the shapes end at {at}, past the {AREA} bytes that are looked at"
     before = {name: domu.statistic(name) for name in ("wr_sect", "rd_sect")}
     mark = lun.mark()
     wrong += faults(content.done(guest.ask(*asked)))

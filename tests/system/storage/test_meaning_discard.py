@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from asking import PAGE, Asker, Content, extents, faults, read, write
+from asking import PAGE, Asker, Content, check_good, extents, faults, read, write
 from back_ends import back_end
 
 from emu.images.cache import Cache
@@ -42,7 +42,7 @@ def filled(domu: RigDomu, lun: RigLun, cache: Cache) -> tuple[Asker, Content]:
     """The LUN's first bytes written by the domU."""
     asker = Asker(domu.channel, f"/dev/{domu.disk(lun)}", cache)
     content = Content(lun)
-    assert not faults(content.done(asker.ask(write(0, 1, (0, AREA)))))
+    check_good(content.done(asker.ask(write(0, 1, (0, AREA)))))
     return asker, content
 
 
@@ -69,7 +69,7 @@ def test_discard_takes_what_it_names(host: RigHost, lun: RigLun, cache: Cache, s
         counted = domu.statistic("ds_req") - counted
         if counted != (len(ranges) if verb == "discard" else 0):
             wrong.append(f"the back end counts {counted} discards for {len(ranges)} of {verb}")
-        assert not faults(content.done(asker.ask(write(0, 1, (0, AREA)))))
+        check_good(content.done(asker.ask(write(0, 1, (0, AREA)))))
     assert not wrong, "\n".join(wrong)
 
 
@@ -119,7 +119,8 @@ def test_discard_is_not_sent_where_none_is_offered(
     assert set(results.values()) == {-errno.EOPNOTSUPP}, f"without discard offered: {results}"
     assert not changes(lun, mark), f"without discard offered the LUN did {changes(lun, mark)}"
     assert domu.statistic("ds_req") == 0, "discards reached a back end that offers none"
-    assert not content.differences(0, AREA), "\n".join(content.differences(0, AREA))
+    differences = content.differences(0, AREA)
+    assert not differences, "the LUN changed without a discard:\n" + "\n".join(differences)
 
 
 def test_discard_that_is_possible_no_more_is_asked_once(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from asking import PAGE, SECTOR, Asker, Content, faults, read, write
+from asking import PAGE, SECTOR, Asker, Content, check_good, read, write
 
 from emu.images.cache import Cache
 from emu.rig import RigDomu, RigHost, RigLun
@@ -42,7 +42,7 @@ def fails(
     wrong: list[str] = []
     kinds, block, asked = OPERATIONS[operation], (PLACE + at) // SECTOR, request(operation, length)
     # What a read has to bring in the end; what is discarded was there.
-    assert not faults(content.done(asker.ask(request("write", length))))
+    check_good(content.done(asker.ask(request("write", length))))
     good = 0 if operation == "discard" else length
     for name, times, answers in (("once", 1, [FAILED, good]), ("always", 0, [FAILED, FAILED])):
         lun.fail(block, 1, kinds=kinds, times=times)
@@ -94,7 +94,7 @@ def test_error_hits_only_its_own_request(host: RigHost, lun: RigLun, cache: Cach
     asker, content = Asker(domu.channel, "/dev/xvda", cache), Content(lun)
     number, bad_read, bad_write = 96, 41, 60
     places = [i * 4 * PAGE for i in range(number)]
-    assert not faults(content.done(asker.ask(*(write(at, 2, (0, PAGE)) for at in places))))
+    check_good(content.done(asker.ask(*(write(at, 2, (0, PAGE)) for at in places))))
     # Reads and writes take turns: no two of a kind are neighbours.
     asked = [
         read(at, 2, (512, PAGE)) if i % 2 else write(at, 3, (512, PAGE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from asking import PAGE, Asker, Content, faults, read, write
+from asking import PAGE, Asker, Content, check_good, faults, read, write
 from back_ends import back_end
 
 from emu.images.cache import Cache
@@ -29,7 +29,7 @@ def test_read_only_disk_changes_nothing(host: RigHost, lun: RigLun, cache: Cache
     """Each way to change it is refused, nothing of it reaches the LUN, and it is still read."""
     content = Content(lun)
     dom0 = Asker(host.dom0, lun.device, cache)
-    assert not faults(content.done(dom0.ask(write(0, 1, (0, AREA)))))
+    check_good(content.done(dom0.ask(write(0, 1, (0, AREA)))))
     domu = host.create(disk=lun, mode="r")
     asker = Asker(domu.channel, "/dev/xvda", cache)
     wrong: list[str] = []
@@ -61,7 +61,7 @@ def test_fsync_of_a_read_only_disk_succeeds(host: RigHost, lun: RigLun, cache: C
     asker = Asker(domu.channel, "/dev/xvda", cache)
     results = [asker.result("fsync") for _ in range(2)]
     assert results == [0, 0], f"two fsyncs of a read-only disk are answered with {results}"
-    assert not faults(asker.ask(read(0, 0, (0, PAGE))))
+    check_good(asker.ask(read(0, 0, (0, PAGE))))
 
 
 def test_flags_of_other_disks(host: RigHost, lun: RigLun, cache: Cache) -> None:

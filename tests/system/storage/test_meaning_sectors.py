@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from asking import PAGE, SECTOR, Asker, Content, faults, read, write
+from asking import PAGE, SECTOR, Asker, Content, check_good, faults, read, write
 
 from emu.deadline import Deadline, poll
 from emu.images.cache import Cache
@@ -166,7 +166,7 @@ def test_disk_follows_the_size_of_its_lun(host: RigHost, cache: Cache, sector: i
     domu = host.create(disk=lun)
     asker, content = Asker(domu.channel, "/dev/xvda", cache), Content(lun)
     wrong: list[str] = []
-    assert not faults(content.done(asker.ask(write(16 * MIB - PAGE, 2, (0, PAGE)))))
+    check_good(content.done(asker.ask(write(16 * MIB - PAGE, 2, (0, PAGE)))))
     for mib in (24, 40, 8):
         resize(host, lun, mib * MIB)
         deadline = Deadline("the domU's disk to follow", RESIZED_WITHIN)

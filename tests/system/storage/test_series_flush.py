@@ -55,7 +55,8 @@ def check(wrong: dict[str, str], what: str, got: object, want: object, flaw: str
 def test_failed_flush_reaches_the_caller(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun)
     one, wrong = OneRequest(domu), dict[str, str]()
-    assert one.ask("fsync") == "done"
+    asked = one.ask("fsync")
+    assert asked == "done", f"an fsync of a good LUN ended with {asked}"
     lun.fail(kinds="flushes")
     for time in ("first", "second"):
         check(wrong, f"{time} fsync", one.ask("fsync"), "EIO", "its flush failed at the LUN")
@@ -77,7 +78,8 @@ def test_barriers_with_data(host: RigHost, lun: RigLun) -> None:
     host.load_back(back_end(host, "cache"), flush_cache=0)
     domu = host.create(disk=lun)
     one, wrong = OneRequest(domu), dict[str, str]()
-    assert one.ask("write", 0, 4 * KIB, 0, "dsync") == "done"
+    asked = one.ask("write", 0, 4 * KIB, 0, "dsync")
+    assert asked == "done", f"a barrier on a good LUN ended with {asked}"
     lun.fail(kinds="flushes")
     asked = one.ask("write", 4 * KIB, 4 * KIB, 0, "dsync")
     check(wrong, "barrier that fails", asked, "EIO", "a write that fails at the LUN")
@@ -152,7 +154,8 @@ def test_barriers_of_two_queues(host: RigHost, lun: RigLun) -> None:
             "has not been done"
         )
     domu.wait_outstanding(0)
-    assert flushes(lun, mark) == 2
+    seen = flushes(lun, mark)
+    assert seen == 2, f"{seen} flushes came to the LUN for two"
 
 
 def test_buffers_are_aligned_to_sectors(host: RigHost, lun: RigLun) -> None:
