@@ -46,7 +46,7 @@ def promises(text: str) -> list[Promise]:
     return found
 
 
-def tests_of(folder: Path) -> Iterator[str]:
+def functions_of(folder: Path) -> Iterator[str]:
     """The test functions in the files below a folder, as the document names them."""
     for path in sorted(folder.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from behaviours import DRIVER_FOLDERS, Promise, document, promises, tests_of
+from behaviours import DRIVER_FOLDERS, Promise, document, promises, functions_of
 
 from emu import paths
 
@@ -18,7 +18,7 @@ def test_every_promise_has_a_test() -> None:
 
 
 def test_every_named_test_exists() -> None:
-    known = set(tests_of(SYSTEM))
+    known = set(functions_of(SYSTEM))
     wrong = [
         f"{name} ({promise.text})"
         for promise in PROMISES
@@ -31,7 +31,7 @@ def test_every_named_test_exists() -> None:
 @pytest.mark.parametrize("folder", DRIVER_FOLDERS)
 def test_every_test_of_the_drivers_holds_a_promise(folder: str) -> None:
     named = {name for promise in PROMISES for name in promise.tests}
-    left = [name for name in tests_of(SYSTEM / folder) if name not in named]
+    left = [name for name in functions_of(SYSTEM / folder) if name not in named]
     assert not left, f"tests in {folder}/ hold nothing that is listed:\n" + "\n".join(left)
 
 
