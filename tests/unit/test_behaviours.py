@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from behaviours import DRIVER_FOLDERS, Promise, document, promises, functions_of
+from behaviours import DRIVER_FOLDERS, Promise, document, functions_of, promises
 
 from emu import paths
 
