@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
     parser.add_argument(
         "arguments", nargs="*", metavar="ARGUMENT",
-        help="for pytest, after a `--`: -- -m long (default: tests/system)",
+        help="for pytest, after a `--`: -- -m long (default: tests/system -m drivers)",
     )  # fmt: skip
     add_locked_option(parser)
     parser.set_defaults(command=_coverage)

@@ -20,7 +20,7 @@ from emu.suite import records
 from emu.suite.records import Record
 from emu.suite.testruns import PYTEST, interrupt
 
-DEFAULT = ("tests/system",)
+DEFAULT = ("tests/system", "-m", "drivers")
 _PASSED, _FAILED, _INTERRUPTED, _MISUSED, _EMPTY = 0, 1, 2, 4, 5
 """pytest's exit statuses (pytest.ExitCode)."""
 _WELL = ("passed", "skipped")
