@@ -75,6 +75,19 @@ def test_quick_tests_that_reach_little_come_first() -> None:
     assert names(found) == ["t.py::quick", "t.py::of_everything", "t.py::slow"]
 
 
+def test_tests_that_reach_what_few_others_do_come_first() -> None:
+    tests = [Reaching("t.py::usual", 2.0, 0.5, 0.1), Reaching("t.py::rare", 2.2, 0.5, 1.0)]
+    assert names(ordered(tests, candidate(), History())) == ["t.py::rare", "t.py::usual"]
+
+
+def test_tests_that_reach_the_same_do_not_crowd_out_others() -> None:
+    alike: dict[object, float] = {"a": 1.0, "b": 1.0}
+    tests = [Reaching(f"t.py::like{n}", 1.0, 0.3, 0.5, alike) for n in range(4)]
+    other = Reaching("t.py::other", 2.0, 0.3, 0.5, {"c": 0.5})
+    found = names(ordered([*tests, other], candidate(), History()))
+    assert found.index("t.py::other") == 1, found
+
+
 def test_tests_that_noticed_others_come_earlier() -> None:
     history = History()
     tests = [Reaching(f"t.py::t{n}", 2.0 + n / 10, 0.3) for n in range(4)]
@@ -132,6 +145,7 @@ def test_tests_of_a_line() -> None:
         11: ["t.py::both"],
     }
     assert [one.share for one in by_line[3]] == [0.75, 0.25]
+    assert [one.rare for one in by_line[3]] == [1.0, pytest.approx(0.5 / 1.5)]
 
 
 def test_tests_of_a_line_that_has_moved() -> None:

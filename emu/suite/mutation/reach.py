@@ -18,6 +18,8 @@ from emu.suite.mutation.source import Source
 
 _UNKNOWN = 5.0
 """Seconds of a test that has not run yet."""
+_FEW = 0.25
+"""A line that at most this part of all tests reach is one that few do."""
 
 
 class Reach(Protocol):
@@ -48,6 +50,7 @@ class Covered:
     def __init__(self, coverage: Coverage) -> None:
         self._coverage = coverage
         self._moved: dict[Source, Mapping[int, int]] = {}
+        self._rarities: dict[tuple[str, int], Mapping[str, float]] = {}
 
     def is_of(self, source: Source) -> bool:
         """Whether coverage is of this very source."""
@@ -64,10 +67,32 @@ class Covered:
             line = line - 1 if self._is_inside(name, line) else None
         if line is None:
             return ()
+        rare = self._rare(name, line)
         return [
-            Reaching(one.test, one.seconds, self._shares[one.test])
+            Reaching(
+                one.test,
+                one.seconds,
+                self._shares[one.test],
+                rare.get(one.test, 0.0),
+                self._lines[one.test],
+            )
             for one in self._coverage.tests_reaching(name, line)
         ]
+
+    def _rare(self, name: str, line: int) -> Mapping[str, float]:
+        """How much of the function around a line each test reaches that few others do."""
+        its = self._coverage.places(name).at(line)
+        if its is None:
+            return {}
+        if (name, its.first) not in self._rarities:
+            sums: dict[str, float] = {}
+            for one in range(its.first, its.last + 1):
+                tests = self._coverage.tests_reaching(name, one)
+                for test in tests:
+                    sums[test.test] = sums.get(test.test, 0.0) + 1 / len(tests)
+            most = max(sums.values(), default=1.0)
+            self._rarities[name, its.first] = {test: part / most for test, part in sums.items()}
+        return self._rarities[name, its.first]
 
     def _is_inside(self, name: str, line: int) -> bool:
         """Whether the line before is of the same function."""
@@ -85,6 +110,19 @@ class Covered:
                 for n in range(size)
             }
         return self._moved[source]
+
+    @functools.cached_property
+    def _lines(self) -> Mapping[str, Mapping[object, float]]:
+        """The lines that few tests reach, by test, with their weights."""
+        few = len(self._coverage.tests) * _FEW
+        found: dict[str, dict[object, float]] = {one.test: {} for one in self._coverage.tests}
+        for name, outline in self._coverage.files.items():
+            for line in outline.code:
+                tests = self._coverage.tests_reaching(name, line)
+                if len(tests) <= few:
+                    for one in tests:
+                        found[one.test][name, line] = 1 / len(tests)
+        return found
 
     @functools.cached_property
     def _shares(self) -> Mapping[str, float]:
