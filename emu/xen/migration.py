@@ -64,7 +64,7 @@ class Migration:
 
         deadline = Deadline(f"{mib} MiB of {name} to reach the target", timeout)
         # Each look takes the CPU from the copying.
-        if not poll(lambda: self.ended or there(), deadline, pause=0.5):
+        if not poll(lambda: self.ended or there(), deadline, pause=0.2):
             raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
 
     def wait_suspended(self, timeout: float = MOVED_WITHIN) -> None:

@@ -236,7 +236,7 @@ def test_series_as_a_mailbox_on_stock_is_the_series(
     wanted = spec(name)
     files = kbuild.series(own_series(), wanted.version)
     mails = [
-        path.read_text().replace("[PATCH]", f"[PATCH v2 {n}/{len(files)}]", 1).rstrip() + "\n\n"
+        path.read_text().replace("[PATCH]", f"[PATCH v2 {n}/{len(files)}]", 1).rstrip("\n") + "\n\n"
         for n, path in enumerate(files, 1)
     ]
     (tmp_path / "t.mbox").write_text("".join(sorted(mails, reverse=True)))
