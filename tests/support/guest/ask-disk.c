@@ -6,6 +6,7 @@
  * geometry HEADS SECTORS CYLINDERS
  * cdrom yes|no             whether it is a CD-ROM drive
  * multisession zero|other  what its structure holds afterwards
+ * nowhere ERRNO            the answer to that with an address that is none
  * other ERRNO              the answer to a request that no disk knows
  */
 #include <errno.h>
@@ -41,6 +42,7 @@ int main(int argc, char **argv)
 	if (ioctl(disk, CDROMMULTISESSION, &session))
 		perror("multisession");
 	printf("multisession %s\n", memcmp(&session, &zero, sizeof(zero)) ? "other" : "zero");
+	printf("nowhere %d\n", ioctl(disk, CDROMMULTISESSION, 8) ? errno : 0);
 	printf("other %d\n", ioctl(disk, UNKNOWN, 0) ? errno : 0);
 	return 0;
 }

@@ -18,9 +18,11 @@ CDROM, READ_ONLY = 1, 4
 """VDISK_CDROM and VDISK_READONLY of io/blkif.h, in the key `info`."""
 HEADS, SECTORS = 255, 63
 LUN_SECTORS = 256 << 11
+GIB = 1 << 30
 ANSWERS = {
     "geometry": f"{HEADS} {SECTORS} {LUN_SECTORS // (HEADS * SECTORS)}",
     "multisession": "zero",
+    "nowhere": str(errno.EFAULT),
     "other": str(errno.EINVAL),
 }
 
@@ -71,6 +73,43 @@ def test_cdrom_is_shown_as_one(host: RigHost, lun: RigLun) -> None:
         elif domu.run(f"cat /sys/block/{disk}/{disk}1/start").strip() != str(START):
             wrong[disk] = "it has not the partition of its LUN"
     assert not wrong, f"disks by what they are attached as: {wrong}"
+
+
+MOST_CYLINDERS = 0xFFFF
+"""What struct hd_geometry has room for."""
+TOO_FAR = 4096
+"""The first disk whose minor number needs more than MINORBITS: 256 numbers are a disk's."""
+
+
+def test_large_disk_has_the_most_cylinders(host: RigHost) -> None:
+    """Of a disk with more, as many as the structure holds are told, not what is left of them."""
+    sizes = {
+        size: min(size * GIB // 512 // (HEADS * SECTORS), MOST_CYLINDERS) for size in (500, 600)
+    }
+    domu = host.create()
+    wrong = {}
+    for size, cylinders in sizes.items():
+        large = host.create_lun(size_mib=size << 10)
+        domu.attach(large)
+        told = asked(domu, domu.disk(large))["geometry"]
+        if told != f"{HEADS} {SECTORS} {cylinders}":
+            wrong[f"{size} GiB"] = f"geometry {told}, not {HEADS} {SECTORS} {cylinders}"
+    assert not wrong, f"heads, sectors and cylinders of disks by size: {wrong}"
+
+
+def test_disk_without_a_number_is_left_alone(host: RigHost, lun: RigLun) -> None:
+    """The front end says so, and its other disks work."""
+    domu = host.create(disk=lun)
+    domu.log.mark()
+    other = host.create_lun()
+    target = f"phy:{other.device},d{TOO_FAR}p0,w,script=block-emu"
+    host.xen.xl("block-attach", str(domu.domain.domid), target, timeout=60)
+    until = Deadline("the front end's word on a number out of range", WITHIN)
+    lines = poll(lambda: domu.log.lines("out of range"), until, pause=0.1)
+    assert len(lines) == 1, f"of a disk with a number out of range the front end logs {lines}"
+    disks = domu.run("ls /sys/block | grep xvd").split()
+    assert disks == ["xvda"], f"beside a disk that is out of range there are {disks}"
+    assert domu.fill() == domu.sum(), "the disk beside does not hold what was written"
 
 
 @pytest.mark.long
