@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from driver_checks import check_data, check_pages, only
 
+from emu.errors import NotHeld
 from emu.images.modules import End
 from emu.rig import RigDomu, RigHost, RigLun
+from emu.rig.host import BACK_PARAMETERS
 from emu.rig.keys import FrontEndKeys
 
 OUT_OF_RANGE = [
@@ -108,3 +110,33 @@ def test_more_than_the_offer_is_refused(host: RigHost, lun: RigLun) -> None:
     assert "requested 4 ring pages: not a power of two up to 2" in refusal, (
         f"the back end takes more pages than it has offered: {refusal}"
     )
+
+
+PLACES = {"front": "/sys/module/xen_blkfront/parameters", "back": BACK_PARAMETERS}
+
+
+@pytest.mark.parametrize("end", ["front", "back"])
+def test_what_is_no_number_is_refused(domu: RigDomu, end: End) -> None:
+    """In sysfs (the back end's can be written) and by insmod: EINVAL, and nothing changes."""
+    names = ("max_ring_pages", "max_ring_page_order")
+    domu.load(end, max_ring_pages=4)
+    channel = domu.channel_of(end)
+    wrong: dict[str, str] = {}
+    for name in names if end == "back" else ():
+        for text in ("many", "-1", "4 pages", "99999999999"):
+            script = ["sh", "-c", 'echo "$1" > "$2"', "sh", text, f"{PLACES[end]}/{name}"]
+            if channel.run(script, timeout=20, check=False).ok:
+                wrong[f"{name} set to {text!r}"] = "is taken"
+    now = [channel.run(["cat", f"{PLACES[end]}/{name}"], timeout=20).text.strip() for name in names]
+    if now != ["4", "2"]:
+        wrong["after numbers that are none"] = f"the limits read {now}, not those of 4 pages"
+    if lines := domu.log_of(end).lines("given"):
+        wrong["a number that is none"] = f"is logged as one that was used: {lines}"
+    for name in names:
+        try:
+            domu.load(end, **{name: "many"})
+            wrong[f"insmod with {name}=many"] = "succeeds"
+        except NotHeld as refused:
+            if "Invalid argument" not in str(refused):
+                wrong[f"insmod with {name}=many"] = f"is refused as {refused}"
+    assert not wrong, "\n".join(f"{what}: {found}" for what, found in wrong.items())
