@@ -85,14 +85,25 @@ def test_second_burst_takes_no_more(host: RigHost, lun: RigLun, ledger: Ledger) 
         domu.detach()
 
 
+KEPT_FOR = 0.6
+"""Seconds in which dom0 looks for grants that are too old several times: each 100 ms."""
+
+
 def test_idle_grants_are_given_back(host: RigHost, lun: RigLun) -> None:
-    """Unused for `persistent_grant_unused_seconds`, dom0 unmaps them, then the front end ends them;
-    a disk that is woken up works."""
+    """Unused for `persistent_grant_unused_seconds` (0: for any time), dom0 unmaps them, then the
+    front end ends them; a disk that is woken up works."""
     domu = host.create(disk=lun, ring_pages=PAGES)
     written = domu.fill()
     ring = frozenset(domu.ring().refs)
     before = domu.mapped_refs()
     assert before - ring, "no grant but the ring's is mapped: nothing could be given back"
+    # No grants are too old then.
+    host.set_back(persistent_grant_unused_seconds=0)
+    until = Deadline("dom0 to unmap grants that it may keep", KEPT_FOR)
+    kept = poll(domu.mapped_refs, until, until=lambda now: now != before, pause=0.2)
+    assert kept == before, (
+        f"dom0 unmapped {len(before - kept)} grants, which may be unused for any time"
+    )
     host.set_back(persistent_grant_unused_seconds=2)
     until = Deadline("dom0 to unmap idle grants", PURGED_WITHIN)
     data = frozenset(domu.data_refs())
