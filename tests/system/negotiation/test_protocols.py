@@ -12,6 +12,12 @@ from back_ends import front_end
 from emu.rig import RigHost, RigLun
 from emu.rig.verifying import Load
 
+FULL = (
+    "dd if=/dev/urandom of=/tmp/full bs=44k count=4 2>/dev/null; "
+    "dd if=/tmp/full of=/dev/xvda bs=44k seek=64 oflag=direct 2>/dev/null; "
+    "dd if=/dev/xvda bs=44k skip=64 count=4 iflag=direct 2>/dev/null | cmp - /tmp/full 2>&1 "
+    "&& echo same"
+)
 DISCARD = "blkdiscard -o 1048576 -l 65536 /dev/xvda"
 
 
@@ -29,6 +35,9 @@ def test_32_bit_ring_carries_every_kind_of_request(host: RigHost, lun: RigLun, n
     since = lun.mark()
     written = domu.fill()
     assert domu.sum() == written, "the disk does not hold what was written"
+    # As many segments as a request has room for without indirect ones.
+    copied = domu.run(FULL).strip()
+    assert copied == "same", f"requests of 11 segments wrote or read other data: {copied}"
     domu.run(DISCARD)
     asked = {request.operation for request in lun.requests(since)}
     assert asked == {"read", "write", "flush", "unmap"}, f"the LUN was asked for {asked} alone"
