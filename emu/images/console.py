@@ -6,18 +6,14 @@ any but the first; guest-images/console/emu-console.c says why.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 from emu import paths
 from emu.errors import InputError
-from emu.images import kbuild, modules
+from emu.images import guest_module
 from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
-from emu.images.manifest import JSON
-from emu.runprogram import run
 
 MODULE = "emu-console"
 _RIGHT_SINCE = (6, 1)
@@ -41,30 +37,4 @@ def build(kernel: Kernel, context: BuildContext) -> Path:
             "headers no module can"
         )
     source = paths.guest_images() / "console" / f"{MODULE}.c"
-    toolchain = kbuild.find_toolchain(kernel.config.read_text())
-    inputs: dict[str, JSON] = {
-        "kernel": kernel.root.name,
-        "source": kbuild.digest([source]),
-        "toolchain": toolchain.version,
-    }
-
-    def fill(made: Path) -> None:
-        what = f"the console of {kernel.release}"
-        with (
-            context.progress.stage(f"building {what}"),
-            kbuild.workplace(context.cache, "console") as place,
-        ):
-            folder = place / "source"
-            folder.mkdir()
-            shutil.copy(source, folder)
-            (folder / "Kbuild").write_text(f"obj-m := {MODULE}.o\n")
-            modules.unpack_devel(kernel, place, context.progress)
-            kbuild.make(
-                place / "devel/build", f"M={os.path.realpath(folder)}", "modules",
-                "CONFIG_DEBUG_INFO_BTF_MODULES=",
-                toolchain=toolchain, progress=context.progress, what=what, hide=place,
-            )  # fmt: skip
-            command = ["strip", "--strip-debug", "-o", str(made / f"{MODULE}.ko")]
-            run([*command, str(folder / f"{MODULE}.ko")], "strip refuses the console")
-
-    return context.entry("domu-console", inputs, fill) / f"{MODULE}.ko"
+    return guest_module.build(source, kernel, context, f"the console of {kernel.release}")

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import debugging
+import guest_modules
 import pytest
-import trouble_module
 
 from emu.channel.channel import Channel
-from emu.images.cache import Cache
+from emu.images.context import BuildContext
 from emu.images.kernels import Kernel
 from emu.stack.stack import Stack
 
@@ -30,12 +30,12 @@ TROUBLE = [
 
 
 @pytest.fixture(scope="session")
-def trouble(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kernel], Path]:
+def trouble(context: BuildContext) -> Callable[[Kernel], Path]:
     """Makes the module that does one wrong thing, once for each kernel."""
 
     @functools.lru_cache
     def made(kernel: Kernel) -> Path:
-        return trouble_module.build(kernel, cache, tmp_path_factory.mktemp(kernel.name))
+        return guest_modules.build("trouble", kernel, context)
 
     return made
 

@@ -3,9 +3,7 @@ be removed, or none at all. What the back end offers of them, and what it answer
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import trouble_module
+import guest_modules
 from asking import PAGE, Asker, check_good, read, write
 from back_ends import front_end
 from raw_cases import RAW
@@ -58,10 +56,10 @@ def test_disk_without_cache_and_discard_offers_neither(
     assert not wrong, "\n".join(f"{what}: {found}" for what, found in wrong.items())
 
 
-def test_odd_disk_is_offered_as_it_is(host: RigHost, cache: Cache, tmp_path: Path) -> None:
+def test_odd_disk_is_offered_as_it_is(host: RigHost, cache: Cache) -> None:
     """Its medium can be removed, it erases securely, and it knows no flush, though it has said so:
     the front end is told that, and no request is lost in it."""
-    module = trouble_module.build(host.stack.artifacts.kernel, cache, tmp_path, "odd_disk")
+    module = guest_modules.build("odd_disk", host.stack.artifacts.kernel, host.context)
     host.dom0.put(module.read_bytes(), "/tmp/odd_disk.ko")
     host.dom0.run(["insmod", "/tmp/odd_disk.ko"], timeout=20)
     domu = host.create(front=front_end(host, RAW))

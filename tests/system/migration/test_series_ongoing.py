@@ -6,10 +6,8 @@ is not saved with its discards on the ring.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import guest_modules
 import pytest
-import trouble_module
 from back_ends import back_end
 
 from emu.deadline import Deadline, poll
@@ -22,10 +20,10 @@ ENDS_WITHIN = 20.0
 """Seconds after a move in which what was on the ring has ended."""
 
 
-def send(domu: RigDomu, into: Path, **parameters: str | int) -> None:
+def send(domu: RigDomu, **parameters: str | int) -> None:
     """Load the module that sends requests; what they are is in its parameters (bios.c)."""
     kernel = domu.host.stack.artifacts.domu_kernel
-    module = trouble_module.build(kernel, domu.host.cache, into, "bios")
+    module = guest_modules.build("bios", kernel, domu.host.context)
     domu.channel.put(module, "/tmp/bios.ko")
     words = [f"{name}={value}" for name, value in parameters.items()]
     domu.channel.run(["insmod", "/tmp/bios.ko", *words], timeout=60)
@@ -40,13 +38,13 @@ def send(domu: RigDomu, into: Path, **parameters: str | int) -> None:
     ],
 )
 def test_discard_is_on_the_ring(
-    host: RigHost, lun: RigLun, tmp_path: Path, what: str, then: str, status: int
+    host: RigHost, lun: RigLun, what: str, then: str, status: int
 ) -> None:
     host.load_back(back_end(host, "secure-discard"))
     domu = host.create(disk=lun)
     written = domu.fill()
     with lun.held("writes"):
-        send(domu, tmp_path, what=what, sector=2 * 2048, sectors=SECTORS)
+        send(domu, what=what, sector=2 * 2048, sectors=SECTORS)
         domu.wait_outstanding(1)
         with domu.saving():
             lun.release()
