@@ -98,7 +98,7 @@ class Ledger:
         """The books and the standing numbers right now."""
         xen = hypervisor.read(self.host.dom0)
         books = [self._domain(table, xen.names) for table in xen.grants.tables]
-        standing = [self._own(memory.read_standing(guest)) for guest in self._guests()]
+        standing = [self.own(memory.read_standing(guest)) for guest in self._guests()]
         return Snapshot(
             Books(MappingProxyType({each.name: each for each in books})), (*standing, xen.ports)
         )
@@ -178,7 +178,7 @@ class Ledger:
             yield cycle
             self._wait_for_grants(before, within)
             if number >= memory.MEASURABLE:
-                taken.append(tuple(self._own(memory.read(guest)) for guest in self._guests()))
+                taken.append(tuple(self.own(memory.read(guest)) for guest in self._guests()))
         self.settled(before, within)
         if grown := memory.growth(taken) if taken else ():
             named = ", ".join(f"{each.slope:+.0f} {each.what} ({each.owner})" for each in grown)
@@ -186,6 +186,17 @@ class Ledger:
                 f"memory leaks with each of {len(taken) - 1} cycles: {named}",
                 lines=ledger.table(Growth.HEAD, (each.cells() for each in grown)),
             )
+
+    def own(self, taken: Memory) -> Memory:
+        """Without what Linux' console driver has leaked in a domU that was resumed."""
+        resumes = next((d.resumes for d in self._domus if d.name == taken.owner), 0)
+        if not resumes:
+            return taken
+        leaked = leaked_by_console(self.host.stack.artifacts.domu_kernel)
+        numbers = {
+            name: number - resumes * leaked.get(name, 0) for name, number in taken.numbers.items()
+        }
+        return replace(taken, numbers=numbers)
 
     @staticmethod
     def _not_held(changes: Changes, until: Deadline) -> NotHeld:
@@ -225,17 +236,6 @@ class Ledger:
     def _guests(self) -> list[Channel]:
         """dom0, and every domU that answers."""
         return [self.host.dom0, *(domu.channel for domu in self._domus)]
-
-    def _own(self, taken: Memory) -> Memory:
-        """Without what Linux' console driver has leaked in a domU that was resumed."""
-        resumes = next((d.resumes for d in self._domus if d.name == taken.owner), 0)
-        if not resumes:
-            return taken
-        leaked = leaked_by_console(self.host.stack.artifacts.domu_kernel)
-        numbers = {
-            name: number - resumes * leaked.get(name, 0) for name, number in taken.numbers.items()
-        }
-        return replace(taken, numbers=numbers)
 
     def _domain(self, table: GrantTable, names: Mapping[int, str]) -> DomainBooks:
         name = names.get(table.domid, f"domain {table.domid}, which has ended")

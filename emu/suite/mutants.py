@@ -34,7 +34,7 @@ from emu.images.kernels import get_kernel
 from emu.progress import Progress
 from emu.suite.testruns import Outcome, Runs, Trial
 
-SUBJECTS = ("negotiation", "migration", "grants", "adversary", "data")
+SUBJECTS = ("negotiation", "migration", "grants", "adversary", "data", "failures")
 KERNEL = "debian-6.1"
 _FIELD = re.compile(r"(Caught-by|Says|Kernel): *(.*)")
 _LIKE_A_FIELD = re.compile(r"[A-Z][a-z]+(-[a-z]+)?: ")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emu import paths
 
-DRIVER_FOLDERS = ("negotiation", "migration", "grants", "adversary", "storage", "disks")
+DRIVER_FOLDERS = ("negotiation", "migration", "grants", "adversary", "storage", "disks", "failures")
 """Those of tests/system/ whose tests are about the drivers."""
 
 _ITEM = re.compile(r"^- (.+(?:\n {2}.+)*)", re.MULTILINE)

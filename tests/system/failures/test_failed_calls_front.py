@@ -1,0 +1,68 @@
+"""The front end when one of its calls fails: it says so and closes, or does without; no leak.
+
+Every place in the driver that calls for memory, xenstore, a grant, an event channel or the block
+layer is let fail, one in each attempt to attach, use and detach a disk.
+"""
+
+from __future__ import annotations
+
+import failing_calls
+import pytest
+from failing_calls import KINDS, FailingCalls
+from failure_actions import load_fails
+from failure_cases import cases_of
+from failure_checks import Sweep, check
+
+from emu.images.context import BuildContext
+from emu.rig import RigHost, RigLun
+from emu.xen.drivers import FRONT
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.stack(domu_vcpus=2)]
+
+TWO = {"max_queues": 2}
+LEFT_OUT = ("feature-persistent",)
+EVERY = {"xenstore": 6, "memory": 3, "devices": 2}
+"""After so many calls that failed the next disk has to work: most end at the same places."""
+
+
+def sweep(host: RigHost, context: BuildContext, **front: int) -> Sweep:
+    domu = host.create(ring_pages=4, front_parameters={**TWO, **front}, back_parameters=TWO)
+    module = failing_calls.module(host, "front", context)
+    return Sweep(domu, "front", module, parameters={"max_ring_pages": 4, **TWO, **front})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_call_of_a_disk_fails(
+    host: RigHost, lun: RigLun, context: BuildContext, kind: str
+) -> None:
+    tried = sweep(host, context)
+    calls = [call for call in tried.normal() if call.kind == kind and call.key not in LEFT_OUT]
+    tried.run(cases_of(calls), every=EVERY[kind])
+    check(tried)
+
+
+@pytest.mark.long
+def test_later_calls_of_a_disk_fail(host: RigHost, lun: RigLun, context: BuildContext) -> None:
+    tried = sweep(host, context)
+    tried.run(case for case in cases_of(tried.normal(), most=8) if case.nth > 1)
+    check(tried)
+
+
+@pytest.mark.long
+def test_each_call_without_persistent_grants_fails(
+    host: RigHost, lun: RigLun, context: BuildContext
+) -> None:
+    """Pages for the segments of indirect requests are asked for only then."""
+    tried = sweep(host, context, feature_persistent=0)
+    tried.run(cases_of(tried.normal(), most=2))
+    check(tried)
+
+
+def test_each_call_of_loading_fails(host: RigHost, lun: RigLun, context: BuildContext) -> None:
+    domu = host.create()
+    calls = FailingCalls(lambda: domu.channel, FRONT, failing_calls.module(host, "front", context))
+    wrong = load_fails(domu, "front", calls, "! grep -q xvd /proc/devices")
+    assert not wrong, "\n".join(wrong)
+    ring = domu.attach(lun)
+    assert ring.connected, "the driver that was loaded at last does not connect"
+    assert domu.fill() == domu.sum(), "the front end that was loaded at last spoils data"
