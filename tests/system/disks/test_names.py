@@ -52,9 +52,11 @@ IMPOSSIBLE = {
 SHOW = """
 cd /sys/block
 for disk in xvd*; do
-    [ ! -e $disk/dev ] || echo $disk $(cat $disk/dev $disk/range)
+    shown=$(cat $disk/dev $disk/range 2> /dev/null) && echo $disk $shown
 done
+:
 """
+"""A disk may go while it is looked at."""
 
 
 def attach(domu: RigDomu, lun: RigLun, number: int) -> None:
