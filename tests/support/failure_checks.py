@@ -22,6 +22,7 @@ from emu.deadline import Deadline, poll
 from emu.errors import NotHeld, RigError
 from emu.images.modules import End
 from emu.rig import FIRST_DISK, Ledger, RigDomu
+from emu.rig.kernel_log import KernelLog
 from emu.xen import granted, memory
 from emu.xen.drivers import BACK, FRONT, unload
 from emu.xen.memory import Memory
@@ -31,6 +32,7 @@ DISK_WITHIN = 15.0
 """Seconds from Connected until the domU has the disk."""
 USED_WITHIN = 30.0
 GIVEN_BACK_WITHIN = 8.0
+SAID_WITHIN = 3.0
 IO_FAILS = "I/O fails"
 _TROUBLE = {0: "", 3: IO_FAILS, 4: "the data read is not the data written"}
 
@@ -106,8 +108,8 @@ class Sweep:
         self.disk = disk or DiskByHand(domu)
         self.ledger = Ledger(domu.host)
         self.round = 0
-        self._logged = 0
-        self._failures = 0
+        self._log = KernelLog(lambda: domu.channel_of(end))
+        self._requests = KernelLog(lambda: domu.channel)
         self.parameters = parameters
         self.once: set[str] = set()
         self.wrong: list[str] = []
@@ -127,7 +129,7 @@ class Sweep:
         return made
 
     def _made(self, then: Action | None) -> list[Call]:
-        self._logged = len(self._lines())
+        self._log.mark()
         self.calls.watch()
         outcome = self.attach()
         if then is not None and outcome.works:
@@ -217,8 +219,7 @@ class Sweep:
             # How many requests there are is not the same each time.
             if case.nth == 1:
                 words.append(f"there was no such call; {outcome}")
-        lines = self._lines()
-        said, self._logged = _unusual(lines[self._logged :]), len(lines)
+        said = self._settled_words(outcome)
         print(f"{case}: {outcome}; {said}", flush=True)
         failed = self._failed_requests()
         if outcome.works and failed and not io_fails:
@@ -266,16 +267,20 @@ class Sweep:
 
     def _failed_requests(self) -> list[str]:
         """What the domU's block layer logged of requests that failed, since it was asked last."""
-        lines = self.domu.log.lines(f"I/O error, dev {FIRST_DISK}")
-        before, self._failures = self._failures, len(lines)
-        return lines[before:]
+        lines = self._requests.lines(f"I/O error, dev {FIRST_DISK}")
+        self._requests.mark()
+        return lines
+
+    def _settled_words(self, outcome: Outcome) -> list[str]:
+        """What was said for this case; a console may be slower than xenstore, so wait for it."""
+        until = Deadline("a word in the log", 0 if outcome.disk else SAID_WITHIN)
+        said = poll(self.said, until)
+        self._log.mark()
+        return said
 
     def said(self) -> list[str]:
         """What the end's driver logged for this case, but what it always does."""
-        return _unusual(self._lines()[self._logged :])
-
-    def _lines(self) -> list[str]:
-        return self.domu.log_of(self.end).lines()
+        return _unusual(self._log.lines())
 
 
 def _unusual(lines: Iterable[str]) -> list[str]:

@@ -1,15 +1,16 @@
 """The front end when one of its calls fails: it says so and closes, or does without; no leak.
 
 Every place in the driver that calls for memory, xenstore, a grant, an event channel or the block
-layer is let fail, one in each attempt to attach, use and detach a disk.
+layer is let fail, one in each attempt to attach, use and detach a disk, or to resume with one.
 """
 
 from __future__ import annotations
 
 import failing_calls
 import pytest
+from disk_by_hand import DiskByHand, DiskByXl
 from failing_calls import KINDS, FailingCalls
-from failure_actions import load_fails
+from failure_actions import Resizing, load_fails, save_and_restore
 from failure_cases import cases_of
 from failure_checks import Sweep, check
 
@@ -20,7 +21,6 @@ from emu.xen.drivers import FRONT
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.stack(domu_vcpus=2)]
 
 TWO = {"max_queues": 2}
-LEFT_OUT = ("feature-persistent",)
 EVERY = {"xenstore": 6, "memory": 3, "devices": 2}
 """After so many calls that failed the next disk has to work: most end at the same places."""
 
@@ -36,7 +36,7 @@ def test_each_call_of_a_disk_fails(
     host: RigHost, lun: RigLun, context: BuildContext, kind: str
 ) -> None:
     tried = sweep(host, context)
-    calls = [call for call in tried.normal() if call.kind == kind and call.key not in LEFT_OUT]
+    calls = [call for call in tried.normal() if call.kind == kind]
     tried.run(cases_of(calls), every=EVERY[kind])
     check(tried)
 
@@ -55,6 +55,28 @@ def test_each_call_without_persistent_grants_fails(
     """Pages for the segments of indirect requests are asked for only then."""
     tried = sweep(host, context, feature_persistent=0)
     tried.run(cases_of(tried.normal(), most=2))
+    check(tried)
+
+
+@pytest.mark.stack(domu_memory=128)
+@pytest.mark.parametrize("most", [3, pytest.param(0, marks=pytest.mark.long, id="all")])
+def test_each_call_of_a_resume_fails(
+    host: RigHost, lun: RigLun, context: BuildContext, most: int
+) -> None:
+    domu = host.create(ring_pages=4, front_parameters=TWO, back_parameters=TWO)
+    module = failing_calls.module(host, "front", context)
+    tried = Sweep(domu, "front", module, DiskByXl(domu))
+    cases = list(cases_of(tried.normal(save_and_restore), most=1))
+    tried.run(cases[:: len(cases) // most][:most] if most else cases, save_and_restore)
+    check(tried)
+
+
+def test_each_call_when_resized_fails(host: RigHost, lun: RigLun, context: BuildContext) -> None:
+    domu = host.create(ring_pages=4)
+    resizing = Resizing(host)
+    module = failing_calls.module(host, "front", context)
+    tried = Sweep(domu, "front", module, DiskByHand(domu, resizing.device))
+    tried.run(cases_of(tried.normal(resizing)), resizing)
     check(tried)
 
 
