@@ -25,9 +25,9 @@ xenstore-write $1 "" $2 "" && xenstore-chmod $1 n0 r$3 && xenstore-chmod $2 n$3 
 """
 _GIVE = f"""
 set -e
-front=$1 back=$2 lun=$3
+front=$1 back=$2 lun=$3 key=$6
 at=$(stat -c %t:%T $lun)
-xenstore-write $front/backend $back $front/backend-id 0 $front/virtual-device ${{front##*/}} \
+xenstore-write $front/backend $back $front/backend-id 0 $front/$key ${{front##*/}} \
     $front/device-type disk $front/state 1 \
     $back/frontend $front $back/frontend-id $5 $back/online 1 \
     $back/mode w $back/dev $4 $back/type phy $back/params $lun $back/state 1
@@ -77,11 +77,22 @@ class States:
 
 
 class DiskByHand:
-    """The first disk of a domU: `device` of dom0, or else a whole LUN."""
+    """The first disk of a domU: `device` of dom0, or else a whole LUN.
 
-    def __init__(self, domu: RigDomu, device: str = "") -> None:
+    The front end has its number in `number_key`, the back end its name `dev`.
+    """
+
+    def __init__(
+        self,
+        domu: RigDomu,
+        device: str = "",
+        *,
+        number_key: str = "virtual-device",
+        dev: str = FIRST_DISK,
+    ) -> None:
         self.domu = domu
         self.device = device
+        self.number_key, self.dev = number_key, dev
         self.dom0 = domu.host.dom0
         self._prepared = False
 
@@ -98,7 +109,7 @@ class DiskByHand:
             self.dom0.run(["sh", "-c", _PREPARE, "sh", *parents, domid], timeout=20)
             self._prepared = True
         device = self.device or lun.device
-        words = [front, back, device, FIRST_DISK, str(self.domu.domain.domid)]
+        words = [front, back, device, self.dev, str(self.domu.domain.domid), self.number_key]
         self.dom0.run(["sh", "-c", _GIVE, "sh", *words], timeout=30)
         return self.wait(ENDED)
 

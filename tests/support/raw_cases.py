@@ -140,6 +140,13 @@ def at_rest(front: RawFrontEnd) -> dict[str, str]:
     wrong_pages = {front.refs[page] for page in (OTHERS, REVOKED)}
     mapped = front.domu.mapped_refs()
     persistent = back[0].persistent
+    # A page of raw requests may be mapped for another disk.
+    kept = mapped & (set(front.domu.data_refs()) | set(front.refs))
+    counted = back[0].persistent_grants or 0
+    if counted > len(kept):
+        wrong["grants at rest"] = (
+            f"the back end counts {counted} persistent grants, and dom0 maps {len(kept)} pages"
+        )
     if left := mapped & (wrong_pages if persistent else set(front.refs)):
         wrong["when all is answered"] = f"dom0 still maps references {sorted(left)} of requests"
     return wrong

@@ -31,7 +31,8 @@ NEVER = 4000000
 ANSWERED_WITHIN = 10.0
 _ROOT = "/sys/kernel/debug/raw"
 _MOUNTED = f"[ -d {_ROOT} ] || mount -t debugfs none /sys/kernel/debug"
-_SIZE = 112
+SIZE, SIZE_32 = 112, 108
+"""Bytes of struct blkif_request, and in the layout of a 32-bit domU."""
 _FIRST_ID = 1 << 40
 _ids = itertools.count(_FIRST_ID)
 
@@ -95,6 +96,12 @@ def direct(
     return Raw(head + body, operation, number)
 
 
+def unknown_32(operation: int) -> Raw:
+    """A request of no known operation in the layout of a 32-bit domU, whose id stands elsewhere."""
+    number = next(_ids)
+    return Raw(struct.pack("<BBHQ", operation, 1, 0, number), operation, number)
+
+
 def discard(sector: int, sectors: int, flag: int = 0) -> Raw:
     """A discard of so many sectors of 512 bytes; flag 1: a secure one."""
     number = next(_ids)
@@ -115,11 +122,15 @@ def indirect(
 
 
 class RawFrontEnd:
-    """The raw requests of a domU that has loaded the front end `raw-requests`, on one disk."""
+    """The raw requests of a domU that has loaded the front end `raw-requests`, on one disk.
 
-    def __init__(self, domu: RigDomu, disk: str = FIRST_DISK) -> None:
+    `size` is that of a request on its ring, in bytes.
+    """
+
+    def __init__(self, domu: RigDomu, disk: str = FIRST_DISK, size: int = SIZE) -> None:
         self.domu = domu
         self.disk = disk
+        self.size = size
         domu.run(_MOUNTED)
         self.refs = [int(word) for word in domu.run(f"cat {_ROOT}/refs").split()]
         """The references of the pages."""
@@ -166,7 +177,7 @@ class RawFrontEnd:
                 if not isinstance(frame, int):
                     frame = self.refs[described.setdefault(frame, DESCRIPTIONS + len(described))]
                 refs.append(struct.pack("<I", frame))
-            whole.append(b"".join([request.data, *refs])[:_SIZE].ljust(_SIZE, b"\0"))
+            whole.append(b"".join([request.data, *refs])[: self.size].ljust(self.size, b"\0"))
         if described:
             frames = (b"".join(segment.packed() for segment in frame) for frame in described)
             self.fill(DESCRIPTIONS, b"".join(frame.ljust(PAGE, b"\0") for frame in frames))

@@ -24,6 +24,7 @@ int main(int argc, char **argv)
 	int disk = argc > 1 ? open(argv[1], O_RDONLY | O_NONBLOCK) : -1;
 	struct hd_geometry geometry = { 0 };
 	struct cdrom_multisession session, zero = { 0 };
+	int refused;
 
 	if (disk < 0) {
 		perror("ask-disk");
@@ -39,9 +40,10 @@ int main(int argc, char **argv)
 	printf("geometry %u %u %u\n", geometry.heads, geometry.sectors, geometry.cylinders);
 	printf("cdrom %s\n", ioctl(disk, CDROM_GET_CAPABILITY, 0) ? "no" : "yes");
 	memset(&session, 0xff, sizeof(session));
-	if (ioctl(disk, CDROMMULTISESSION, &session))
-		perror("multisession");
-	printf("multisession %s\n", memcmp(&session, &zero, sizeof(zero)) ? "other" : "zero");
+	refused = ioctl(disk, CDROMMULTISESSION, &session);
+	printf("multisession %s\n", refused				    ? "refused"
+				    : memcmp(&session, &zero, sizeof(zero)) ? "other"
+									    : "zero");
 	printf("nowhere %d\n", ioctl(disk, CDROMMULTISESSION, 8) ? errno : 0);
 	printf("other %d\n", ioctl(disk, UNKNOWN, 0) ? errno : 0);
 	return 0;

@@ -28,6 +28,7 @@ BAD = [
     pytest.param({**GOOD, "ring-ref": "8x"}, "ring-ref", id="reference no number"),
     pytest.param({**GOOD, "multi-queue-num-queues": 0}, "0 queues", id="no queues"),
     pytest.param({**GOOD, "multi-queue-num-queues": 4294967295}, "queues", id="absurd queues"),
+    pytest.param({**GOOD, "multi-queue-num-queues": "two"}, "num-queues", id="queues as text"),
     pytest.param({**GOOD, "protocol": "x86_16-abi"}, "x86_16-abi", id="unknown protocol"),
     pytest.param(TWO_QUEUES, "queue-1/ring-ref", id="second queue lacks a key"),
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from disk_by_hand import DiskByHand
 from partitioned import SIZE, START, partition
 
 from emu.deadline import Deadline, poll
@@ -165,3 +166,32 @@ def test_partition_has_its_name(host: RigHost, lun: RigLun, disk: str) -> None:
         )
     ]
     assert sums[0] == sums[1], "the partition does not begin where the LUN's table says"
+
+
+def test_number_beside_the_usual_key_counts(host: RigHost, lun: RigLun) -> None:
+    """`virtual-device-ext` is read where there is no `virtual-device`."""
+    domu = host.create(ring_pages=1)
+    disk = DiskByHand(domu, number_key="virtual-device-ext")
+    states = disk.give(lun)
+    assert states.connected, f"a disk with its number in virtual-device-ext: {states}"
+    wrong = wait_shown(domu, [Disk(202 << 8, "xvda", "202:0")])
+    assert not wrong, f"a disk with its number in virtual-device-ext: {wrong}"
+    kept = disk.take()
+    assert not kept, f"a disk with its number in virtual-device-ext does not go: {kept}"
+
+
+THREADS = "cat /proc/[0-9]*/comm 2> /dev/null | grep xvda || :"
+
+
+def test_thread_has_the_name_of_the_disk(host: RigHost, lun: RigLun) -> None:
+    """With the domU's number; a name may be a path."""
+    domu = host.create(ring_pages=1)
+    for dev in ("xvda", "/dev/xvda"):
+        disk = DiskByHand(domu, dev=dev)
+        states = disk.give(lun)
+        assert states.connected, f"a disk that dom0 calls {dev}: {states}"
+        names = host.dom0.run(THREADS, timeout=20).text.split()
+        want = [f"{domu.domain.domid}.xvda-0"]
+        assert names == want, f"the thread of a disk that dom0 calls {dev} is called {names}"
+        kept = disk.take()
+        assert not kept, f"a disk that dom0 calls {dev} does not go: {kept}"

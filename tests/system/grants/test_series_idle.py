@@ -13,6 +13,8 @@ from emu.xen.queues import BackQueue, FrontQueue
 PAGES = 4
 BURST = Load(outstanding=256, size=32768, reads=50)
 """More than the ring holds, of 8 segments each."""
+ONE_REQUEST = 33
+"""Grants of a request of 32 segments, with that of the page which describes them."""
 LEAST = 11
 """Segments of a plain request."""
 SQUEEZED_WITHIN = 3.0
@@ -52,8 +54,8 @@ def test_second_burst_takes_no_more(host: RigHost, lun: RigLun, ledger: Ledger) 
         domu.attach(lun)
         most = int(host.back_parameter("max_persistent_grants"))
         front, back = views(domu)
-        assert number(front.grants) <= 33, (
-            f"at rest the front end has {front.grants} grants: one request takes 33 at most"
+        assert number(front.grants) <= ONE_REQUEST, (
+            f"at rest the front end has {front.grants} grants: one request takes {ONE_REQUEST}"
         )
         after: list[tuple[FrontQueue, BackQueue]] = []
         for count in (1, 2):
@@ -125,6 +127,36 @@ def test_idle_grants_are_given_back(host: RigHost, lun: RigLun) -> None:
     assert shown == (0, 0), f"the ends show {shown} persistent grants, and there are none"
     assert domu.sum() == written, "a disk that was idle has other data"
     assert domu.fill() == domu.sum(), "a disk that was idle can't be written"
+
+
+def test_idle_front_end_ends_half_of_its_grants(host: RigHost, lun: RigLun) -> None:
+    """Those that dom0 does not keep mapped, each time it looks, down to those of one request."""
+    domu = host.create(disk=lun, ring_pages=PAGES, back_parameters={"max_persistent_grants": 0})
+    with domu.verifying_io(load=Load(outstanding=3, size=131072, reads=50)) as io:
+        io.await_answers(100)
+    seen = [number(views(domu)[0].grants)]
+    assert seen[0] > 2 * ONE_REQUEST, f"a burst left {seen[0]} grants: too few to see half of them"
+    until = Deadline("the front end to end idle grants", 2 * FRONT_WITHIN)
+
+    def look() -> int:
+        now = number(views(domu)[0].grants)
+        if now != seen[-1]:
+            seen.append(now)
+        return now
+
+    poll(look, until, until=lambda now: now <= ONE_REQUEST, pause=0.5)
+    want = [seen[0]]
+    while want[-1] > ONE_REQUEST:
+        want.append(max(want[-1] - want[-1] // 2, ONE_REQUEST))
+    assert seen == want, (
+        f"the grants of an idle front end were {seen}, one after the other, not {want}"
+    )
+    front, _ = views(domu)
+    assert front.grants == front.grants_free, (
+        f"{front.grants_free} of {front.grants} grants are free, and no request is"
+    )
+    written = domu.fill()
+    assert domu.sum() == written, "a disk that was idle has other data"
 
 
 def test_limits_hold_at_run_time(host: RigHost, lun: RigLun) -> None:

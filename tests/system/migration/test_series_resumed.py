@@ -167,6 +167,27 @@ def test_limits_follow_the_back_end(
 
 
 @SMALL
+@pytest.mark.parametrize("back", ["no-cache", "patched"])
+def test_flushes_under_way_end_well(host: RigHost, lun: RigLun, back: str) -> None:
+    """Those of synchronous writes: by the new back end, or by themselves if that has no cache."""
+    domu = host.create(disk=lun, ring_pages=4)
+    programs.put("blocks", domu.channel, host.cache)
+    with lun.held("flushes"):
+        write_held(domu, None, "sync")
+        lun.await_outstanding(1)
+        with domu.saving():
+            lun.release()
+    host.load_back(back_end(host, back) if back != "patched" else back)
+    since = lun.mark()
+    domu.restore()
+    check_written(domu)
+    flushes = sum(request.operation == "flush" for request in lun.requests(since))
+    assert (flushes > 0) == (back == "patched"), (
+        f"{flushes} flushes came to the LUN by the new back end {back}"
+    )
+
+
+@SMALL
 def test_persistent_grants_follow_the_back_end(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun, ring_pages=4)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 from back_ends import front_end
+from raw_requests import SIZE_32, UNSUPPORTED, Answer, RawFrontEnd, unknown_32
 
 from emu.rig import RigHost, RigLun
 from emu.rig.verifying import Load
@@ -47,3 +48,17 @@ def test_32_bit_ring_carries_every_kind_of_request(host: RigHost, lun: RigLun, n
     assert unmapped == [(2048, 128)], f"a discard of blocks 2048–2175 came as {unmapped}"
     with domu.verifying_io(load=Load(outstanding=64, size=8192)) as io:
         io.await_answers(300)
+
+
+def test_32_bit_request_of_an_unknown_operation_is_refused(host: RigHost, lun: RigLun) -> None:
+    """Its answer has its id, which stands elsewhere than in the 64-bit layout."""
+    domu = host.create(disk=lun, front=front_end(host, "raw-requests", "protocol-32"))
+    front = RawFrontEnd(domu, size=SIZE_32)
+    requests = [unknown_32(operation) for operation in (4, 7, 99, 255)]
+    front.send(*requests)
+    front.wait()
+    want = [Answer(each.id, each.answered_as, UNSUPPORTED) for each in requests]
+    came = sorted(front.answers(), key=lambda answer: answer.id)
+    assert came == want, f"unknown operations were answered as {came}, not {want}"
+    written = domu.fill()
+    assert domu.sum() == written, "the disk does not work after unknown operations"
