@@ -64,6 +64,13 @@ def made_of(body: str, head: str = "static int f(void)") -> list[tuple[str, str]
     return found
 
 
+def test_first_statement_that_is_done_no_more_is_known() -> None:
+    body = "if (a) {\n\t/* why */\n\tb();\n}\nwhile (c)\n\td();\nx = e ? 1 : 2;"
+    source = Source(FILE, f"static void f(void)\n{{\n{body}\n}}\n".encode())
+    then = [one.then for one in candidates([source]) if one.operator == "condition false"]
+    assert then == [5, 8, 9]
+
+
 @pytest.mark.parametrize(
     ("body", "operator", "changed"),
     [

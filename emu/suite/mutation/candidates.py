@@ -43,6 +43,12 @@ class Candidate:
         return self.source.file
 
     @property
+    def then(self) -> int | None:
+        """The line of the first statement that is done no more, if that is known."""
+        at = self.edit.then
+        return None if at is None else self.source.content.count(b"\n", 0, at) + 1
+
+    @property
     def short_file(self) -> str:
         """The name below drivers/block/."""
         return self.file.removeprefix("drivers/block/")

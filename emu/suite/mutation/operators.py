@@ -43,12 +43,16 @@ _OTHER_RETURN = {"bool": "!({})", "irqreturn_t": "IRQ_NONE", "blk_status_t": "BL
 
 @dataclass(frozen=True)
 class Edit:
-    """What is put in place of the bytes from `start` to `end`, and by which operator."""
+    """What is put in place of the bytes from `start` to `end`, and by which operator.
+
+    `then` is where the first statement begins that is done no more, if that is known.
+    """
 
     operator: str
     start: int
     end: int
     text: str
+    then: int | None = None
 
 
 Operator = Callable[[Source, Function, "Node"], Iterator[Edit]]
@@ -102,7 +106,17 @@ def _condition(source: Source, function: Function, node: Node) -> Iterator[Edit]
     if node.type in ("if_statement", "conditional_expression"):
         # A loop that never ends says nothing that one which is negated does not.
         yield Edit("condition true", inner.start_byte, inner.end_byte, f"({text}) || 1")
-    yield Edit("condition false", inner.start_byte, inner.end_byte, f"({text}) && 0")
+    then = _first_statement(node)
+    yield Edit("condition false", inner.start_byte, inner.end_byte, f"({text}) && 0", then)
+
+
+def _first_statement(node: Node) -> int | None:
+    """Where that begins which is done under a node's condition."""
+    body = node.child_by_field_name("consequence") or node.child_by_field_name("body")
+    if body is not None and body.type == "compound_statement":
+        statements = (one for one in body.named_children if one.type != "comment")
+        body = next(statements, None)
+    return None if body is None else body.start_byte
 
 
 def _bare(node: Node) -> Node:

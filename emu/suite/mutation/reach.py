@@ -68,6 +68,11 @@ class Covered:
         if line is None:
             return ()
         rare = self._rare(name, line)
+        tests = self._coverage.tests_reaching(name, line)
+        # What is never done anyway is not missed by who does not do it.
+        then = moved.get(candidate.then) if candidate.then is not None else None
+        if candidate.operator == "condition false" and then is not None:
+            tests = self._coverage.tests_reaching(name, then) or tests
         return [
             Reaching(
                 one.test,
@@ -76,7 +81,7 @@ class Covered:
                 rare.get(one.test, 0.0),
                 self._lines[one.test],
             )
-            for one in self._coverage.tests_reaching(name, line)
+            for one in tests
         ]
 
     def _rare(self, name: str, line: int) -> Mapping[str, float]:
