@@ -97,6 +97,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    # A timer that ends while a failure's evidence is gathered would end the whole session.
+    with timer.untimed(item.config):
+        return (yield from _made_report(item, call))
+
+
+def _made_report(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     stacks = _stacks(item)
     if call.excinfo is not None:
         blame_qemu(call, stacks)
