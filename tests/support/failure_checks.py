@@ -7,6 +7,7 @@ check(sweep)
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ OPTIONAL: Mapping[End, frozenset[str]] = {
 """Keys that an end need not have written for both to connect."""
 _READ = "xenbus_read_unsigned"
 """It has a default, which is as good."""
+_XENSTORE = ("xenbus_scanf", "xenbus_read", "xenbus_printf", "xenbus_transaction_start")
+_CONNECTION = re.compile(r"ring-ref|event-channel|queue-\d|ring-page-order|num-ring-pages")
 _USUAL = re.compile(
     r"using \d+ queues|connected: ring|prepare for reconnect|xenbus_dev_probe on"
     r"|probe with driver vbd failed|xenbus: device forcefully removed|xenbus: resume failed|PM: "
@@ -212,35 +215,84 @@ class Sweep:
             return False
         self.calls.fail(case.call, case.nth, case.error)
         outcome = then(self) if then is not None else self.attach()
-        # A device whose probe has failed has no driver, which could close it.
-        words = self.disk.take(answered=not case.call.caller.endswith("_probe"))
+        self._await_a_word(outcome)
+        publishes = case.call.caller == "talk_to_blkback" and case.call.function in _XENSTORE
+        half = self._half_written() if publishes and not (then or outcome.disk) else []
+        revived = self._revived(case)
+        # A device whose probe has failed has no driver, which could close it. And when
+        # physical-device can be read at a second look, the front end may have closed before:
+        # it says nothing more that the back end could close for.
+        unanswered = case.call.caller.endswith("_probe") or case.call.key == "physical-device"
+        words = self.disk.take(answered=not unanswered)
         if not self.calls.has_failed():
             self.calls.watch()
             # How many requests there are is not the same each time.
             if case.nth == 1:
                 words.append(f"there was no such call; {outcome}")
-        said = self._settled_words(outcome)
+        said = self.said()
+        self._log.mark()
         print(f"{case}: {outcome}; {said}", flush=True)
         failed = self._failed_requests()
         if outcome.works and failed and not io_fails:
             words.append(f"{IO_FAILS}: {failed}")
-        for word in [*words, *self._judged(case, outcome, said, io_fails)]:
+        for word in [*words, *revived, *half, *self._judged(case, outcome, said, io_fails)]:
             self._note(case, word)
         return outcome.works
+
+    def _revived(self, case: Case) -> list[str]:
+        """An end that logs that it is connected after it has given up."""
+        # The state that failed may be one that comes after the connection, and
+        # physical-device is looked at once more when it is written.
+        if case.call.function == "xenbus_switch_state" or case.call.key == "physical-device":
+            return []
+        if self._is_needless(case.call):
+            return []
+        given_up = ""
+        for line in self._log.lines():
+            if self._is_error(line):
+                given_up = line
+            elif given_up and "connected: ring" in line:
+                return [f"the {self.end} end gave up ({given_up}), and connected ({line})"]
+        return []
+
+    def _half_written(self) -> list[str]:
+        """Keys of a front end that has given up, and so has taken back all of them."""
+        tree = self.domu.domain.front_tree()
+        keys = (path.removeprefix(f"{tree.root}/") for path in tree.values)
+        half = sorted(key for key in keys if _CONNECTION.match(key))
+        return [f"the front end gave up, and left {', '.join(half)}"] if half else []
+
+    def _is_needless(self, call: Call) -> bool:
+        """Whether a disk can do without what this call does."""
+        unwritten = call.function == "xenbus_printf" and call.key in OPTIONAL[self.end]
+        return call.function == _READ or unwritten
+
+    def _is_error(self, line: str) -> bool:
+        """Whether an end's driver says of its device that something failed, with its number."""
+        device = re.escape(self.domu.device(self.end))
+        return re.search(rf"vbd {device}: \d+ ", line) is not None
 
     def _judged(
         self, case: Case, outcome: Outcome, said: Sequence[str], io_fails: bool
     ) -> Iterator[str]:
         call = case.call
-        unwritten = call.function == "xenbus_printf" and call.key in OPTIONAL[self.end]
-        needless = call.function == _READ or unwritten
+        needless = self._is_needless(call)
         if needless and not outcome.works:
             yield f"the disk can do without, but does not: {outcome}"
         if not outcome.disk and not said:
             yield f"{outcome}: the {self.end} end said nothing"
         if outcome.trouble and not (io_fails and outcome.trouble == IO_FAILS):
             yield f"{outcome}, and the {self.end} end logged {said}"
-        errors = [line for line in said if f"vbd {self.domu.device(self.end)}: " in line]
+        errors = list(filter(self._is_error, said))
+        # The state that ends a disk which is taken away has to fail, too.
+        gave_up = errors and call.function != "xenbus_switch_state"
+        if outcome.works and gave_up and not needless:
+            yield f"the disk works, though the {self.end} end gave it up: {errors}"
+        failed = f": {errno.EIO} "
+        # Where there is no virtual-device there may be virtual-device-ext.
+        told = call.function in _XENSTORE and call.key != "virtual-device"
+        if errors and told and failed not in errors[0]:
+            yield f"EIO, which it was, is logged as another error: {errors[0]}"
         if len(errors) > 1:
             yield f"one failure, {len(errors)} errors: {errors}"
 
@@ -271,12 +323,10 @@ class Sweep:
         self._requests.mark()
         return lines
 
-    def _settled_words(self, outcome: Outcome) -> list[str]:
-        """What was said for this case; a console may be slower than xenstore, so wait for it."""
-        until = Deadline("a word in the log", 0 if outcome.disk else SAID_WITHIN)
-        said = poll(self.said, until)
-        self._log.mark()
-        return said
+    def _await_a_word(self, outcome: Outcome) -> None:
+        """A console may be slower than xenstore."""
+        if not outcome.disk:
+            poll(self.said, Deadline("a word in the log", SAID_WITHIN))
 
     def said(self) -> list[str]:
         """What the end's driver logged for this case, but what it always does."""

@@ -33,6 +33,36 @@ def ended(domu: RigDomu) -> list[str]:
 def test_disabled_disk_is_let_go(host: RigHost, lun: RigLun) -> None:
     told = ToldBackEnd(host, max_ring_pages=1)
     domu = host.create(disk=lun, ring_pages=16)
+    disable(domu, lun, told)
+    # As for a change of the capacity.
+    host.xen.write(connected(domu))
+    domu.detach()
+    domu.wait_gone()
+    domu.attach(lun)
+    assert domu.fill() == domu.sum(), "the disk that replaced it does not hold what was written"
+
+
+def test_disabled_disk_works_again_after_a_restore(host: RigHost, lun: RigLun) -> None:
+    """By another back end. What has failed is not done again."""
+    told = ToldBackEnd(host, max_ring_pages=1)
+    domu = host.create(disk=lun, ring_pages=16)
+    disable(domu, lun, told)
+    since = lun.mark()
+    domu.save_and_restore(back="patched")
+    domu.wait_connected(lun)
+    again = [request for request in lun.requests(since) if request.operation == "write"]
+    assert not again, f"{len(again)} writes that had failed were done after the restore"
+    assert domu.fill() == domu.sum(), "the disk does not hold what was written after the restore"
+
+
+def connected(domu: RigDomu) -> dict[str, int]:
+    """What makes the back end say once more that it is connected."""
+    return {f"{domu.domain.back_path()}/state": state_number("Connected")}
+
+
+def disable(domu: RigDomu, lun: RigLun, told: ToldBackEnd) -> None:
+    """Have the back end break the protocol; all requests fail, on the ring or not."""
+    host = domu.host
     programs.put("blocks", domu.channel, host.cache)
     with lun.held():
         domu.channel.run(["sh", "-c", START, "sh", FIRST_DISK, str(REQUESTS)], timeout=60)
@@ -42,8 +72,7 @@ def test_disabled_disk_is_let_go(host: RigHost, lun: RigLun) -> None:
         lun.release(1)
         assert told.wait(), "the back end has not given its wrong answer"
         # As for a change of the capacity.
-        state = {f"{domu.domain.back_path()}/state": state_number("Connected")}
-        host.xen.write(state)
+        host.xen.write(connected(domu))
         lines = poll(
             lambda: ended(domu),
             Deadline("the writes to end", ENDED_WITHIN),
@@ -58,8 +87,3 @@ def test_disabled_disk_is_let_go(host: RigHost, lun: RigLun) -> None:
         assert not good, f"the disk was disabled, but writes ended like this: {good}"
         said = domu.log.lines("disabled for further use")
         assert len(said) == 1, f"the front end says {len(said)} times that it disabled the disk"
-    host.xen.write(state)
-    domu.detach()
-    domu.wait_gone()
-    domu.attach(lun)
-    assert domu.fill() == domu.sum(), "the disk that replaced it does not hold what was written"

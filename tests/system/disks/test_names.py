@@ -106,6 +106,8 @@ def test_disks_have_their_names_in_any_order(host: RigHost, lun: RigLun) -> None
         attach(domu, lun, disk.number)
     wrong = wait_shown(domu, disks)
     assert not wrong, f"names and numbers of disks that were attached again: {wrong}"
+    said = domu.log.lines("might conflict")
+    assert not said, f"a domU without emulated disks warns of them: {said}"
 
 
 def errors(domu: RigDomu, text: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from driver_checks import check_queues, shown
 
@@ -22,6 +24,9 @@ def test_ends_agree(host: RigHost, lun: RigLun, pages: int) -> None:
     front, back = shown(domu)
     for account in (front, back):
         end = "front" if account is front else "back"
+        numbers = {field.name for field in dataclasses.fields(account)} - {"number", "other"}
+        lacks = sorted(numbers - account.numbers().keys())
+        assert not lacks, f"the {end} end does not show {', '.join(lacks)}"
         ring_shown = (account.pages, account.size, account.outstanding)
         assert ring_shown == (pages, 32 * pages, 0), (
             f"the {end} end shows pages, requests and outstanding ones as {ring_shown} on an idle "
