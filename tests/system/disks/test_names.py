@@ -33,12 +33,13 @@ class Disk:
 
 DISKS = {
     "hda": Disk(3 << 8, "xvda", "202:0"),
+    "hdb": Disk(3 << 8 | 64, "xvdb", "202:16"),
     "hdc": Disk(22 << 8, "xvdc", "202:32"),
     "hdd": Disk(22 << 8 | 64, "xvdd", "202:48"),
     "sdf": Disk(8 << 8 | 80, "xvdf", "202:80"),
     "sdq": Disk(65 << 8, "xvdq", "202:256"),
     "sdea": Disk(128 << 8 | 16 * 2, "xvdea", "202:2080"),
-    "xvdb": Disk(202 << 8 | 16, "xvdb", "202:16"),
+    "xvdg": Disk(202 << 8 | 96, "xvdg", "202:96"),
     "xvdp": Disk(202 << 8 | 240, "xvdp", "202:240"),
     "xvde1": Disk(202 << 8 | 65, "xvde1", "202:65", 1),
     "xvdz": Disk(EXTENDED | 25 << 8, "xvdz", "202:6400", 256),
