@@ -6,14 +6,17 @@ an entry in sysfs is let fail, one in each attempt to attach, use and detach a d
 
 from __future__ import annotations
 
+import errno
+
 import failing_calls
 import pytest
 from disk_by_hand import DiskByHand
 from failing_calls import KINDS, FailingCalls
 from failure_actions import Resizing, bind_again, load_fails
 from failure_cases import Case, cases_of
-from failure_checks import Sweep, check
+from failure_checks import SAID_WITHIN, Sweep, check
 
+from emu.deadline import Deadline, poll
 from emu.images.context import BuildContext
 from emu.rig import RigHost, RigLun
 from emu.xen.drivers import BACK
@@ -52,6 +55,26 @@ def test_later_calls_of_a_disk_fail(host: RigHost, lun: RigLun, context: BuildCo
     tried.run(
         (case for case in cases_of(tried.normal(), most=8) if case.nth > 1), io_fails=io_fails
     )
+    check(tried)
+
+
+def test_keys_that_keep_changing_are_refused(
+    host: RigHost, lun: RigLun, context: BuildContext
+) -> None:
+    """They are read anew when one has changed meanwhile, up to 8 times."""
+    tried = sweep(host, context)
+    # The back end reads the front end's keys before it writes its own.
+    ended = next(call for call in tried.normal() if call.function == "xenbus_transaction_end")
+    for times, works in ((7, True), (8, False)):
+        host.log.mark()
+        tried.calls.fail(ended, 1, errno.EAGAIN, times=times)
+        outcome = tried.attach()
+        assert outcome.works == works, f"keys that changed {times} times: {outcome}"
+        until = Deadline("a word of it in dom0's log", 0 if works else SAID_WITHIN)
+        said = poll(lambda: host.log.lines("keeps changing its keys"), until)
+        assert len(said) == (0 if works else 1), f"keys that changed {times} times: {said}"
+        kept = tried.disk.take()
+        assert not kept, f"a disk whose keys changed {times} times does not go: {kept}"
     check(tried)
 
 

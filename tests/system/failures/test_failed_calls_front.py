@@ -41,6 +41,19 @@ def test_each_call_of_a_disk_fails(
     check(tried)
 
 
+def test_each_key_of_a_ring_of_one_page_fails(
+    host: RigHost, lun: RigLun, context: BuildContext
+) -> None:
+    """They have other names than those of larger rings, and stand in one directory."""
+    domu = host.create(ring_pages=1)
+    module = failing_calls.module(host, "front", context)
+    tried = Sweep(domu, "front", module, parameters={"max_ring_pages": 1})
+    calls = [call for call in tried.normal() if call.function == "xenbus_printf"]
+    assert "ring-ref" in {call.key for call in calls}, f"the front end writes {calls} alone"
+    tried.run(cases_of(calls), every=EVERY["xenstore"])
+    check(tried)
+
+
 @pytest.mark.long
 def test_later_calls_of_a_disk_fail(host: RigHost, lun: RigLun, context: BuildContext) -> None:
     tried = sweep(host, context)
