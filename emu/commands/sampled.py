@@ -88,7 +88,7 @@ def as_json(found: Survey) -> dict[str, object]:
         "counted": found.counted,
         "verdicts": {one.value: len(found.of(one)) for one in Verdict},
         "seconds": round(found.seconds),
-        "candidates": found.sample.total,
+        "candidates": len(found.sample.candidates),
         "covered": found.sample.covered,
         "compiled": {kind.value: found.sample.kinds[kind] for kind in Kind},
         "unfit": found.unfit,
@@ -144,7 +144,7 @@ def _drawn(sample: Sample) -> str:
     out = [f"{sample.kinds[kind]} {kind.value}" for kind in Kind if kind is not Kind.MUTANT]
     return (
         f"{len(sample.chosen)} mutants of {sample.covered} candidates on lines that tests reach "
-        f"({sample.total} in all); not taken: {', '.join(out)}"
+        f"({len(sample.candidates)} in all); not taken: {', '.join(out)}"
     )
 
 

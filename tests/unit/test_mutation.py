@@ -72,6 +72,27 @@ def test_first_statement_that_is_done_no_more_is_known() -> None:
 
 
 @pytest.mark.parametrize(
+    ("condition", "known"),
+    [
+        ("a || b", True),
+        ("unlikely(a || b)", True),
+        ("(a || b) && (c)", True),
+        ("unlikely(a || b) || c", True),
+        ("!(a || b) && c", False),
+        ("f(a || b)", False),
+        ("(a || b) == c", False),
+    ],
+)
+def test_what_is_done_less_often_is_known(condition: str, known: bool) -> None:
+    """By an operand or a connective that is weaker; not where it may be done more often."""
+    source = Source(FILE, f"static void f(void)\n{{\nif ({condition})\n\tg();\n}}\n".encode())
+    of_or = ("operand dropped", "connective")
+    made = [one for one in candidates([source]) if one.operator in of_or and "&&" not in one.old]
+    (then,) = {one.then for one in made if one.old in ("a || b", "||")}
+    assert then == (4 if known else None)
+
+
+@pytest.mark.parametrize(
     ("body", "operator", "changed"),
     [
         ("if (err) stop();", "condition negated", {"if (!(err)) stop();"}),

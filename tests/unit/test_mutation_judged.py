@@ -92,7 +92,7 @@ def test_tests_that_noticed_others_come_earlier() -> None:
     history = History()
     tests = [Reaching(f"t.py::t{n}", 2.0 + n / 10, 0.3) for n in range(4)]
     assert names(ordered(tests, candidate(), history))[0] == "t.py::t0"
-    history.add(candidate(), ["t.py::t0", "t.py::t1"], "t.py::t3")
+    history.add(candidate(), ["t.py::t0", "t.py::t1"], ["t.py::t3"])
     assert names(ordered(tests, candidate(), history)) == [
         "t.py::t3",
         "t.py::t2",
@@ -208,9 +208,13 @@ class Scripted:
     def __init__(self, on_mutant: Mapping[str, Tried], sound: Mapping[str, Tried] = {}) -> None:
         self._on_mutant, self._sound = on_mutant, sound
         self.ran: list[str] = []
+        self.earlier: dict[str, list[Tried]] = {}
 
     def known(self, name: str, patch: Path | None, nodes: Sequence[str]) -> list[Tried]:
         return []
+
+    def ever(self, name: str) -> list[Tried]:
+        return self.earlier.get(name, [])
 
     def run(
         self, name: str, patch: Path | None, tests: Sequence[Reaching], seconds: float
@@ -243,6 +247,16 @@ def test_killed_by_the_first_test_that_fails(tmp_path: Path) -> None:
     assert (found.verdict, found.test) == (Verdict.KILLED, "t.py::t2")
     assert (found.line, found.passed, found.reaching) == ("AssertionError: lost", 2, 4)
     assert trials.ran == ["t.py::t0", "t.py::t1", "t.py::t2"]
+
+
+def test_what_earlier_tests_did_is_learned_from(tmp_path: Path) -> None:
+    """Also of mutants that are not in the sample."""
+    trials = Scripted({"t.py::t3": tried("t.py::t3", "failed", "AssertionError: lost")})
+    trials.earlier = {candidate("condition true").id: [tried("t.py::t3", "failed", "lost, too")]}
+    judge = Judge(Reached4(), trials, Cache(tmp_path / "cache"), 100.0)  # type: ignore[arg-type]
+    judge.remember(all_of())
+    judge.judge(candidate())
+    assert trials.ran == ["t.py::t3"]
 
 
 def test_survived(tmp_path: Path) -> None:
@@ -387,9 +401,10 @@ def test_trials_stop_at_the_first_that_fails(
     known = trials.known("mutant", None, [one.node for one in order])
     assert [one.outcome.kind for one in known] == ["passed", "failed"]
     assert "the first was to fail" in known[1].outcome.messages[0]
-    assert (
-        Trials(Cache(tmp_path / "cache"), again=True).known("mutant", None, [order[0].node]) == []
-    )
+    again = Trials(Cache(tmp_path / "cache"), again=True)
+    assert again.known("mutant", None, [order[0].node]) == []
+    assert [one.noticed for one in again.ever("mutant")] == [False, True]
+    assert again.ever("another") == []
 
 
 def test_trials_go_on_after_one_error_of_the_rig_which_is_not_kept(
@@ -445,7 +460,8 @@ def test_trials_without_a_test_are_an_error_of_the_rig(tmp_path: Path) -> None:
 
 def survey(*verdicts: Verdict, stale: tuple[str, ...] = ()) -> Survey:
     found = all_of()
-    sample = Sample(tuple(found), {}, Counter({Kind.MUTANT: 3, Kind.SAME: 1}), 9, 8, stale)
+    kinds = Counter({Kind.MUTANT: 3, Kind.SAME: 1})
+    sample = Sample(tuple(found), {}, kinds, tuple(found), 8, stale)
     each = zip(found, verdicts, strict=False)
     judged = tuple(
         Judged(one, verdict, "t.py::t", "AssertionError: lost", 2, 5, 1.25) for one, verdict in each

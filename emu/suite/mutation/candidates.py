@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def then(self) -> int | None:
-        """The line of the first statement that is done no more, if that is known."""
+        """The line of the first statement that is done less often, if that is known."""
         at = self.edit.then
         return None if at is None else self.source.content.count(b"\n", 0, at) + 1
 

@@ -70,9 +70,12 @@ class Judge:
         self._one_at_a_time = Lock()
 
     def remember(self, candidates: Sequence[Candidate]) -> None:
-        """Learn from the outcomes that are kept of these mutants which tests notice what."""
+        """Learn from the outcomes that are kept of these mutants which tests notice what.
+
+        What a test did before it or the rig changed says as much of what it looks at.
+        """
         for one in candidates:
-            self._learn(one, self._known(one, self._patch(one)))
+            self._learn(one, self._trials.ever(one.id))
 
     def judge(self, candidate: Candidate) -> Judged:
         """The verdict on one mutant. Its drivers are not kept: they are built in seconds."""
@@ -134,8 +137,7 @@ class Judge:
 
     def _learn(self, candidate: Candidate, found: Sequence[Tried]) -> None:
         passed = [one.node for one in found if one.outcome.kind == "passed"]
-        failed = next((one.node for one in found if one.noticed), None)
-        self._history.add(candidate, passed, failed)
+        self._history.add(candidate, passed, [one.node for one in found if one.noticed])
 
     def _is_sound(self, test: Reaching) -> bool:
         """Whether a test passes without a mutant."""

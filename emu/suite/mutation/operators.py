@@ -45,7 +45,8 @@ _OTHER_RETURN = {"bool": "!({})", "irqreturn_t": "IRQ_NONE", "blk_status_t": "BL
 class Edit:
     """What is put in place of the bytes from `start` to `end`, and by which operator.
 
-    `then` is where the first statement begins that is done no more, if that is known.
+    `then` is where the first statement begins that is done less often, or no more, and never
+    where it was not before, if that is known.
     """
 
     operator: str
@@ -119,6 +120,32 @@ def _first_statement(node: Node) -> int | None:
     return None if body is None else body.start_byte
 
 
+def _then_of(source: Source, node: Node) -> int | None:
+    """Where that begins which is done under a condition that a part of it, `node`, can only make
+    true: without a `!` in between.
+    """
+    at: Node | None = node
+    while at is not None:
+        if (holder := _holder(at)) is not None:
+            return _first_statement(holder)
+        parent = at.parent
+        operator = None if parent is None else parent.child_by_field_name("operator")
+        joined = operator is not None and source.text(operator) in ("&&", "||")
+        if parent is None or not (joined or _is_hint(source, parent)):
+            return None
+        at = parent
+    return None
+
+
+def _is_hint(source: Source, node: Node) -> bool:
+    """Whether a node is a parenthesis, or unlikely() or its argument."""
+    if node.type == "argument_list" and node.parent is not None:
+        node = node.parent
+    if node.type == "call_expression":
+        return _called(source, node) in ("likely", "unlikely")
+    return node.type == "parenthesized_expression"
+
+
 def _bare(node: Node) -> Node:
     while node.type == "parenthesized_expression" and len(node.named_children) == 1:
         node = node.named_children[0]
@@ -135,11 +162,14 @@ def _binary(source: Source, function: Function, node: Node) -> Iterator[Edit]:
         return
     sign = source.text(operator)
 
+    # `a && b` and `a` alone hold only where `a || b` does.
+    then = _then_of(source, node) if sign == "||" else None
+
     def other(what: str, by: str) -> Edit:
-        return Edit(what, operator.start_byte, operator.end_byte, by)
+        return Edit(what, operator.start_byte, operator.end_byte, by, then)
 
     def alone(what: str, kept: Node) -> Edit:
-        return Edit(what, node.start_byte, node.end_byte, source.text(kept))
+        return Edit(what, node.start_byte, node.end_byte, source.text(kept), then)
 
     if sign in _BOUNDS:
         if sign in ("==", "!=") and _is_condition(node):
@@ -159,14 +189,19 @@ def _binary(source: Source, function: Function, node: Node) -> Iterator[Edit]:
 
 
 def _is_condition(node: Node) -> bool:
+    return _holder(node) is not None
+
+
+def _holder(node: Node) -> Node | None:
+    """The statement or expression that a node is the condition of."""
     parent = node.parent
     while parent is not None and parent.type == "parenthesized_expression":
         node, parent = parent, parent.parent
     if parent is None:
-        return False
+        return None
     # A node is another object each time it is asked for.
     condition = parent.child_by_field_name("condition")
-    return condition is not None and condition.id == node.id
+    return parent if condition is not None and condition.id == node.id else None
 
 
 def _unary(source: Source, function: Function, node: Node) -> Iterator[Edit]:

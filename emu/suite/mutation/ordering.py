@@ -22,7 +22,7 @@ _LIKE_ONES_BEFORE = 0.5
 """What is left of a test's worth after one with other parameters."""
 _NOTHING_NEW = 0.25
 """What is left of it when those before have reached all that it does."""
-_WEIGHT = 2.0
+_WEIGHT = 4.0
 """How many mutants of one place weigh as much as what is known of the wider place."""
 _LEAST, _MOST = 0.05, 0.4
 """The chance of a test that nothing is known of: if it reaches all of the drivers and only what
@@ -57,14 +57,14 @@ class History:
         self._ran: Counter[tuple[str, ...]] = Counter()
         self._noticed: Counter[tuple[str, ...]] = Counter()
 
-    def add(self, candidate: Candidate, passed: Iterable[str], failed: str | None) -> None:
-        """That a mutant passed these tests, and was noticed by that one."""
+    def add(self, candidate: Candidate, passed: Iterable[str], failed: Iterable[str]) -> None:
+        """That a mutant passed these tests, and was noticed by those."""
         with self._lock:
             for node in passed:
                 self._ran.update(_places(candidate, node))
-            if failed is not None:
-                self._ran.update(_places(candidate, failed))
-                self._noticed.update(_places(candidate, failed))
+            for node in failed:
+                self._ran.update(_places(candidate, node))
+                self._noticed.update(_places(candidate, node))
 
     def chance(self, test: Reaching, candidate: Candidate) -> float:
         """The chance that a test notices a mutant, from 0 to 1."""

@@ -69,9 +69,9 @@ class Covered:
             return ()
         rare = self._rare(name, line)
         tests = self._coverage.tests_reaching(name, line)
-        # What is never done anyway is not missed by who does not do it.
+        # What is done less often is not missed by who does not do it.
         then = moved.get(candidate.then) if candidate.then is not None else None
-        if candidate.operator == "condition false" and then is not None:
+        if then is not None:
             tests = self._coverage.tests_reaching(name, then) or tests
         return [
             Reaching(

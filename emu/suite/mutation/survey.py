@@ -51,14 +51,14 @@ class SampleWish:
 class Sample:
     """The chosen mutants; `kinds` counts what the compiler made of those looked at for them.
 
-    `total` is how many candidates there are, `covered` how many of these a test reaches;
-    `stale` says what is no longer true of equivalent.toml.
+    `candidates` are all there are, `covered` how many of these a test reaches; `stale` says what
+    is no longer true of equivalent.toml.
     """
 
     chosen: tuple[Candidate, ...]
     equivalent: dict[str, str]
     kinds: Counter[Kind]
-    total: int
+    candidates: tuple[Candidate, ...] = field(repr=False)
     covered: int
     stale: tuple[str, ...]
 
@@ -120,7 +120,7 @@ def draw(wish: SampleWish, reach: Reach, context: BuildContext) -> Sample:
         tuple(named),
         {one.id: one.reason for one in entries},
         Counter(kinds.values()),
-        len(found),
+        tuple(found),
         len(covered),
         tuple(equivalents.stale(entries, found)),
     )
@@ -153,7 +153,7 @@ def perform(
         context.progress.stage(f"{len(left)} mutants"),
         ThreadPoolExecutor(max(1, wish.jobs)) as pool,
     ):
-        judge.remember(left)
+        judge.remember(sample.candidates)
         try:
             running = {pool.submit(judge.judge, one) for one in left}
             while running:

@@ -78,6 +78,13 @@ class Trials:
                 found.append(Tried(node, outcome))
         return found
 
+    def ever(self, name: str) -> list[Tried]:
+        """What is kept of any tests on the mutant `name`, whatever has changed since."""
+        return [
+            Tried(node, Outcome(one["kind"], tuple(one["messages"]), one["seconds"]))
+            for node, one in self._read(name).items()
+        ]
+
     def run(
         self, name: str, patch: Path | None, tests: Sequence[Reaching], seconds: float
     ) -> list[Tried]:
@@ -128,8 +135,9 @@ class Trials:
             raise RigError("pytest does not end") from None
 
     def _kept(self, name: str) -> dict[str, Any]:
-        if self._again and name not in self._fresh:
-            return {}
+        return {} if self._again and name not in self._fresh else self._read(name)
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
             kept = json.loads((self._place / f"{name}.json").read_text())
         except (OSError, ValueError):
