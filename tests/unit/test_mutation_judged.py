@@ -159,6 +159,14 @@ def test_tests_of_a_line_that_has_moved() -> None:
     assert not reach.is_of(Source(FILE, later.encode()))
 
 
+def test_line_without_a_counter_is_that_of_what_is_done_before_it() -> None:
+    """Not that of the last line before it, which leaves the function."""
+    text = TEXT.replace("\tg(a);\n", "").replace("\tif (a)\n", "\ta = g(a);\n\tif (a)\n")
+    reach = covered(text, (3, 4, 5), one=(3, 4, 5), other=(3, 4))
+    tests = [names(reach.tests_of(one)) for one in all_of(text) if one.line == 6]
+    assert tests == [["t.py::one", "t.py::other"]], text
+
+
 def test_first_line_of_a_function_is_not_that_of_the_one_before() -> None:
     """Its counter is gone: no other function's test is taken for one that reaches it."""
     reach = covered(TEXT, (3, 5, 6), one=(3, 5, 6))

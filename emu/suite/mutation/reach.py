@@ -42,8 +42,8 @@ class Named:
 class Covered:
     """The tests that reach a line under coverage.
 
-    A line that no counter is of (a `break`, the rest of a statement) is reached by whoever reaches
-    the one with code before it. Where the drivers have changed since, lines are found again by
+    A line that no counter is of (a `break`, a `return 0` that the compiler made one of with
+    others, the rest of a statement) is reached by whoever reaches what is done before it. Where the drivers have changed since, lines are found again by
     their text; new ones are not reached.
     """
 
@@ -61,10 +61,12 @@ class Covered:
         if name not in self._coverage.files:
             return ()
         moved = self._then(source)
-        line = moved.get(candidate.line)
         code = self._coverage.files[name].code
-        while line is not None and line not in code:
-            line = line - 1 if self._is_inside(name, line) else None
+        here = candidate.line
+        while (line := moved.get(here)) is not None and line not in code:
+            if not self._is_inside(name, line):
+                return ()
+            here = source.before(here)
         if line is None:
             return ()
         rare = self._rare(name, line)

@@ -62,6 +62,24 @@ class Source:
     def _lines(self) -> list[bytes]:
         return self.content.split(b"\n")
 
+    def before(self, number: int) -> int:
+        """The line of what is done before the statement on a line: where the statement before it
+        begins, or the one it is a part of; else the line before.
+        """
+        return self._before.get(number, number - 1)
+
+    @functools.cached_property
+    def _before(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for function in self.functions():
+            for node in walk(function.body):
+                if node.type.endswith("_statement") and node.type != "compound_statement":
+                    earlier = _earlier(node)
+                    if earlier is not None and earlier.start_point[0] < node.start_point[0]:
+                        row = node.start_point[0] + 1
+                        found.setdefault(row, earlier.start_point[0] + 1)
+        return found
+
     def functions(self) -> Iterator[Function]:
         """The functions that are defined in the file, in order."""
         blanked = _BLANKED.sub(lambda found: b" " * len(found[0]), self.content)
@@ -87,6 +105,18 @@ def walk(node: Node) -> Iterator[Node]:
     yield node
     for child in node.children:
         yield from walk(child)
+
+
+def _earlier(statement: Node) -> Node | None:
+    """The statement or declaration before one, or what it is the body of."""
+    node: Node | None = statement.prev_named_sibling
+    while node is not None and not node.type.endswith(("_statement", "declaration")):
+        node = node.prev_named_sibling
+    if node is None:
+        node = statement.parent
+        if node is not None and node.type == "compound_statement":
+            node = node.parent
+    return node
 
 
 def _declarator(definition: Node) -> Node | None:
