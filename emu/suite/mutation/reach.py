@@ -43,8 +43,8 @@ class Covered:
     """The tests that reach a line under coverage.
 
     A line that no counter is of (a `break`, a `return 0` that the compiler made one of with
-    others, the rest of a statement) is reached by whoever reaches what is done before it. Where the drivers have changed since, lines are found again by
-    their text; new ones are not reached.
+    others, the rest of a statement) is reached by whoever reaches what is done before it. Where
+    the drivers have changed since, lines are found again by their text; new ones are not reached.
     """
 
     def __init__(self, coverage: Coverage) -> None:
