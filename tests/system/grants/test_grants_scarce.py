@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import failing_calls
 import pytest
 from driver_checks import check_pages
+from failing_calls import FailingCalls
+from told_answers import Command
 
+from emu.images.context import BuildContext
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.xen import granted
 
@@ -51,3 +55,28 @@ def test_requests_wait_for_references(
             f"SHA-256 {read[:12]}…, not {written[:12]}…"
         )
         domu.detach(lun)
+
+
+ALLOCATES = "gnttab_alloc_grant_references"
+READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct"
+
+
+def test_request_waits_for_references_with_none_under_way(
+    host: RigHost, lun: RigLun, context: BuildContext
+) -> None:
+    """No answer comes that would have its queue go on: that there are references again does."""
+    domu = host.create(disk=lun, back_parameters={"feature_persistent": 0})
+    module = failing_calls.module(host, "front", context)
+    calls = FailingCalls(lambda: domu.channel, "xen_blkfront", module)
+    calls.watch()
+    domu.run(READ)
+    found = [call for call in calls.made() if call.function == ALLOCATES]
+    assert found, "the front end allocates no references for a read, though none is persistent"
+    for call in found:
+        calls.fail(call, 1)
+        ended = Command(domu, READ).wait()
+        assert calls.has_failed(), f"a read called {ALLOCATES} no more from {call.site}"
+        assert ended == 0, (
+            f"a read for which there were no references ended with {ended} (None: not at all), "
+            "though there are enough since"
+        )

@@ -102,6 +102,35 @@ def test_large_requests_wait_for_grants(host: RigHost, lun: RigLun) -> None:
     check_holds(domu, written, lun, MIB_READ)
 
 
+SMALL, ROOM = 8, OF_THE_LARGEST
+"""Requests of a page beside one of the largest; a disk has grants for one of these at least."""
+READ_BOTH = """
+echo none > /sys/block/$1/queue/scheduler
+for n in $(seq $2); do
+    dd if=/dev/$1 of=/dev/null bs=4k count=1 skip=$n iflag=direct 2>/dev/null &
+done
+while read -r _ _ _ _ _ _ _ _ under_way _ < /sys/block/$1/stat; [ $under_way -lt $2 ]; do :; done
+dd if=/dev/$1 of=/dev/null bs=128k count=1 skip=1 iflag=direct 2>/dev/null
+wait
+"""
+
+
+def test_disk_grants_what_its_requests_need(host: RigHost, lun: RigLun) -> None:
+    """What is missing for a request is added, and no more."""
+    domu = host.create(disk=lun, ring_pages=4)
+    idle, _ = shown(domu)
+    assert idle.grants == ROOM, f"an idle disk has {idle.grants} grants, not those of a request"
+    words = ["sh", "-c", READ_BOTH, "sh", domu.disk(lun), str(SMALL)]
+    with lun.held(), domu.channel.spawn(words):
+        lun.await_outstanding(SMALL + 1)
+        busy, _ = shown(domu)
+    grants = (busy.grants, busy.grants_free)
+    assert grants == (SMALL + OF_THE_LARGEST, 0), (
+        f"for {SMALL} requests of a page and one of {OF_THE_LARGEST} grants there are {grants[0]}, "
+        f"{grants[1]} of them free"
+    )
+
+
 @pytest.mark.stack(kernel="lab")
 def test_back_end_keeps_room_for_what_is_asked(host: RigHost, lun: RigLun) -> None:
     """2048 requests, of which few are large at a time."""
