@@ -10,6 +10,7 @@ from driver_checks import check_queues, shown
 from emu.deadline import Deadline, poll
 from emu.rig import RigHost, RigLun
 from emu.rig.disks import STATE_WITHIN
+from emu.xen.queues import BACK_ROOT, FRONT_ROOT
 
 READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct"
 
@@ -54,6 +55,18 @@ def test_ends_agree(host: RigHost, lun: RigLun, pages: int) -> None:
     assert front.persistent_grants_free <= front.grants_free, (
         f"{front.persistent_grants_free} persistent grants are free, {front.grants_free} in all"
     )
+
+
+def test_queues_are_shown_to_root_alone(host: RigHost, lun: RigLun) -> None:
+    domu = host.create(disk=lun)
+    assert domu.queues().back, "the back end shows no queue"
+    for guest, channel, root in (
+        ("dom0", host.dom0, BACK_ROOT),
+        ("the domU", domu.channel, FRONT_ROOT),
+    ):
+        script = "find $1 -name 'queue-*' -exec stat -c %a {} +"
+        modes = channel.run(["sh", "-c", script, "sh", root], timeout=20).text.split()
+        assert modes == ["400"], f"the modes of a ring's files in {guest} are {modes}, not 400"
 
 
 def test_outstanding_requests_are_counted(host: RigHost, lun: RigLun) -> None:

@@ -132,6 +132,7 @@ def test_discard_that_is_possible_no_more_is_asked_once(
     domu = host.create(disk=lun, back=back_end(host, "discard-no-more"))
     asker, content = filled(domu, lun, cache)
     mark = lun.mark()
+    domu.log.mark()
     # A discard is a hint: the first is answered by the block layer as if it had been done.
     results = [asker.result("discard 0 65536") for _ in range(3)]
     counted = domu.statistic("ds_req")
@@ -143,6 +144,8 @@ def test_discard_that_is_possible_no_more_is_asked_once(
     left = domu.queue_limits("discard_max_bytes")["discard_max_bytes"]
     if left != "0":
         wrong.append(f"the domU's disk still takes discards of {left} bytes")
+    if [line.rpartition(": ")[2] for line in domu.log.lines("op failed")] != ["discard op failed"]:
+        wrong.append(f"not one line that says so: {domu.log.lines('op failed')}")
     if changed := changes(lun, mark):
         wrong.append(f"the LUN did {changed}")
     wrong += faults(content.done(asker.ask(write(0, 2, (512, PAGE)))))

@@ -75,6 +75,11 @@ def test_failed_flush_reaches_the_caller(host: RigHost, lun: RigLun) -> None:
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
 
 
+def refusals(domu: RigDomu) -> list[str]:
+    """What the front end logs of requests that the back end does not know."""
+    return [line.rpartition(": ")[2] for line in domu.log.lines("op failed")]
+
+
 def test_barriers_with_data(host: RigHost, lun: RigLun) -> None:
     """Barriers alone: they fail, are larger than a direct request, turn out to be unknown."""
     host.load_back(back_end(host, "cache"), flush_cache=0)
@@ -101,6 +106,7 @@ def test_barriers_with_data(host: RigHost, lun: RigLun) -> None:
         check(wrong, f"unknown barrier at {offset}", asked, "done", "it can be a plain write")
         landed = one.written(lun, offset, size)
         check(wrong, f"data of that at {offset}", landed, True, "the LUN has what was done")
+    check(wrong, "its line", refusals(domu), ["barrier op failed"], "one says what is not known")
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
 
 
@@ -114,6 +120,8 @@ def test_unknown_flush_is_done_without(host: RigHost, lun: RigLun) -> None:
     assert domu.statistic("f_req") == 1, (
         f"{domu.statistic('f_req')} flushes were sent to a back end that knows none"
     )
+    said = refusals(domu)
+    assert said == ["flush op failed"], f"of the flush that is not known the front end says {said}"
 
 
 @pytest.mark.stack(domu_vcpus=2)
