@@ -22,9 +22,8 @@ from emu.images.cache import Cache
 from emu.pytestplugin import reports
 from emu.pytestplugin.options import dest
 from emu.stack.stack import Stack
-from emu.suite import gcov, records
+from emu.suite import gcov, records, test_inputs
 from emu.suite.records import Record
-from emu.suite.testruns import inputs_of_coverage
 from emu.xen import driver_counters
 from emu.xen.driver_counters import Counted
 
@@ -157,7 +156,7 @@ def _is_current(item: pytest.Item, folder: Path) -> bool:
 def _inputs(item: pytest.Item) -> str:
     options = {name: item.config.getoption(dest(name)) for name in _STACK_OPTIONS}
     given = {name: value for name, value in options.items() if value}
-    return inputs_of_coverage(item.path, json.dumps(given, sort_keys=True))
+    return test_inputs.of_coverage(item.path, json.dumps(given, sort_keys=True))
 
 
 def _fixtures(item: pytest.Item) -> list[str]:

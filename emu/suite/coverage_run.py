@@ -1,7 +1,7 @@
 """`emu coverage`: the tests that load drivers, run on drivers with counters.
 
 What each reached is kept in the cache's store `coverage`; a test whose record is of the same
-inputs (emu.suite.testruns.inputs_of_coverage) is not run again.
+inputs (emu.suite.test_inputs.of_coverage) is not run again.
 """
 
 from __future__ import annotations

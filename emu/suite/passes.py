@@ -17,7 +17,8 @@ from pathlib import Path
 from emu.errors import InputError, RigError
 from emu.images.cache import Cache, key_of
 from emu.images.manifest import JSON
-from emu.suite.testruns import PYTEST, digest, interrupt
+from emu.suite.test_inputs import digest
+from emu.suite.testruns import PYTEST, interrupt
 
 _STORE = "passes"
 _FOLDERS = ("emu", "tests", "guest-images", "qemu-patches")

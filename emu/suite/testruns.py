@@ -8,7 +8,6 @@ the rig are not kept.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -25,8 +24,8 @@ from emu import paths
 from emu.errors import EmuError, RigError
 from emu.images.cache import Cache, key_of
 from emu.images.manifest import JSON
-from emu.images.replaced import lock_in_use
 from emu.progress import Progress
+from emu.suite import test_inputs
 
 Kind = Literal["passed", "failed", "skipped", "error"]
 _WORST: tuple[Kind, ...] = ("failed", "error", "skipped", "passed")
@@ -45,8 +44,6 @@ PYTEST = (
 )
 """pytest as a child that ends with this process, and on SIGINT."""
 _LAST_LINES = 12
-_NOT_RUN = ("mutants.py", "passes.py", "preparing.py", "screen.py", "testruns.py")
-"""Modules that no test of a mutant runs."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,8 @@ class Runs:
     def __init__(self, cache: Cache, *, again: bool = False) -> None:
         self._cache = cache
         self._again = again
-        self._rig = digest(_rig_files())
-        self._replaced = [list(pair) for pair in _replaced(cache)]
+        self._rig = test_inputs.digest(test_inputs.rig_files())
+        self._replaced = [list(pair) for pair in test_inputs.replaced(cache)]
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -129,7 +126,7 @@ class Runs:
         return {
             "test": test.node,
             "patch": "" if test.patch is None else diff_digest(test.patch),
-            "tests": _tests_digest(test.file),
+            "tests": test_inputs.of_tests(test.file),
             "rig": self._rig,
             **({"replaced": self._replaced} if self._replaced else {}),
             "recipe": _RECIPE,
@@ -247,71 +244,6 @@ def diff_digest(patch: Path) -> str:
     text = patch.read_text(errors="replace")
     starts = [at for mark in ("\ndiff ", "\n--- a/") if (at := text.find(mark)) >= 0]
     return hashlib.sha256(text[min(starts, default=0) :].encode()).hexdigest()
-
-
-def digest(files: Iterable[Path], top: Path | None = None) -> str:
-    """SHA-256 of the names and contents of a checkout's files (None: this one)."""
-    top = top or paths.checkout()
-    found = hashlib.sha256()
-    for path in sorted(files):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found.update(f"{path.relative_to(top)} {content}\n".encode())
-    return found.hexdigest()
-
-
-def inputs_of_coverage(test: Path, options: str) -> str:
-    """A digest of what decides about the lines of the drivers that the tests of a file reach.
-
-    That is less than what an outcome depends on: neither the machine nor the channel, nor who
-    starts the tests.
-    """
-    return hashlib.sha256(
-        f"{digest([test], test.parent)} {_of_coverage()} {options}".encode()
-    ).hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def _of_coverage() -> str:
-    emu = paths.PACKAGE
-    files = [path for floor in ("rig", "stack", "xen") for path in (emu / floor).rglob("*.py")]
-    guests = [path for path in paths.guest_images().rglob("*") if path.is_file()]
-    if paths.installed():  # other people's tests, of which one file is all that is known
-        return digest([*files, *guests], emu)
-    return digest([*files, *guests, *_shared_files()])
-
-
-@functools.lru_cache
-def _tests_digest(file: Path) -> str:
-    """Of a test's file with what tests share, as they were when it was first asked for."""
-    return digest([file, *_shared_files()])
-
-
-def _rig_files() -> Iterator[Path]:
-    """What an outcome depends on besides the test."""
-    top = paths.checkout()
-    yield top / "pyproject.toml"
-    for path in (top / "emu").rglob("*.py"):
-        of_commands = {"commands", "mutation"}.intersection(path.parts)
-        if not of_commands and path.name not in _NOT_RUN:
-            yield path
-    yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
-
-
-def _replaced(cache: Cache) -> Iterator[tuple[str, str]]:
-    """Packages in place of those in the lock, which is one of the rig's files."""
-    for package in lock_in_use(cache).entries:
-        if package.instead_of:
-            yield package.name, package.sha256
-
-
-def _shared_files() -> Iterator[Path]:
-    """What tests share: all of tests/ except the tests themselves and the mutants."""
-    top = paths.checkout() / "tests"
-    for path in top.rglob("*"):
-        elsewhere = path.relative_to(top).parts[0] in ("unit", "mutants")
-        a_test = path.name.startswith("test_") or path.suffix == ".pyc"
-        if path.is_file() and not elsewhere and not a_test:
-            yield path
 
 
 def _read(entry: Path) -> Outcome:
