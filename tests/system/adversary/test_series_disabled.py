@@ -47,6 +47,8 @@ def test_disabled_disk_works_again_after_a_restore(host: RigHost, lun: RigLun) -
     told = ToldBackEnd(host, max_ring_pages=1)
     domu = host.create(disk=lun, ring_pages=16)
     disable(domu, lun, told)
+    # What the LUN was asked before ends like any other request.
+    lun.await_outstanding(0)
     since = lun.mark()
     domu.save_and_restore(back="patched")
     domu.wait_connected(lun)
