@@ -40,7 +40,8 @@ def of_coverage(test: Path, options: str) -> str:
     That is less than what an outcome depends on: neither the machine nor the channel, nor who
     starts the tests.
     """
-    shared = "" if paths.installed() else of_tests(test)
+    ours = not paths.installed() and test.is_relative_to(paths.checkout())
+    shared = of_tests(test) if ours else ""
     return hashlib.sha256(
         f"{digest([test], test.parent)} {shared} {_of_rig()} {options}".encode()
     ).hexdigest()

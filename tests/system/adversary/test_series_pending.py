@@ -33,7 +33,8 @@ def test_front_end_that_comes_back_too_soon_is_refused(host: RigHost, lun: RigLu
         domu.run(f"echo {domu.device('front')} > {BIND}")
         until = Deadline("the back end to refuse the front end", REFUSED_WITHIN)
         errors = poll(domu.errors, until)
-        assert "pending I/O" in only(errors, "refuse a front end that comes back too soon")
+        said = only(errors, "refuse a front end that comes back too soon")
+        assert "pending I/O" in said, f"it is not refused for requests that are not done: {said}"
     lun.await_outstanding(0)
     domu.unbind_front()
     domu.run(f"echo {domu.device('front')} > {BIND}")
