@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from emu_command import Warm
 
-from emu.images import agent
+from emu.images import agent, handler
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.driver_source import driver_source
@@ -119,6 +119,7 @@ def entries(artifacts: Artifacts, everything: Cache) -> dict[str, Path]:
             "front", "patched", artifacts, BuildContext(everything, patched=from_environment())
         ).path.parent,
         "guest-programs": agent.build(BuildContext(everything)).agent.parent,
+        "lun-server": handler.build(artifacts.xen, BuildContext(everything)).parent,
         "guests": artifacts.guests.root,
         "checkpoint": checkpoint,
     }
