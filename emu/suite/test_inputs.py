@@ -16,9 +16,9 @@ from emu import paths
 from emu.images.cache import Cache
 from emu.images.replaced import lock_in_use
 
-_NOT_RUN = (
-    *("mutants.py", "passes.py", "preparing.py", "screen.py", "test_inputs.py", "testruns.py"),
-)
+_NOT_RUN = {
+    "mutants.py", "passes.py", "preparing.py", "screen.py", "test_inputs.py", "testruns.py",
+}  # fmt: skip
 """Modules that no test of a mutant runs."""
 _RECORDS = (".md", ".json", ".toml", ".pyc")
 """What is written about tests."""
@@ -41,19 +41,16 @@ def of_coverage(test: Path, options: str) -> str:
     starts the tests.
     """
     ours = not paths.installed() and test.is_relative_to(paths.checkout())
-    shared = of_tests(test) if ours else ""
-    return hashlib.sha256(
-        f"{digest([test], test.parent)} {shared} {_of_rig()} {options}".encode()
-    ).hexdigest()
+    its = of_tests(test) if ours else digest([test], test.parent)
+    return hashlib.sha256(f"{its} {_of_rig()} {options}".encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
 def _of_rig() -> str:
     emu = paths.PACKAGE
     files = [path for floor in ("rig", "stack", "xen") for path in (emu / floor).rglob("*.py")]
-    guests = [path for path in paths.guest_images().rglob("*") if path.is_file()]
     # Other people's tests run by the installed package, which has no checkout.
-    return digest([*files, *guests], emu if paths.installed() else None)
+    return digest([*files, *_of_guests()], emu if paths.installed() else None)
 
 
 @functools.lru_cache
@@ -106,7 +103,11 @@ def rig_files() -> Iterator[Path]:
         of_commands = {"commands", "mutation"}.intersection(path.parts)
         if not of_commands and path.name not in _NOT_RUN:
             yield path
-    yield from (path for path in paths.guest_images().rglob("*") if path.is_file())
+    yield from _of_guests()
+
+
+def _of_guests() -> Iterator[Path]:
+    return (path for path in paths.guest_images().rglob("*") if path.is_file())
 
 
 def replaced(cache: Cache) -> Iterator[tuple[str, str]]:

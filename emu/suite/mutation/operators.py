@@ -124,25 +124,22 @@ def _then_of(source: Source, node: Node) -> int | None:
     """Where that begins which is done under a condition that a part of it, `node`, can only make
     true: without a `!` in between.
     """
-    at: Node | None = node
-    while at is not None:
-        if (holder := _holder(at)) is not None:
-            return _first_statement(holder)
-        parent = at.parent
-        operator = None if parent is None else parent.child_by_field_name("operator")
-        joined = operator is not None and source.text(operator) in ("&&", "||")
-        if parent is None or not (joined or _is_hint(source, parent)):
+    while (holder := _holder(node)) is None:
+        if node.parent is None or not _is_joined(source, node.parent):
             return None
-        at = parent
-    return None
+        node = node.parent
+    return _first_statement(holder)
 
 
-def _is_hint(source: Source, node: Node) -> bool:
-    """Whether a node is a parenthesis, or unlikely() or its argument."""
+def _is_joined(source: Source, node: Node) -> bool:
+    """Whether a node is `&&`, `||`, a parenthesis, or unlikely() or its argument."""
     if node.type == "argument_list" and node.parent is not None:
         node = node.parent
     if node.type == "call_expression":
         return _called(source, node) in ("likely", "unlikely")
+    operator = node.child_by_field_name("operator")
+    if operator is not None:
+        return source.text(operator) in ("&&", "||")
     return node.type == "parenthesized_expression"
 
 

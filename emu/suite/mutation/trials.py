@@ -10,7 +10,7 @@ import contextlib
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,12 @@ class Trials:
         for node in nodes:
             one = kept.get(node)
             if one is not None and one["key"] == self._runs.key(Trial(node, patch)):
-                outcome = Outcome(one["kind"], tuple(one["messages"]), one["seconds"])
-                found.append(Tried(node, outcome))
+                found.append(_tried(node, one))
         return found
 
     def ever(self, name: str) -> list[Tried]:
         """What is kept of any tests on the mutant `name`, whatever has changed since."""
-        return [
-            Tried(node, Outcome(one["kind"], tuple(one["messages"]), one["seconds"]))
-            for node, one in self._read(name).items()
-        ]
+        return [_tried(node, one) for node, one in self._read(name).items()]
 
     def run(
         self, name: str, patch: Path | None, tests: Sequence[Reaching], seconds: float
@@ -154,6 +150,10 @@ class Trials:
                     kept[one.node] = {"key": key, **asdict(one.outcome)}
             (scratch / "kept").write_text(json.dumps(kept, indent=1))
             (scratch / "kept").replace(self._place / f"{name}.json")
+
+
+def _tried(node: str, kept: Mapping[str, Any]) -> Tried:
+    return Tried(node, Outcome(kept["kind"], tuple(kept["messages"]), kept["seconds"]))
 
 
 def _limit(test: Reaching) -> float:
