@@ -9,6 +9,10 @@ from emu.rig.disks import EndName
 from emu.xen.queues import BackQueue, FrontQueue
 from emu.xen.ring import Ring
 
+READ_ONE = "dd if=/dev/{} of=/dev/null bs=4k count=1 iflag=direct"
+READ_MANY = "dd if=/dev/{} of=/dev/null bs=128k count=1 iflag=direct"
+"""Read the first page of a disk, and the first 32, past the domU's cache."""
+
 
 def check_data(domu: RigDomu, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
     """What is written to a disk is read from it; its SHA-256."""
@@ -71,3 +75,8 @@ def only(lines: Iterable[str], what: str) -> str:
     found = list(lines)
     assert len(found) == 1, f"{len(found)} lines, not one, {what}: {found}"
     return found[0]
+
+
+def refusals(domu: RigDomu) -> list[str]:
+    """What the front end has logged of requests that the back end does not know, since the mark."""
+    return [line.rpartition(": ")[2] for line in domu.log.lines("op failed")]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import guest_modules
-import pytest
 
 from emu.channel.channel import Channel
 from emu.errors import RigError
@@ -62,9 +61,7 @@ def module(host: RigHost, end: End, context: BuildContext) -> Path:
     """The module for the kernel that an end's driver runs on; skips the test if it can't work."""
     made = host.stack.artifacts
     kernel = made.kernel if end == "back" else made.domu_kernel
-    if "CONFIG_KPROBES=y" not in kernel.config.read_text().splitlines():
-        pytest.skip(f"{kernel.name} has no kprobes")
-    return guest_modules.build("failing", kernel, context)
+    return guest_modules.build_with_kprobes("failing", kernel, context)
 
 
 class FailingCalls:

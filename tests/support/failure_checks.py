@@ -284,11 +284,7 @@ class Sweep:
         if outcome.trouble and not (io_fails and outcome.trouble == IO_FAILS):
             yield f"{outcome}, and the {self.end} end logged {said}"
         errors = list(filter(self._is_error, said))
-        # The state that ends a disk which is taken away has to fail, too.
-        gave_up = errors and call.function != "xenbus_switch_state"
-        # Of a capacity that has changed and can't be read: the old one is kept.
-        gave_up = gave_up and (call.function, call.key) != ("xenbus_scanf", "sectors")
-        if outcome.works and gave_up and not needless:
+        if outcome.works and errors and not needless and not _is_reported_alone(call):
             yield f"the disk works, though the {self.end} end gave it up: {errors}"
         failed = f": {errno.EIO} "
         # Where there is no virtual-device there may be virtual-device-ext.
@@ -333,6 +329,15 @@ class Sweep:
     def said(self) -> list[str]:
         """What the end's driver logged for this case, but what it always does."""
         return _unusual(self._log.lines())
+
+
+def _is_reported_alone(call: Call) -> bool:
+    """Whether a disk goes on that reports this call: the state that ends one which is taken away
+    has to fail, too; a capacity that has changed, and can't be read, stays what it was.
+    """
+    return call.function == "xenbus_switch_state" or (
+        (call.function, call.key) == ("xenbus_scanf", "sectors")
+    )
 
 
 def _unusual(lines: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 MAKEFILE = """\
@@ -28,11 +29,16 @@ FILES = {
 }
 
 
+def write_files(top: Path, files: Mapping[str, str]) -> None:
+    """Write files, by their names below a directory."""
+    for name, text in files.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+
+
 def small_tree(path: Path) -> Path:
     """A directory that looks like a kernel tree of 7.3-rc5, with a script and a link."""
-    for name, text in FILES.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
+    write_files(path, FILES)
     script = path / "scripts/run.sh"
     script.parent.mkdir()
     script.write_text("#!/bin/sh\n")

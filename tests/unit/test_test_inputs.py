@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kernel_trees import write_files
 
 from emu import paths
 from emu.suite.test_inputs import used_by
@@ -25,10 +26,7 @@ FILES = {
 
 
 def test_what_a_test_uses(tmp_path: Path) -> None:
-    for name, text in FILES.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(tmp_path, FILES)
     found = used_by(tmp_path / "system/grants/test_it.py", tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in found} == {
         "system/conftest.py",

@@ -8,14 +8,13 @@ the caller, which the back end may still change.
 from __future__ import annotations
 
 from back_ends import back_end
+from driver_checks import READ_MANY, READ_ONE
 from told_answers import Command
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost
 from emu.xen.config import virtual_device
 
-READ_ONE = "dd if=/dev/{} of=/dev/null bs=4k count=1 iflag=direct"
-READ_MANY = "dd if=/dev/{} of=/dev/null bs=128k count=1 iflag=direct"
 REPORTED = "has not unmapped grant"
 KEPT = {"xvda": ("keep_data", READ_ONE), "xvdb": ("keep_data", READ_MANY),
         "xvdc": ("keep_table", READ_MANY)}  # fmt: skip

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from driver_checks import READ_MANY, READ_ONE
 from told_answers import Command, ToldBackEnd
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost, RigLun
 
-READ_ONE = "dd if=/dev/{} of=/dev/null bs=4k count=1 iflag=direct"
-READ_MANY = "dd if=/dev/{} of=/dev/null bs=128k count=1 iflag=direct"
 WRITE_ONE = "dd if=/dev/zero of=/dev/{} bs=4k count=1 oflag=direct seek=512"
 WRITE_MANY = "dd if=/dev/zero of=/dev/{} bs=128k count=1 oflag=direct seek=16"
 READ, WRITE, FLUSH, DISCARD = 0, 1, 3, 5

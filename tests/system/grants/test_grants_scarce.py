@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import failing_calls
 import pytest
-from driver_checks import check_pages
+from driver_checks import READ_ONE, check_pages
 from failing_calls import FailingCalls
 from told_answers import Command
 
@@ -58,7 +58,6 @@ def test_requests_wait_for_references(
 
 
 ALLOCATES = "gnttab_alloc_grant_references"
-READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct"
 
 
 def test_request_waits_for_references_with_none_under_way(
@@ -68,13 +67,14 @@ def test_request_waits_for_references_with_none_under_way(
     domu = host.create(disk=lun, back_parameters={"feature_persistent": 0})
     module = failing_calls.module(host, "front", context)
     calls = FailingCalls(lambda: domu.channel, "xen_blkfront", module)
+    read = READ_ONE.format(domu.disk(lun))
     calls.watch()
-    domu.run(READ)
+    domu.run(read)
     found = [call for call in calls.made() if call.function == ALLOCATES]
     assert found, "the front end allocates no references for a read, though none is persistent"
     for call in found:
         calls.fail(call, 1)
-        ended = Command(domu, READ).wait()
+        ended = Command(domu, read).wait()
         assert calls.has_failed(), f"a read called {ALLOCATES} no more from {call.site}"
         assert ended == 0, (
             f"a read for which there were no references ended with {ended} (None: not at all), "

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import guest_modules
-import pytest
-from driver_checks import shown
+from driver_checks import READ_ONE, check_holds, shown
 from told_answers import Command
 
 from emu.deadline import Deadline, poll
 from emu.images.context import BuildContext
 from emu.rig import RigHost, RigLun
 
-READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct"
 TAKEN = "/sys/module/page_user/parameters/taken"
 LET_GO = "echo 1 > /sys/module/page_user/parameters/let_go"
 LOOKS = 1.0
@@ -20,18 +18,16 @@ LOOKS = 1.0
 
 def test_page_in_use_is_unmapped_later(host: RigHost, lun: RigLun, context: BuildContext) -> None:
     """Its request is answered then, not before; those beside it go on."""
-    kernel = host.stack.artifacts.kernel
-    if "CONFIG_KPROBES=y" not in kernel.config.read_text().splitlines():
-        pytest.skip(f"{kernel.name} has no kprobes")
+    module = guest_modules.build_with_kprobes("page_user", host.stack.artifacts.kernel, context)
     domu = host.create(disk=lun, ring_pages=2, back_parameters={"feature_persistent": 0})
     written = domu.fill(lun)
     rings_alone = domu.mapped_refs()
     _, back = shown(domu)
     assert back.deferred is not None, "the back end does not show how many unmaps were deferred"
-    host.dom0.put(guest_modules.build("page_user", kernel, context), "/tmp/page_user.ko")
+    host.dom0.put(module, "/tmp/page_user.ko")
     host.dom0.run(["insmod", "/tmp/page_user.ko"], timeout=20)
 
-    read = Command(domu, READ)
+    read = Command(domu, READ_ONE.format(domu.disk(lun)))
     until = Deadline("dom0 to unmap the page of a read", 10)
     taken = poll(
         lambda: host.dom0.run(["cat", TAKEN], timeout=20).text, until, until=lambda on: on == "Y\n"
@@ -45,7 +41,7 @@ def test_page_in_use_is_unmapped_later(host: RigHost, lun: RigLun, context: Buil
     assert len(still) == 1, (
         f"dom0 maps {len(still)} pages of data, not the one that is in use: {sorted(still)}"
     )
-    assert domu.sum(lun) == written, "what is read beside a request that waits is not what is there"
+    check_holds(domu, written, lun, after="beside a request that waits")
     host.dom0.run(["sh", "-c", LET_GO], timeout=20)
     ended = read.wait()
     assert ended == 0, f"the read ended with {ended} (None: not yet) after dom0 let its page go"

@@ -102,8 +102,8 @@ def test_large_requests_wait_for_grants(host: RigHost, lun: RigLun) -> None:
     check_holds(domu, written, lun, MIB_READ)
 
 
-SMALL, ROOM = 8, OF_THE_LARGEST
-"""Requests of a page beside one of the largest; a disk has grants for one of these at least."""
+SMALL = 8
+"""Requests of a page beside one of the largest, whose grants a disk has in any case."""
 READ_BOTH = """
 echo none > /sys/block/$1/queue/scheduler
 for n in $(seq $2); do
@@ -119,7 +119,9 @@ def test_disk_grants_what_its_requests_need(host: RigHost, lun: RigLun) -> None:
     """What is missing for a request is added, and no more."""
     domu = host.create(disk=lun, ring_pages=4)
     idle, _ = shown(domu)
-    assert idle.grants == ROOM, f"an idle disk has {idle.grants} grants, not those of a request"
+    assert idle.grants == OF_THE_LARGEST, (
+        f"an idle disk has {idle.grants} grants, not those of a request"
+    )
     words = ["sh", "-c", READ_BOTH, "sh", domu.disk(lun), str(SMALL)]
     with lun.held(), domu.channel.spawn(words):
         lun.await_outstanding(SMALL + 1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from driver_checks import check_queues, shown
+from driver_checks import READ_ONE, check_queues, shown
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigHost, RigLun
 from emu.rig.disks import STATE_WITHIN
 from emu.xen.queues import BACK_ROOT, FRONT_ROOT
-
-READ = "dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct"
 
 
 @pytest.mark.parametrize("pages", [1, 16])
@@ -71,7 +69,7 @@ def test_queues_are_shown_to_root_alone(host: RigHost, lun: RigLun) -> None:
 
 def test_outstanding_requests_are_counted(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun, ring_pages=4)
-    with lun.held(), domu.channel.spawn(READ):
+    with lun.held(), domu.channel.spawn(READ_ONE.format(domu.disk(lun))):
         lun.await_outstanding(1)
         counts = [account.outstanding for account in shown(domu)]
     assert counts == [1, 1], (

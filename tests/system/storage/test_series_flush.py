@@ -12,6 +12,7 @@ import zlib
 import programs
 import pytest
 from back_ends import back_end
+from driver_checks import refusals
 
 from emu.deadline import Deadline, poll
 from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
@@ -73,11 +74,6 @@ def test_failed_flush_reaches_the_caller(host: RigHost, lun: RigLun) -> None:
     asked = one.ask("fsync", disk="xvdb")
     check(wrong, "read-only disk", asked, "done", "fsync where nothing was written")
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
-
-
-def refusals(domu: RigDomu) -> list[str]:
-    """What the front end logs of requests that the back end does not know."""
-    return [line.rpartition(": ")[2] for line in domu.log.lines("op failed")]
 
 
 def test_barriers_with_data(host: RigHost, lun: RigLun) -> None:
