@@ -1,177 +1,30 @@
-"""Mutants made by machine: which tests judge them, in which order, and what counts as noticed."""
+"""Mutants made by machine: what is one, what counts as noticed, and the report."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from small_driver import all_of, candidate
 
 from emu import cli
 from emu.commands import sampled
-from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG, RigError
+from emu.errors import EXIT_HELD, EXIT_INPUT, EXIT_NOT_HELD, EXIT_RIG
 from emu.images.cache import Cache
 from emu.images.driver_patches import driver_patch
 from emu.progress import Progress
-from emu.suite.coverage import Coverage
-from emu.suite.gcov import FileCounts
 from emu.suite.mutation import compiling
-from emu.suite.mutation.candidates import Candidate, candidates
+from emu.suite.mutation.candidates import Candidate
 from emu.suite.mutation.compiling import Compiled, Compiler, Kind
 from emu.suite.mutation.judge import SOUND, Judge, Judged, Verdict, first_line
-from emu.suite.mutation.ordering import History, Reaching, ordered, within
-from emu.suite.mutation.reach import Covered
-from emu.suite.mutation.source import Source
+from emu.suite.mutation.ordering import Reaching
 from emu.suite.mutation.survey import Sample, Survey
-from emu.suite.mutation.trials import Trials, Tried
-from emu.suite.records import FileOutline, Outline, Reached, Record
+from emu.suite.mutation.trials import Tried
 from emu.suite.testruns import Kind as Word
 from emu.suite.testruns import Outcome
-
-FILE = "drivers/block/xen-blkfront.c"
-TEXT = """\
-static int one_of(int a)
-{
-	if (a)
-		return 1;
-	g(a);
-	return 0;
-}
-
-static void other(void)
-{
-	h(b);
-}
-"""
-
-
-def all_of(text: str = TEXT) -> list[Candidate]:
-    return candidates([Source(FILE, text.encode())])
-
-
-def candidate(operator: str = "condition negated", text: str = TEXT) -> Candidate:
-    return next(one for one in all_of(text) if one.operator == operator)
-
-
-# -- the order of tests
-
-
-def names(tests: Sequence[Reaching]) -> list[str]:
-    return [one.node for one in tests]
-
-
-def test_quick_tests_that_reach_little_come_first() -> None:
-    tests = [
-        Reaching("t.py::slow", 20.0, 0.1),
-        Reaching("t.py::quick", 2.0, 0.1),
-        Reaching("t.py::of_everything", 2.0, 0.9),
-    ]
-    found = ordered(tests, candidate(), History())
-    assert names(found) == ["t.py::quick", "t.py::of_everything", "t.py::slow"]
-
-
-def test_tests_that_reach_what_few_others_do_come_first() -> None:
-    tests = [Reaching("t.py::usual", 2.0, 0.5, 0.1), Reaching("t.py::rare", 2.2, 0.5, 1.0)]
-    assert names(ordered(tests, candidate(), History())) == ["t.py::rare", "t.py::usual"]
-
-
-def test_tests_that_reach_the_same_do_not_crowd_out_others() -> None:
-    alike: dict[object, float] = {"a": 1.0, "b": 1.0}
-    tests = [Reaching(f"t.py::like{n}", 1.0, 0.3, 0.5, alike) for n in range(4)]
-    other = Reaching("t.py::other", 2.0, 0.3, 0.5, {"c": 0.5})
-    found = names(ordered([*tests, other], candidate(), History()))
-    assert found.index("t.py::other") == 1, found
-
-
-def test_tests_that_noticed_others_come_earlier() -> None:
-    history = History()
-    tests = [Reaching(f"t.py::t{n}", 2.0 + n / 10, 0.3) for n in range(4)]
-    assert names(ordered(tests, candidate(), history))[0] == "t.py::t0"
-    history.add(candidate(), ["t.py::t0", "t.py::t1"], ["t.py::t3"])
-    assert names(ordered(tests, candidate(), history)) == [
-        "t.py::t3",
-        "t.py::t2",
-        "t.py::t0",
-        "t.py::t1",
-    ]
-    elsewhere = next(one for one in all_of() if one.function == "other")
-    assert history.chance(tests[3], candidate()) > history.chance(tests[3], elsewhere)
-    assert history.chance(tests[3], elsewhere) > history.chance(tests[2], elsewhere)
-
-
-def test_tests_that_differ_in_a_parameter_do_not_crowd_out_others() -> None:
-    tests = [Reaching(f"t.py::many[{n}]", 1.0, 0.3) for n in range(6)]
-    found = names(ordered([*tests, Reaching("t.py::another", 3.0, 0.3)], candidate(), History()))
-    assert found.index("t.py::another") <= 2
-
-
-def test_tests_fit_into_the_time() -> None:
-    tests = [Reaching(f"t.py::t{n}", 4.5) for n in range(10)]
-    assert len(within(tests, 25.0)) == 5
-    assert len(within(tests, 25.0, spent=15.0)) == 2
-    assert within(tests, 25.0, spent=24.0) == ()
-    assert len(within(tests, 1.0)) == 1, "a test that alone takes longer is run all the same"
-
-
-# -- which tests reach a line
-
-
-def covered(text: str, counted: Sequence[int] = (3, 5, 6, 11), **reached: Sequence[int]) -> Covered:
-    """Coverage of a source in which these lines have counters."""
-    lines, code = tuple(text.splitlines()), frozenset(counted)
-    functions = {"one_of": (1, 7), "other": (9, 12)}
-    outline = Outline("b", "now", {"xen-blkfront.c": FileOutline(lines, code, {}, functions)})
-    records = []
-    for name, its in reached.items():
-        counts = FileCounts(dict.fromkeys(its, 1), {})
-        part = Reached("b", "now", {"xen-blkfront.c": counts})
-        records.append(Record(f"t.py::{name}", "passed", 1.0, "i", (part,)))
-    return Covered(Coverage(outline, records))
-
-
-def test_tests_of_a_line() -> None:
-    reach = covered(TEXT, both=(3, 5, 11), first=(3,))
-    by_line = {one.line: reach.tests_of(one) for one in all_of()}
-    assert {line: names(its) for line, its in by_line.items()} == {
-        3: ["t.py::both", "t.py::first"],
-        4: ["t.py::both", "t.py::first"],  # no counter: that of the line before
-        5: ["t.py::both"],
-        6: [],
-        11: ["t.py::both"],
-    }
-    assert [one.share for one in by_line[3]] == [0.75, 0.25]
-    assert [one.rare for one in by_line[3]] == [1.0, pytest.approx(0.5 / 1.5)]
-
-
-def test_tests_of_a_line_that_has_moved() -> None:
-    reach = covered(TEXT, one=(3, 5, 11))
-    later = TEXT.replace("\tg(a);\n", "\tk(a);\n\tg(a);\n").replace("h(b)", "h(c)")
-    by_line = {one.line: names(reach.tests_of(one)) for one in all_of(later)}
-    assert by_line[6] == ["t.py::one"], "the line that was the fifth"
-    assert by_line[5] == [], "a new line"
-    assert by_line[12] == [], "a line that has changed"
-    assert reach.is_of(Source(FILE, TEXT.encode()))
-    assert not reach.is_of(Source(FILE, later.encode()))
-
-
-def test_line_without_a_counter_is_that_of_what_is_done_before_it() -> None:
-    """Not that of the last line before it, which leaves the function."""
-    text = TEXT.replace("\tg(a);\n", "").replace("\tif (a)\n", "\ta = g(a);\n\tif (a)\n")
-    reach = covered(text, (3, 4, 5), one=(3, 4, 5), other=(3, 4))
-    tests = [names(reach.tests_of(one)) for one in all_of(text) if one.line == 6]
-    assert tests == [["t.py::one", "t.py::other"]], text
-
-
-def test_first_line_of_a_function_is_not_that_of_the_one_before() -> None:
-    """Its counter is gone: no other function's test is taken for one that reaches it."""
-    reach = covered(TEXT, (3, 5, 6), one=(3, 5, 6))
-    assert names(reach.tests_of(next(one for one in all_of() if one.line == 11))) == []
-
 
 # -- what the compiler says
 
@@ -350,117 +203,6 @@ def test_drivers_of_a_mutant_are_not_kept(tmp_path: Path) -> None:
         cache.entry("drivers", {"patches": ["series", key]}, lambda made: None, Progress())
     judge.judge(candidate())
     assert cache.inputs("drivers") == [{"patches": ["series", "another"]}]
-
-
-# -- trials, with a real pytest that boots nothing
-
-HERE = "tests/unit/test_mutation_judged.py"
-ASKED = "EMU_TEST_TRIAL"
-"""What the targets below do; on their own they pass."""
-
-
-def asked(name: str) -> bool:
-    return name in os.environ.get(ASKED, "").split()
-
-
-@pytest.fixture
-def breaks() -> None:
-    if asked("breaks"):
-        raise RigError("no room")
-
-
-def test_target_one() -> None:
-    assert not asked("one"), "the first was to fail"
-
-
-def test_target_two() -> None:
-    assert not asked("two"), "the second was to fail"
-
-
-@pytest.mark.timeout(300)
-def test_target_sleeps() -> None:
-    if asked("sleeps"):
-        (Path(os.environ["EMU_TEST_STARTED"])).touch()
-        time.sleep(120)
-
-
-def test_target_breaks(breaks: None) -> None:
-    pass
-
-
-def target(name: str, seconds: float = 1.0) -> Reaching:
-    return Reaching(f"{HERE}::test_target_{name}", seconds)
-
-
-def run(
-    trials: Trials, monkeypatch: pytest.MonkeyPatch, does: str, *tests: Reaching
-) -> list[tuple[str, str]]:
-    monkeypatch.setenv(ASKED, does)
-    found = trials.run("mutant", None, tests, 100.0)
-    return [(one.node.removeprefix(f"{HERE}::test_target_"), one.outcome.kind) for one in found]
-
-
-def test_trials_stop_at_the_first_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = Trials(Cache(tmp_path / "cache"))
-    order = target("two"), target("one"), target("sleeps")
-    assert run(trials, monkeypatch, "one", *order) == [("two", "passed"), ("one", "failed")]
-    known = trials.known("mutant", None, [one.node for one in order])
-    assert [one.outcome.kind for one in known] == ["passed", "failed"]
-    assert "the first was to fail" in known[1].outcome.messages[0]
-    again = Trials(Cache(tmp_path / "cache"), again=True)
-    assert again.known("mutant", None, [order[0].node]) == []
-    assert [one.noticed for one in again.ever("mutant")] == [False, True]
-    assert again.ever("another") == []
-
-
-def test_trials_go_on_after_one_error_of_the_rig_which_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = Trials(Cache(tmp_path / "cache"))
-    order = target("breaks"), target("one"), target("two")
-    found = run(trials, monkeypatch, "breaks two", *order)
-    assert found == [("breaks", "error"), ("one", "passed"), ("two", "failed")]
-    assert len(trials.known("mutant", None, [one.node for one in order])) == 2
-
-
-def test_test_that_hangs_is_ended_by_its_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though it has a mark of its own."""
-    monkeypatch.setattr("emu.suite.mutation.trials._MORE", 1.0)
-    monkeypatch.setenv("EMU_TEST_STARTED", str(tmp_path / "started"))
-    monkeypatch.setenv("EMU_TIMEOUT_SCALE", "1")
-    trials = Trials(Cache(tmp_path / "cache"))
-    assert run(trials, monkeypatch, "sleeps", target("sleeps", 0.5)) == [("sleeps", "failed")]
-    (one,) = trials.known("mutant", None, [target("sleeps").node])
-    assert one.hung, one.outcome.messages
-
-
-def test_interruption_keeps_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = tmp_path / "started"
-    monkeypatch.setenv("EMU_TEST_STARTED", str(started))
-    monkeypatch.setenv(ASKED, "sleeps")
-    trials = Trials(Cache(tmp_path / "cache"))
-    order = target("one"), target("sleeps", 100.0)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(trials.run, "mutant", None, order, 100.0)
-        until = time.monotonic() + 60
-        while not started.exists():
-            assert time.monotonic() < until, "pytest did not come to the test"
-            time.sleep(0.05)
-        trials.stop()
-        with pytest.raises(RigError, match="interrupted"):
-            running.result(timeout=20)
-    known = trials.known("mutant", None, [one.node for one in order])
-    assert [one.node for one in known] == [order[0].node]
-
-
-def test_trials_without_a_test_are_an_error_of_the_rig(tmp_path: Path) -> None:
-    trials = Trials(Cache(tmp_path / "cache"))
-    with pytest.raises(RigError, match="pytest ended with status"):
-        trials.run("mutant", None, [Reaching(f"{HERE}::test_nowhere", 1.0)], 10.0)
 
 
 # -- the report
