@@ -1,0 +1,78 @@
+"""A back end whose state in xenstore goes any way: its disk can be taken away, its name used again.
+
+Whoever may write a back end's directory (a toolstack, a back end that starts again) can have its
+state go Closing, and on; xen-devel had "Closing, Connected" end a guest in March 2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from told_answers import Command
+
+from emu.errors import EmuError
+from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
+
+STATES = {
+    1: "Initialising",
+    2: "InitWait",
+    3: "Initialised",
+    4: "Connected",
+    5: "Closing",
+    6: "Closed",
+    7: "Reconfiguring",
+    8: "Reconfigured",
+}
+"""By their numbers in xenstore (io/xenbus.h)."""
+ENDED = ((5, 4), (6, 4), (5, 2), (6, 2), (6, 1), (5, 5), (6, 6), (6, 5), (5, 6))
+READ = "while dd if=/dev/xvda of=/dev/null bs=4k iflag=direct; do :; done"
+
+
+def pairs() -> list[object]:
+    rest = [pair for pair in itertools.product(STATES, repeat=2) if pair not in ENDED]
+    return [
+        pytest.param(ENDED, id="ended"),
+        pytest.param(rest, id="others", marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ]
+
+
+def taken_away(domu: RigDomu, reading: Command) -> str:
+    """Take the disk away, by force if that is needed; what is wrong, or ""."""
+    plain = ""
+    try:
+        domu.detach()
+    except EmuError as error:
+        plain = f"`xl block-detach` gives up ({error}); "
+        try:
+            domu.force_detach()
+        except EmuError as forced:
+            plain += f"with --force, too ({forced}); "
+    try:
+        domu.wait_gone()
+    except EmuError as error:
+        return f"{plain}by force: {error}"
+    if reading.wait() is None:
+        return f"{plain}a reader of the disk that is gone has not ended"
+    return plain
+
+
+@pytest.mark.parametrize("which", pairs())
+def test_disk_can_be_taken_away_from_any_states(
+    host: RigHost, lun: RigLun, which: list[tuple[int, int]]
+) -> None:
+    domu = host.create(ring_pages=4)
+    wrong: dict[str, str] = {}
+    for pair in which:
+        name = ", ".join(STATES[state] for state in pair)
+        domu.attach(lun, FIRST_DISK)
+        reading = Command(domu, READ)
+        key = f"{domu.domain.back_path()}/state"
+        for state in pair:
+            host.xen.write({key: state})
+        if words := taken_away(domu, reading):
+            wrong[name] = words
+        print(f"{name}: {words or 'taken away'}", flush=True)
+    domu.attach(lun, FIRST_DISK)
+    assert domu.fill() == domu.sum(), "what is read at last is not what was written"
+    assert not wrong, "\n".join(f"{name}: {words}" for name, words in wrong.items())
