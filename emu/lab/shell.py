@@ -30,8 +30,8 @@ from emu.stack.drivers import DISK, check_choice, connect, drivers_for
 from emu.stack.stack import Stack, prepare, running
 from emu.stack.wish import Wish
 from emu.xen import queues
-from emu.xen.config import virtual_device
 from emu.xen.ring import Ring
+from emu.xen.vdev import virtual_device
 
 Guest = Literal["dom0", "domu"]
 GUESTS: tuple[Guest, ...] = ("dom0", "domu")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Literal
 
 from emu.channel.channel import Channel
 from emu.deadline import Deadline, poll
-from emu.errors import NotHeld, RigError
+from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
 from emu.xen import data
-from emu.xen.config import disk_names, virtual_device
-from emu.xen.domain import Domain, Mode
+from emu.xen.disk import DiskOptions, Mode
+from emu.xen.domain import Domain
 from emu.xen.queues import Views
 from emu.xen.ring import Ring
+from emu.xen.vdev import disk_names, parse, virtual_device
 
 if TYPE_CHECKING:
     from emu.rig.host import RigHost
@@ -30,7 +32,7 @@ EndName = Literal["front", "back"]
 
 
 class DomuDisks:
-    """A domU with its disks. A disk is named by its LUN, or as in the domU ("xvda")."""
+    """A domU with its disks. A disk is named by its LUN, or in xl's words ("xvda")."""
 
     def __init__(self, host: RigHost, name: str, log_lines: int = 0) -> None:
         self.host = host
@@ -64,21 +66,56 @@ class DomuDisks:
 
     # Attach and detach.
 
-    def attach(self, lun: RigLun, disk: str | None = None, *, mode: Mode = "w") -> Ring:
+    def attach(
+        self,
+        lun: RigLun,
+        disk: str | None = None,
+        *,
+        mode: Mode = "w",
+        cdrom: bool = False,
+        discard: bool | None = None,
+        trusted: bool = True,
+        partition: int | None = None,
+    ) -> Ring:
         """Give it `lun` as `disk` (default: the first free name), and wait for the ring.
 
-        `mode` "r": it may not write.
+        The name is one of xl's, see `emu.xen.vdev`, the rest is in `emu.xen.disk.DiskOptions`.
+        Raises NotHeld when it does not connect: then it is taken away again.
         """
-        disk = self.offer(lun, disk, mode=mode)
-        return self.domain.wait_connected(disk)
+        disk = self.offer(
+            lun, disk,
+            mode=mode, cdrom=cdrom, discard=discard, trusted=trusted, partition=partition,
+        )  # fmt: skip
+        try:
+            return self.domain.wait_connected(disk)
+        except NotHeld:
+            self._give_up(disk)
+            raise
 
-    def offer(self, lun: RigLun, disk: str | None = None, *, mode: Mode = "w") -> str:
+    def _give_up(self, disk: str) -> None:
+        """Take away a disk that was refused, of which the test has heard."""
+        with contextlib.suppress(EmuError):
+            self.force_detach(disk)
+        self._disks.pop(disk, None)
+
+    def offer(
+        self,
+        lun: RigLun,
+        disk: str | None = None,
+        *,
+        mode: Mode = "w",
+        cdrom: bool = False,
+        discard: bool | None = None,
+        trusted: bool = True,
+        partition: int | None = None,
+    ) -> str:
         """Give it `lun` as `disk`, which is returned; wait for the back end alone.
 
         Raises NotHeld when that does not come to wait for a front end, or further.
         """
         disk = disk or next(name for name in disk_names() if name not in self._disks)
-        self.domain.attach(lun.lun, disk, mode)
+        options = DiskOptions(mode, cdrom, discard, trusted, partition)
+        self.domain.attach(lun.lun, disk, options)
         self._disks[disk] = lun
         self.wait_back("InitWait", "Connected", disk=disk)
         return disk
@@ -106,13 +143,17 @@ class DomuDisks:
         self.channel.wait_until("[ ! -e $1 ]", f"{device} to be gone", GONE_WITHIN, device)
 
     def disk(self, of: RigLun | str = FIRST_DISK) -> str:
-        """The name in the domU ("xvda") of a LUN's disk; the first, if it has several."""
+        """The name ("xvda") of a LUN's disk; the first, if it has several."""
         if isinstance(of, str):
             return of
         for disk, lun in self._disks.items():
             if lun.name == of.name:
                 return disk
         raise RigError(f"domU {self.name} has no disk on LUN {of.name}")
+
+    def block(self, disk: RigLun | str = FIRST_DISK) -> str:
+        """Linux' name in the domU of a disk: "xvda" also of hda and sda."""
+        return parse(self.disk(disk)).linux
 
     @property
     def disks(self) -> tuple[str, ...]:
@@ -219,22 +260,22 @@ class DomuDisks:
 
     def fill(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
         """Write random data to the first MiB of a disk, past the page cache; its SHA-256."""
-        return data.write(self.channel, self.disk(disk), mib, DATA_WITHIN)
+        return data.write(self.channel, self.block(disk), mib, DATA_WITHIN)
 
     def sum(self, disk: RigLun | str = FIRST_DISK, mib: int = 1) -> str:
         """SHA-256 of the first MiB of a disk, read past the page cache."""
-        return data.read(self.channel, self.disk(disk), mib, DATA_WITHIN)
+        return data.read(self.channel, self.block(disk), mib, DATA_WITHIN)
 
     def queue_limits(self, *names: str, disk: RigLun | str = FIRST_DISK) -> dict[str, str]:
         """The block layer's settings of a disk by their names in /sys/block/<disk>/queue."""
         script = "cd /sys/block/$1/queue; shift; cat $*"
-        words = ["sh", "-c", script, "sh", self.disk(disk), *names]
+        words = ["sh", "-c", script, "sh", self.block(disk), *names]
         lines = self.channel.run(words, timeout=20).text.splitlines()
         return dict(zip(names, lines, strict=True))
 
     def hardware_queues(self, disk: RigLun | str = FIRST_DISK) -> int:
         """How many hardware queues the block layer has for a disk."""
-        words = ["sh", "-c", "ls /sys/block/$1/mq | wc -l", "sh", self.disk(disk)]
+        words = ["sh", "-c", "ls /sys/block/$1/mq | wc -l", "sh", self.block(disk)]
         return int(self.channel.run(words, timeout=20).text)
 
 

@@ -70,7 +70,7 @@ class RigDomu(DomuDisks):
 
         `outstanding` goes before that of `load`.
         """
-        lun, name = self.lun(disk), self.disk(disk)
+        lun, name = self.lun(disk), self.block(disk)
         load = load or Load()
         if outstanding is not None:
             load = replace(load, outstanding=outstanding)

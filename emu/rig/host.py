@@ -18,7 +18,7 @@ from emu.stack import drivers
 from emu.stack.stack import Stack
 from emu.xen import lun as luns
 from emu.xen.config import DomuConfig
-from emu.xen.domain import Mode
+from emu.xen.disk import Mode
 from emu.xen.drivers import LoadedDriver
 from emu.xen.host import Host
 

@@ -14,13 +14,13 @@ from emu.machine.console import Console
 from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
-from emu.xen.config import virtual_device
+from emu.xen.disk import PLAIN, DiskOptions
 from emu.xen.lun import Lun
+from emu.xen.vdev import parse, virtual_device
 
 if TYPE_CHECKING:
     from emu.xen.host import Host
 
-Mode = Literal["r", "w"]
 """What a domU may do with a disk: read it alone, or write to it, too."""
 _CONNECTIONS = 3
 """So often a command channel is opened that ends before the agent has answered."""
@@ -84,14 +84,22 @@ class Domain:
         self._channel = channel
         return channel
 
-    def attach(self, lun: Lun, disk: str = "xvda", mode: Mode = "w") -> None:
+    def attach(self, lun: Lun, disk: str = "xvda", options: DiskOptions = PLAIN) -> None:
         """Give the domU `lun` as `disk`; returns when libxl has made the back end.
 
         The front end connects by itself when its driver is there: see `wait_connected`.
-        `mode` "r": the domU may not write to it.
         """
-        target = f"phy:{lun.device},{disk},{mode},script=block-emu"
-        self.host.xl("block-attach", str(self.domid), target, timeout=60)
+        words = options.words(lun.device, disk)
+        if options.trusted:
+            self.host.xl("block-attach", str(self.domid), words, timeout=60)
+            return
+        # The front end reads the key before it connects, as soon as the device is there.
+        self.host.xl("pause", str(self.domid))
+        try:
+            self.host.xl("block-attach", str(self.domid), words, timeout=60)
+            self.host.write({f"{self.front_path(disk)}/trusted": 0})
+        finally:
+            self.host.xl("unpause", str(self.domid))
 
     def detach(self, disk: str = "xvda") -> None:
         """Take the disk away and wait until both ends have closed it."""
@@ -154,7 +162,8 @@ class Domain:
         """
         started = time.monotonic()
         with contextlib.suppress(CommandTimeout):
-            self.channel.wait_until("[ -b /dev/$1 ]", f"/dev/{disk}", timeout, disk)
+            name = parse(disk).linux
+            self.channel.wait_until("[ -b /dev/$1 ]", f"/dev/{name}", timeout, name)
             ring = self.ring(disk)
             if ring.connected:
                 return ring

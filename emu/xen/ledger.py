@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from emu.xen.config import disk_name
+from emu.xen import vdev
 from emu.xen.granted import Entry, GrantAccount, Table
 from emu.xen.grants import Grant
 from emu.xen.xenstore import XenstoreTree
@@ -30,7 +30,8 @@ ONLY_MAPPED = "not granted any more, but mapped"
 
 def disk_of(number: int) -> str:
     """The name of a virtual device's number as Linux has it: 51712 is xvda."""
-    return disk_name(number) or f"vbd {number}"
+    found = vdev.of_number(number)
+    return f"vbd {number}" if found is None else found.linux
 
 
 def purposes(tree: XenstoreTree) -> dict[int, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from emu.deadline import Deadline, poll
 from emu.rig import FIRST_DISK, RigDomu
-from emu.xen.config import virtual_device
+from emu.xen.vdev import virtual_device
 
 PAGE = 4096
 READ, WRITE, BARRIER, FLUSH, _, DISCARD, INDIRECT = range(7)

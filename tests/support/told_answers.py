@@ -15,7 +15,7 @@ from back_ends import back_end
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost
-from emu.xen.config import virtual_device
+from emu.xen.vdev import virtual_device
 
 TOLD_WITHIN = 10.0
 ENDED_WITHIN = 10.0

@@ -9,7 +9,7 @@ import pytest
 from emu.errors import InputError, RigError
 from emu.images import xens
 from emu.xen import grants, hypervisor, queues, ring, xenstore
-from emu.xen.config import DomuConfig, disk_name, disk_names, virtual_device
+from emu.xen.config import DomuConfig
 from emu.xen.drivers import build_id_of_note
 from emu.xen.host import parse_info, parse_list
 
@@ -306,38 +306,6 @@ class TestDrivers:
 
 
 class TestDomain:
-    @pytest.mark.parametrize(
-        ("disk", "number"),
-        [
-            ("xvda", 51712),
-            ("xvdb", 51728),
-            ("xvdp", 51952),
-            ("xvdq", 1 << 28 | 16 << 8),
-            ("xvdz", 1 << 28 | 25 << 8),
-            ("xvdaa", 1 << 28 | 26 << 8),
-            ("xvdzz", 1 << 28 | 701 << 8),
-        ],
-    )
-    def test_virtual_device(self, disk: str, number: int) -> None:
-        assert virtual_device(disk) == number
-        assert disk_name(number) == disk
-
-    def test_disk_names_are_in_order_of_their_numbers(self) -> None:
-        names = list(disk_names())
-        numbers = [virtual_device(name) for name in names]
-        assert names[15:17] + names[25:27] == ["xvdp", "xvdq", "xvdz", "xvdaa"]
-        assert len(numbers) == 702
-        assert numbers == sorted(set(numbers))
-
-    @pytest.mark.parametrize("number", [768, 202 << 16])
-    def test_device_is_no_xvd(self, number: int) -> None:
-        assert disk_name(number) is None
-
-    @pytest.mark.parametrize("disk", ["sda", "xvd", "xvdaaa", "xvda1", "xvda\n"])
-    def test_no_disk(self, disk: str) -> None:
-        with pytest.raises(InputError, match="no disk name: xvda to xvdz"):
-            virtual_device(disk)
-
     def test_config(self) -> None:
         text = DomuConfig(name="u9", kind="pvh", memory=128).render(xens.find("4.17"))
         assert 'name = "u9"\ntype = "pvh"\n' in text

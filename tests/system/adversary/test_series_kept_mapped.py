@@ -13,7 +13,7 @@ from told_answers import Command
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost
-from emu.xen.config import virtual_device
+from emu.xen.vdev import virtual_device
 
 REPORTED = "has not unmapped grant"
 KEPT = {"xvda": ("keep_data", READ_ONE), "xvdb": ("keep_data", READ_MANY),

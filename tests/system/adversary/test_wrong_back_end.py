@@ -16,8 +16,8 @@ from driver_checks import check_data, check_pages, check_unmapped
 from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
-from emu.xen.config import virtual_device
 from emu.xen.drivers import BACK, unload
+from emu.xen.vdev import virtual_device
 from emu.xen.xenstore import state_number
 
 Keys = Mapping[str, str | int]

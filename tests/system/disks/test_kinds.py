@@ -10,7 +10,7 @@ from partitioned import START, partition
 
 from emu.deadline import Deadline, poll
 from emu.rig import RigDomu, RigHost, RigLun
-from emu.xen.config import virtual_device
+from emu.xen.vdev import virtual_device
 
 WITHIN = 15.0
 """Seconds until a domU has a disk."""
