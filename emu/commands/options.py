@@ -17,9 +17,10 @@ from emu.emulator import choice as emulator
 from emu.images import patched, replaced, xens
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.machine.spec import DOM0_MEMORY
 from emu.progress import Progress
 from emu.stack.wish import LARGE_RING, Wish, memory_for
-from emu.xen.config import KINDS, DomuConfig
+from emu.xen.config import KINDS, Dom0Config, DomuConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -46,6 +47,18 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help=f"default {memory_for(1)}, and {memory_for(64)} for rings beyond {LARGE_RING} pages",
     )
+    parser.add_argument(
+        "--dom0-memory", type=int, default=DOM0_MEMORY, metavar="MIB",
+        help=f"default {DOM0_MEMORY}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dom0-vcpus", type=int, default=1, metavar="N", help="which share one CPU (default 1)"
+    )
+    for whose, what in (("dom0", "dom0's kernel"), ("xen", "Xen")):
+        parser.add_argument(
+            f"--{whose}-options", default="", metavar="OPTIONS",
+            help=f"words to add to the command line of {what}",
+        )  # fmt: skip
     parser.add_argument(
         "--accel",
         choices=("auto", "tcg", "kvm"),
@@ -175,6 +188,8 @@ def wish_from_options(arguments: argparse.Namespace, ring_pages: int = 1) -> Wis
     return replace(
         kernels_from_options(arguments),
         domu=DomuConfig(kind=arguments.domu, memory=memory),
+        dom0=Dom0Config(arguments.dom0_memory, arguments.dom0_vcpus, arguments.dom0_options),
+        xen_options=arguments.xen_options,
         accel=arguments.accel,
         clock=arguments.clock,
         qemu=arguments.qemu or "",

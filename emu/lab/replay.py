@@ -30,7 +30,6 @@ from emu.stack import recording
 from emu.stack.recording import HINT, Recorded
 from emu.stack.stack import Artifacts, prepare
 from emu.stack.wish import Wish
-from emu.xen.config import DomuConfig
 from emu.xen.host import AGENT_PORT
 
 CONSOLES = ("xen", "dom0")
@@ -129,7 +128,7 @@ def _artifacts(recorded: Recorded, context: BuildContext) -> Artifacts:
     """The artifacts of the recorded run."""
     fields: dict[str, Any] = {**recorded.wish, "record": False}
     try:
-        wish = Wish(**{**fields, "domu": DomuConfig(**fields["domu"])})
+        wish = Wish.of_fields(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the recording in {recorded.run} was made by another version: {error}"

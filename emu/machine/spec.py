@@ -20,18 +20,33 @@ TCG_CPU = "max,-smap,-smep,-rdtscp,-xsave"
 """Without all that any QEMU is known to get wrong: where `emu.emulator.faults` was not asked."""
 KVM_CPU = "host"
 
-XEN_CMDLINE = (
-    "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M loglvl=all guest_loglvl=all"
-    " noreboot bootscrub=0 conring_size=1M spec-ctrl=no cpuid=no-erms,no-fsrm"
-)
-"""Without mitigations, which are expensive under emulation (each entry from a PV guest makes 32
-calls to fill a return stack that is not there), and without "fast" string instructions: TCG
-copies one byte of a `rep movsb` at a time, eight of a `rep movsq`."""
+DOM0_MEMORY = 1024
+"""MiB of dom0, where nothing else is asked for."""
+
+
+def xen_cmdline(dom0_memory: int = DOM0_MEMORY, dom0_vcpus: int = 1, options: str = "") -> str:
+    """Xen's command line; `options` are added to ours.
+
+    Without mitigations, which are expensive under emulation (each entry from a PV guest makes 32
+    calls to fill a return stack that is not there), and without "fast" string instructions: TCG
+    copies one byte of a `rep movsb` at a time, eight of a `rep movsq`.
+    """
+    words = [
+        f"console=com1 com1=115200,8n1 dom0_mem={dom0_memory}M,max:{dom0_memory}M",
+        "loglvl=all guest_loglvl=all noreboot bootscrub=0 conring_size=1M spec-ctrl=no",
+        "cpuid=no-erms,no-fsrm",
+        *([f"dom0_max_vcpus={dom0_vcpus}"] if dom0_vcpus > 1 else []),
+        options,
+    ]
+    return " ".join(filter(None, words))
+
+
+XEN_CMDLINE = xen_cmdline()
 
 LINUX_OPTIONS = "mitigations=off norandmaps init_on_alloc=0 audit=0 apparmor=0"
 """For both guests' kernels. A program at the same addresses is translated once, not each time it
 is started. Pages are not cleared: a driver that reads what it did not write is noticed.
-Mitigations as above."""
+Mitigations as in `xen_cmdline`."""
 
 BASE_CMDLINE = f"console=ttyS1,115200 earlyprintk=xen {LINUX_OPTIONS}"
 

@@ -8,13 +8,14 @@ import pytest
 
 from emu.errors import InputError
 from emu.images.kernel_specs import full_name, line_of_name
+from emu.machine.spec import DOM0_MEMORY
 from emu.stack.wish import Wish
-from emu.xen.config import DomuConfig
+from emu.xen.config import Dom0Config, DomuConfig
 
 MARKERS = (
-    "stack(domu, domu_memory, domu_vcpus, kernel, xen, kernel_options, grant_frames, clock, ...): "
-    "what `emu_stack` and `emu_host` are made of, a pair of xen for those of `emu_two_hosts`; the "
-    "rest are arguments of emu's Wish",
+    "stack(domu, domu_memory, domu_vcpus, kernel, xen, kernel_options, grant_frames, xen_options, "
+    "dom0_memory, dom0_vcpus, dom0_options, clock, ...): what `emu_stack` and `emu_host` are made "
+    "of, a pair of xen for those of `emu_two_hosts`; the rest are arguments of emu's Wish",
     "drivers: exercises the block drivers, as `-m drivers` selects for who has changed them: every "
     "test with one of the fixtures for hosts, domUs and LUNs, unless it is marked `rig`",
     "rig: is about the emulated hosts, not about the drivers in them",
@@ -120,9 +121,12 @@ def wish_from_marks(
     domu_vcpus: int = 1,
     kernel_options: str = "",
     grant_frames: int | None = None,
+    dom0_memory: int = DOM0_MEMORY,
+    dom0_vcpus: int = 1,
+    dom0_options: str = "",
     **wish: object,
 ) -> Wish:
-    """A wish from a marker's arguments: those of the domU, and those of `Wish`."""
+    """A wish from a marker's arguments: those of both guests, and those of `Wish`."""
     config = DomuConfig(
         kind=domu,
         memory=domu_memory,
@@ -130,7 +134,8 @@ def wish_from_marks(
         kernel_options=kernel_options,
         grant_frames=grant_frames,
     )
-    return Wish(domu=config, **wish)  # type: ignore[arg-type]
+    dom0 = Dom0Config(dom0_memory, dom0_vcpus, dom0_options)
+    return Wish(domu=config, dom0=dom0, **wish)  # type: ignore[arg-type]
 
 
 def declared_by(node: pytest.Item) -> frozenset[str]:

@@ -33,7 +33,7 @@ from emu.machine import checkpoint
 from emu.machine.hostmemory import host_memory
 from emu.machine.qemu import Machine
 from emu.machine.rundir import RunDir
-from emu.machine.spec import XEN_CMDLINE, Disk, MachineSpec
+from emu.machine.spec import BASE_CMDLINE, Disk, MachineSpec, xen_cmdline
 from emu.progress import Progress
 from emu.stack import recording
 from emu.stack.wish import Wish
@@ -45,8 +45,6 @@ from emu.xen.lun import Lun
 
 T = TypeVar("T")
 
-DOM0_MEMORY = 1024
-"""MiB of dom0; also on Xen's command line."""
 _BESIDE_GUESTS = 256
 """MiB for Xen itself and for a domU's page tables (measured: 60 MiB with one PVH domU)."""
 _STEP = 256
@@ -166,7 +164,7 @@ def check_kernels(wish: Wish) -> None:
 
 def _memory_needed(wish: Wish) -> int:
     """MiB for dom0, the domU and Xen."""
-    return DOM0_MEMORY + wish.domu.memory + _BESIDE_GUESTS
+    return wish.dom0.memory + wish.domu.memory + _BESIDE_GUESTS
 
 
 def cpu_for(wish: Wish, qemu: str, found: tuple[faults.Fault, ...]) -> str:
@@ -189,7 +187,8 @@ def machine_spec(
         xen=guests.xen,
         dom0_kernel=kernel.vmlinux,
         initrd=guests.initrd,
-        xen_cmdline=XEN_CMDLINE,
+        xen_cmdline=xen_cmdline(wish.dom0.memory, wish.dom0.vcpus, wish.xen_options),
+        dom0_cmdline=f"{BASE_CMDLINE} {wish.dom0.options}".rstrip(),
         disks=(Disk(guests.dom0, readonly=True), Disk(guests.scratch, format="qcow2")),
         ports=(AGENT_PORT,),
         accel=chosen.name,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from emu.emulator import choice as emulator
 from emu.emulator.accel import Requested
@@ -12,7 +14,7 @@ from emu.images import xens
 from emu.images.kernel_specs import full_name
 from emu.images.tree_kernel import TreeWish
 from emu.machine.spec import Clock
-from emu.xen.config import DomuConfig
+from emu.xen.config import Dom0Config, DomuConfig, check_options
 
 LARGE_RING = 16
 """Pages of the largest ring that a stock front end has room for in a domU of 256 MiB."""
@@ -28,10 +30,11 @@ class Wish:
     `domu_kernel` is the domU's where it is not dom0's. `tree` is the path of a kernel tree in place
     of `kernel`, `domu_tree` one in place of `domu_kernel`, `config` a file that configures the
     trees. `xen` is a release of `emu.images.xens`, `second_xen` that of the second host of two,
-    where it is another. `qemu` is a name of `emulator` or a path (default: $EMU_QEMU, or the
-    host's); `cpu` the model that TCG emulates, where it is not the one that QEMU's faults leave.
-    `clock` is wall time by default. A run with `record` can be replayed (emu.lab.replay): that
-    means instruction time, and by default a QEMU that records.
+    where it is another; `xen_options` are added to its command line. `qemu` is a name of
+    `emulator` or a path (default: $EMU_QEMU, or the host's); `cpu` the model that TCG emulates,
+    where it is not the one that QEMU's faults leave. `clock` is wall time by default. A run with
+    `record` can be replayed (emu.lab.replay): that means instruction time, and by default a QEMU
+    that records.
 
     Raises InputError for what no machine could run.
     """
@@ -44,6 +47,8 @@ class Wish:
     xen: str = xens.DEFAULT
     second_xen: str | None = None
     domu: DomuConfig = field(default_factory=DomuConfig)
+    dom0: Dom0Config = field(default_factory=Dom0Config)
+    xen_options: str = ""
     accel: Requested = "auto"
     clock: Clock | None = None
     qemu: str = ""
@@ -69,6 +74,7 @@ class Wish:
             xens.find(release)
         if self.second_xen == self.xen:
             object.__setattr__(self, "second_xen", None)
+        check_options(self.xen_options)
         if self.lun_mib < 1:
             raise InputError(f"a LUN of {self.lun_mib} MiB is no disk")
         # Resolved here, so that nobody below has to know what a recording needs.
@@ -84,6 +90,15 @@ class Wish:
                 "qemu-patches/REPLAY.md",
                 hint=f"--qemu {emulator.RECORDING}",
             )
+
+    @staticmethod
+    def of_fields(fields: Mapping[str, Any]) -> Wish:
+        """A wish from what `dataclasses.asdict` made of one.
+
+        Raises InputError as its constructor, KeyError and TypeError for fields that are not its.
+        """
+        domu, dom0 = DomuConfig(**fields["domu"]), Dom0Config(**fields["dom0"])
+        return Wish(**{**fields, "domu": domu, "dom0": dom0})
 
     @property
     def guest_clock(self) -> Clock:

@@ -34,7 +34,6 @@ from emu.rig.hosts import pair_key, two_hosts
 from emu.stack.stack import kernels_of, prepare, running
 from emu.stack.wish import Wish
 from emu.suite.testruns import PYTEST
-from emu.xen.config import DomuConfig
 
 Build = Callable[[BuildContext], object]
 
@@ -138,9 +137,7 @@ def read(document: Mapping[str, Any]) -> Collected:
     """What `--emu-wishes` wrote."""
     needs = []
     for one in document["stacks"]:
-        fields = one["wish"]
-        wish = Wish(**{**fields, "domu": DomuConfig(**fields["domu"])})
-        needs.append(Need(wish, one["two_hosts"], one["tests"]))
+        needs.append(Need(Wish.of_fields(one["wish"]), one["two_hosts"], one["tests"]))
     return Collected(tuple(needs), document["environ"])
 
 
@@ -218,9 +215,21 @@ def _described(wish: Wish) -> str:
     words += [f"{domu.vcpus} vcpus"] * (domu.vcpus > 1)
     words += [f"{domu.grant_frames} grant frames"] * (domu.grant_frames is not None)
     words += [domu.kernel_options] * bool(domu.kernel_options)
+    for name, value in vars(wish.dom0).items():
+        words += [f"dom0's {name} {value}"] * (value != getattr(default.dom0, name))
     words += [f"Xen {wish.xen}"] * (wish.xen != default.xen)
     words += [f"second host's Xen {wish.second_xen}"] * (wish.second_xen is not None)
-    plain = {"kernel", "domu_kernel", "tree", "domu_tree", "xen", "second_xen", "domu", "record"}
+    plain = {
+        "kernel",
+        "domu_kernel",
+        "tree",
+        "domu_tree",
+        "xen",
+        "second_xen",
+        "domu",
+        "dom0",
+        "record",
+    }
     plain |= {"cold"}
     for field, value in vars(wish).items():
         if field not in plain and value != getattr(default, field):

@@ -1,4 +1,4 @@
-"""What a domU is made of: its xl configuration."""
+"""What dom0 and a domU are made of: Xen's command line, a domU's xl configuration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,39 @@ from dataclasses import dataclass
 
 from emu.errors import InputError
 from emu.images.xens import Xen
-from emu.machine.spec import LINUX_OPTIONS
+from emu.machine.spec import DOM0_MEMORY, LINUX_OPTIONS
 
 KINDS = ("pv", "pvh")
 KERNEL = "/boot/domu/vmlinux"
 INITRD = "/boot/domu/initrd"
+_LEAST_DOM0 = 256
+_MOST_VCPUS = 8
+
+
+@dataclass(frozen=True)
+class Dom0Config:
+    """What dom0 is made of; memory in MiB. Its vCPUs share one physical CPU. `options` are added to
+    its kernel's command line.
+    """
+
+    memory: int = DOM0_MEMORY
+    vcpus: int = 1
+    options: str = ""
+
+    def __post_init__(self) -> None:
+        if self.memory < _LEAST_DOM0:
+            raise InputError(
+                f"a dom0 of {self.memory} MiB can't boot: give it {_LEAST_DOM0} or more"
+            )
+        if not 1 <= self.vcpus <= _MOST_VCPUS:
+            raise InputError(f"dom0 has 1 to {_MOST_VCPUS} vCPUs, not {self.vcpus}")
+        check_options(self.options)
+
+
+def check_options(options: str) -> None:
+    """Raise InputError for what is no part of a command line."""
+    if not options.isprintable() or options != options.strip():
+        raise InputError(f"{options!r} is no list of options: words in one line")
 
 
 @dataclass(frozen=True)

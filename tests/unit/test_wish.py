@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emu.errors import InputError
 from emu.images.tree_kernel import TreeWish
+from emu.machine.spec import xen_cmdline
 from emu.stack.wish import RunWish, Wish, check_ring_pages
-from emu.xen.config import DomuConfig
+from emu.xen.config import Dom0Config, DomuConfig
 
 
 def run(memory: int, data_mib: int | None = None, lun_mib: int = 256) -> RunWish:
@@ -78,3 +81,30 @@ def test_tree_and_name_and_a_configuration_of_none_are_refused() -> None:
         Wish(domu_tree="/linux", domu_kernel="debian")
     with pytest.raises(InputError, match="a configuration is for a kernel of a tree"):
         Wish(config="/mine")
+
+
+def test_dom0_and_xen_are_part_of_the_machine() -> None:
+    plain = xen_cmdline()
+    assert xen_cmdline(512, 2, "gnttab_max_frames=4") == (
+        f"{plain.replace('1024M', '512M')} dom0_max_vcpus=2 gnttab_max_frames=4"
+    )
+    wish = Wish(dom0=Dom0Config(512, 2, "quiet"), xen_options="gnttab_max_frames=4")
+    assert Wish.of_fields(dataclasses.asdict(wish)) == wish
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"memory": 100}, "a dom0 of 100 MiB can't boot"),
+        ({"vcpus": 0}, "dom0 has 1 to 8 vCPUs, not 0"),
+        ({"options": "a\nb"}, "no list of options"),
+    ],
+)
+def test_dom0_that_can_not_be_is_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Dom0Config(**asked)
+
+
+def test_options_of_xen_in_two_lines_are_refused() -> None:
+    with pytest.raises(InputError, match="no list of options"):
+        Wish(xen_options="a\nb")
