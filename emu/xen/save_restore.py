@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 
@@ -21,6 +22,9 @@ SUSPENDED_WITHIN = 60.0
 RECONNECTED_WITHIN = 20.0
 """Seconds in which both ends of a disk connect after a restore."""
 _LAST_LINES = 8
+_ANSWERS_WITHIN = 60.0
+_WHY = re.compile(r"[Ff]reez|[Ss]uspend|\btask:")
+"""What a kernel says that can't be suspended: which tasks could not be frozen, for one."""
 
 
 def save_file(name: str) -> str:
@@ -29,9 +33,11 @@ def save_file(name: str) -> str:
 
 
 def save(domain: Domain) -> None:
-    """Save a domU; returns when it is gone. Raises NotHeld with xl's output when it fails.
+    """Save a domU; returns when it is gone.
 
-    dom0 runs nothing else meanwhile: that would take the CPU from the copying.
+    Raises NotHeld when it fails, with xl's output and what its kernel says of that; it goes on
+    then, with its console and its channel. dom0 runs nothing else meanwhile: that would take the
+    CPU from the copying.
     """
     with _started(domain) as process:
         _finish(process, domain.name)
@@ -70,9 +76,27 @@ def wait_suspended(host: Host, name: str, copying: Process, timeout: float) -> N
             raise CommandTimeout(f"waited {deadline.spent:.0f} s for {deadline.what}")
 
 
-def _started(domain: Domain) -> Process:
+@contextlib.contextmanager
+def _started(domain: Domain) -> Iterator[Process]:
     domain.close()
-    return domain.host.dom0.spawn(["xl", "save", domain.name, save_file(domain.name)])
+    command = ["xl", "save", domain.name, save_file(domain.name)]
+    try:
+        with domain.host.dom0.spawn(command) as process:
+            yield process
+    except (NotHeld, CommandTimeout) as error:
+        raise NotHeld(error.message, lines=[*error.lines, *_opened_again(domain)]) from error
+
+
+def _opened_again(domain: Domain) -> list[str]:
+    """Open the console and the channel of a domU that was not saved; its kernel's words."""
+    states = {info.domid: info.state for info in domain.host.list()}
+    if domain.is_open or set("sc") & set(states.get(domain.domid, "s")):
+        return []
+    domain.open_console()
+    channel = domain.open_channel(_ANSWERS_WITHIN)
+    logged = channel.run("dmesg", timeout=20).text.splitlines()
+    words = [line for line in logged if _WHY.search(line)]
+    return [f"{domain.name}: {line}" for line in words[-_LAST_LINES:]]
 
 
 def _finish(process: Process, name: str) -> None:
