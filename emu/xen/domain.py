@@ -162,18 +162,21 @@ class Domain:
         """
         started = time.monotonic()
         with contextlib.suppress(CommandTimeout):
-            name = parse(disk).linux
-            self.channel.wait_until("[ -b /dev/$1 ]", f"/dev/{name}", timeout, name)
+            vdev = parse(disk)
+            # Another disk may have the name: Linux calls xvda, hda and sda alike.
+            device = f"/sys/bus/xen/devices/vbd-{vdev.number}/block/{vdev.linux}"
+            words = (f"/dev/{vdev.linux}", device)
+            self.channel.wait_until("[ -b $1 -a -e $2 ]", words[0], timeout, *words)
             ring = self.ring(disk)
             if ring.connected:
                 return ring
         front, back = self.front_tree(disk), self.back_tree(disk)
         waited = time.monotonic() - started
-        words = [*self.log_tail(self.channel), *self.log_tail(self.host.dom0)]
+        lines = [*self.log_tail(self.channel), *self.log_tail(self.host.dom0)]
         raise NotHeld(
             f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
             f"{front.state()}, back end {back.state()}, {self.reported(disk)}",
-            lines=words,
+            lines=lines,
         )
 
     def error(self, end: str, disk: str = "xvda") -> str:
