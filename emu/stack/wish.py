@@ -97,7 +97,8 @@ class Wish:
 
         Raises InputError as its constructor, KeyError and TypeError for fields that are not its.
         """
-        domu, dom0 = DomuConfig(**fields["domu"]), Dom0Config(**fields["dom0"])
+        # A recording may be older than the choice of dom0's.
+        domu, dom0 = DomuConfig(**fields["domu"]), Dom0Config(**fields.get("dom0", {}))
         return Wish(**{**fields, "domu": domu, "dom0": dom0})
 
     @property
