@@ -63,7 +63,7 @@ def test_a_mutant_is_noticed_and_its_outcome_kept(
     made: list[Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Cache(tmp_path / "cache")
-    candidate = one_of(made, "blkfront_connect", "assignment left out", "xenbus_gather")
+    candidate = one_of(made, "blkfront_read_disk", "assignment left out", "xenbus_gather")
     for _ in range(2):
         judge = Judge(Named([TEST]), Trials(own), own, 60.0)
         found = judge.judge(candidate)
