@@ -1,45 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The tcmu-runner plugin: `dev_config=ledger//path/to/file`, or with `?physical=BYTES` at its end
- * for physical sectors that are larger than the logical ones. nr_threads is 0, and every request is
- * completed by tcmur_cmd_complete(), so that a waiting one occupies no thread.
+ * The tcmu-runner plugin; config.h has its `dev_config`, of which this takes the numbers
+ *
+ *	physical	bytes of physical sectors that are larger than the logical ones
+ *	full		1: nothing can be unmapped
+ *	write_protected	1: MODE SENSE says so; it is LIO that refuses writes
+ *
+ * nr_threads is 0, and every request is completed by tcmur_cmd_complete(), so that a waiting one
+ * occupies no thread.
  */
-#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "libtcmu.h"
 #include "tcmu-runner.h"
 #include "tcmur_device.h"
 
+#include "config.h"
 #include "control.h"
 #include "lun.h"
+#include "scsi.h"
 
 #define FUA 0x08 /* SBC-3: byte 1 of WRITE (10), (12), (16) */
-/* Of READ CAPACITY (16), as tcmu-runner has them: LBPME and LBPRZ, unmapped blocks read as zeros. */
-#define SERVICE_ACTION_IN_16 0x9e
-#define READ_CAPACITY_16 0x10
-#define PROVISIONED 0xc0
-#define PHYSICAL "?physical="
-
-/* To be freed; NULL without a path. */
-static char *path_of(const char *config)
-{
-	const char *slash = strchr(config, '/');
-	const char *end = strstr(config, PHYSICAL);
-
-	if (!slash || !slash[1])
-		return NULL;
-	return end ? strndup(slash + 1, end - slash - 1) : strdup(slash + 1);
-}
 
 /* The exponent in READ CAPACITY (16): logical blocks in a physical one, as a power of two. */
-static unsigned physical_exponent(const char *config, uint32_t sector)
+static unsigned physical_exponent(unsigned long bytes, uint32_t sector)
 {
-	const char *physical = strstr(config, PHYSICAL);
-	unsigned long bytes = physical ? strtoul(physical + strlen(PHYSICAL), NULL, 10) : 0;
 	unsigned exponent = 0;
 
 	while (exponent < 15 && (uint64_t)sector << exponent < bytes)
@@ -49,7 +36,7 @@ static unsigned physical_exponent(const char *config, uint32_t sector)
 
 static bool ledger_check_config(const char *config, char **reason)
 {
-	char *path = path_of(config);
+	char *path = config_path(config);
 	bool there = path && !access(path, R_OK | W_OK);
 
 	if (!there && asprintf(reason, "no file %s to serve", path ? path : "name") < 0)
@@ -61,7 +48,7 @@ static bool ledger_check_config(const char *config, char **reason)
 static int ledger_open(struct tcmu_device *dev, bool reopen)
 {
 	const char *config = tcmu_dev_get_cfgstring(dev);
-	char *path = path_of(config);
+	char *path = config_path(config);
 	struct lun *lun;
 
 	(void)reopen;
@@ -73,7 +60,11 @@ static int ledger_open(struct tcmu_device *dev, bool reopen)
 	free(path);
 	if (!lun)
 		return -EIO;
-	lun->physical_exponent = physical_exponent(config, lun->sector);
+	lun->physical_exponent = physical_exponent(config_number(config, "physical"), lun->sector);
+	lun->full = config_number(config, "full");
+	lun->write_protected = config_number(config, "write_protected");
+	if (lun->full)
+		tcmu_dev_set_unmap_enabled(dev, false);
 	tcmu_dev_set_write_cache_enabled(dev, true);
 	tcmur_dev_set_private(dev, lun);
 	control_add(lun);
@@ -102,28 +93,11 @@ static int ledger_reconfig(struct tcmu_device *dev, struct tcmulib_cfg_info *cfg
 	return 0;
 }
 
-/* tcmu-runner's own READ CAPACITY (16) knows no physical sectors. */
 static int ledger_handle_cmd(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 {
 	struct lun *lun = tcmur_dev_get_private(dev);
-	struct tcmulib_cmd *lib = cmd->lib_cmd;
-	uint8_t answer[32] = { 0 };
-	uint64_t last;
-	uint32_t sector;
 
-	if (!lun || !lun->physical_exponent || lib->cdb[0] != SERVICE_ACTION_IN_16 ||
-	    (lib->cdb[1] & 0x1f) != READ_CAPACITY_16)
-		return TCMU_STS_NOT_HANDLED;
-	pthread_mutex_lock(&lun->lock);
-	last = htobe64(lun->size - 1);
-	pthread_mutex_unlock(&lun->lock);
-	sector = htobe32(lun->sector);
-	memcpy(answer, &last, sizeof(last));
-	memcpy(answer + 8, &sector, sizeof(sector));
-	answer[13] = (uint8_t)lun->physical_exponent;
-	answer[14] = PROVISIONED;
-	tcmu_memcpy_into_iovec(lib->iovec, lib->iov_cnt, answer, sizeof(answer));
-	return TCMU_STS_OK;
+	return lun ? scsi_answer(lun, cmd->lib_cmd) : TCMU_STS_NOT_HANDLED;
 }
 
 static int submit(struct tcmu_device *dev, struct tcmur_cmd *cmd, enum operation operation,

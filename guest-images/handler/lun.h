@@ -19,6 +19,8 @@ enum operation { OP_READ = 1, OP_WRITE, OP_FLUSH, OP_UNMAP, OP_WRITE_SAME };
 #define KINDS_READS (1u << OP_READ)
 #define KINDS_WRITES (1u << OP_WRITE | 1u << OP_UNMAP | 1u << OP_WRITE_SAME)
 #define KINDS_FLUSHES (1u << OP_FLUSH)
+#define KINDS_UNMAPS (1u << OP_UNMAP)
+#define KINDS_WRITE_SAMES (1u << OP_WRITE_SAME)
 #define KINDS_ALL (KINDS_READS | KINDS_WRITES | KINDS_FLUSHES)
 
 /* A request's and its record's `flags`. */
@@ -97,6 +99,7 @@ struct lun {
 	uint32_t sector;
 	unsigned physical_exponent; /* sectors in a physical one, as a power of two */
 	uint64_t size;		    /* in sectors */
+	bool full, write_protected;
 
 	pthread_mutex_t applying; /* serializes file access; taken before `lock` */
 	uint32_t *sums;
@@ -134,6 +137,9 @@ void lun_release(struct lun *lun, uint64_t count); /* under the lock */
 /* serve.c */
 int lun_serve(struct lun *lun, struct request *request); /* its status */
 int lun_sums(struct lun *lun, uint64_t first, uint32_t blocks, uint32_t *sums);
+
+/* completion.c */
+void lun_complete(struct lun *lun, struct request *request, int status);
 
 /* rules.c */
 bool rules_match(struct lun *lun, const struct request *request, struct rule *matched);

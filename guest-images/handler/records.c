@@ -80,8 +80,9 @@ void records_add(struct records *records, const struct record *record, const uin
 	}
 	header_at(records, records->head)->bytes = bytes;
 	memcpy(header_at(records, records->head) + 1, &fitting, sizeof(fitting));
-	memcpy((uint8_t *)(header_at(records, records->head) + 1) + sizeof(fitting), sums,
-	       fitting.sums * sizeof(*sums));
+	if (fitting.sums)
+		memcpy((uint8_t *)(header_at(records, records->head) + 1) + sizeof(fitting), sums,
+		       fitting.sums * sizeof(*sums));
 	records->head += sizeof(struct header) + bytes;
 	records->next++;
 }

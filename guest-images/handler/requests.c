@@ -70,7 +70,7 @@ static void *work(void *argument)
 				r->flags |= WAS_STOPPED;
 			r->state = RUNNING;
 			pthread_mutex_unlock(&lun->lock);
-			tcmur_cmd_complete(lun->device, r->command, lun_serve(lun, r));
+			lun_complete(lun, r, lun_serve(lun, r));
 			free(r);
 			pthread_mutex_lock(&lun->lock);
 		} else if (check == UINT64_MAX) {
@@ -257,14 +257,8 @@ int lun_submit(struct lun *lun, const struct request *request)
 	if (lun->waiters)
 		pthread_cond_broadcast(&lun->counted);
 	pthread_mutex_unlock(&lun->lock);
-	if (r == &copy) {
-		int status = lun_serve(lun, r);
-
-		/* A failed unmap counts for tcmu-runner only if it was not even begun. */
-		if (r->operation == OP_UNMAP && status != TCMU_STS_OK)
-			return status;
-		tcmur_cmd_complete(lun->device, r->command, status);
-	}
+	if (r == &copy)
+		lun_complete(lun, r, lun_serve(lun, r));
 	return TCMU_STS_OK;
 }
 

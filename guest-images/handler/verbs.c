@@ -14,10 +14,9 @@ static const struct {
 	const char *name;
 	unsigned kinds;
 } sets[] = {
-	{ "all", KINDS_ALL },
-	{ "reads", KINDS_READS },
-	{ "writes", KINDS_WRITES },
-	{ "flushes", KINDS_FLUSHES },
+	{ "all", KINDS_ALL },	    { "reads", KINDS_READS },
+	{ "writes", KINDS_WRITES }, { "flushes", KINDS_FLUSHES },
+	{ "unmaps", KINDS_UNMAPS }, { "write-sames", KINDS_WRITE_SAMES },
 };
 
 static const char *const operations[] = { "", "read", "write", "flush", "unmap", "write-same" };

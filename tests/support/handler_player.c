@@ -50,6 +50,12 @@ struct command {
 	char *data;
 	uint32_t bytes;
 	int operation, answered, status;
+	struct tcmur_cmd whole; /* of an unmap: what tcmu-runner splits */
+	struct unmap_state {
+		pthread_mutex_t lock;
+		unsigned int refcount;
+		int status;
+	} state;
 };
 
 int handler_init(void);
@@ -94,6 +100,16 @@ uint64_t tcmu_dev_get_num_lbas(struct tcmu_device *dev)
 }
 
 void tcmu_dev_set_write_cache_enabled(struct tcmu_device *dev, bool enabled)
+{
+	(void)dev, (void)enabled;
+}
+
+void tcmu_dev_set_unmap_gran_align(struct tcmu_device *dev, uint32_t blocks)
+{
+	(void)dev, (void)blocks;
+}
+
+void tcmu_dev_set_unmap_enabled(struct tcmu_device *dev, bool enabled)
 {
 	(void)dev, (void)enabled;
 }
@@ -181,6 +197,9 @@ void tcmur_cmd_complete(struct tcmu_device *dev, void *data, int status)
 	struct command *command = data;
 
 	(void)dev;
+	/* As unmap_put() of tcmu-runner has it. */
+	if (command->operation == 4)
+		status = command->state.status ? status : 0;
 	pthread_mutex_lock(&lock);
 	command->answered++;
 	command->status = status;
@@ -262,6 +281,9 @@ static struct command *submit(struct tcmu_device *dev, int operation, uint64_t l
 	c->cdb[1] = fua ? 8 : 0;
 	c->lib.cdb = c->cdb;
 	c->command.lib_cmd = &c->lib;
+	c->lib.hm_private = &c->whole;
+	c->whole.cmd_state = &c->state;
+	pthread_mutex_init(&c->state.lock, NULL);
 	switch (operation) {
 	case 1:
 		refused = handler->read(dev, &c->command, c->iov, n, length, (off_t)offset);

@@ -159,6 +159,20 @@ def test_fail_applies_to_its_blocks(device: Device) -> None:
     assert "answered with an error" in str(failed[0])
 
 
+@pytest.mark.parametrize("when", ["at once", "delayed", "held"])
+def test_failed_unmap_is_answered_with_an_error(device: Device, when: str) -> None:
+    """The player forgets the error of an unmap as tcmu-runner does, unless it is told before."""
+    device.server.fail(kinds="unmaps")
+    if when == "delayed":
+        device.server.delay(20)
+    if when == "held":
+        device.server.hold()
+    unmap = device.submit("unmap", 16, blocks=4)
+    device.server.release()
+    assert unmap.status() == HARDWARE_ERROR
+    assert device.write(16, b"x" * 512) == GOOD, "a write is no unmap"
+
+
 def test_error_rate_repeats_with_its_seed(device: Device) -> None:
     def run(seed: int) -> list[int]:
         device.server.fail(rate=0.25, seed=seed)
@@ -303,8 +317,12 @@ def test_bind_error_is_reported(player: Player, tmp_path: Path) -> None:
 
 
 def test_invalid_arguments_are_refused(player: Player, device: Device, tmp_path: Path) -> None:
-    with pytest.raises(RigError, match="hold: invalid kinds"):
+    with pytest.raises(InputError, match="'somes' are no kinds of requests: there are all, reads"):
         device.server.hold("somes")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'writes' is no number of a block"):
+        device.server.fail("writes")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="times can't be -1"):
+        device.server.fail(times=-1)
     with pytest.raises(RigError, match="delay: invalid ms"):
         device.server.delay(2**32)
     with pytest.raises(RigError, match="tear: invalid sectors"):

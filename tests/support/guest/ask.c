@@ -7,7 +7,8 @@
  *   write OFFSET GENERATION PIECES [dsync]
  *   read OFFSET GENERATION PIECES
  *   fsync
- *   discard|secure|zero OFFSET BYTES
+ *   discard|secure|zero|punch OFFSET BYTES  (punch: fallocate(), zeros that may be unmapped)
+ *   scsi-write OFFSET BYTES                 (SG_IO, zeros: the answer is the sense key)
  *   cdrom                                   (CDROM_GET_CAPABILITY)
  *
  * PIECES are MEMORY:BYTES,...: so many bytes each, MEMORY bytes from the beginning of a page on. A
@@ -17,12 +18,14 @@
  * One after the other, or (together) all reads and writes at once; then a failing io_submit() is an
  * answer, too. Asynchronous, because a task that sleeps in read() can't be frozen.
  */
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/aio_abi.h>
 #include <linux/cdrom.h>
 #include <linux/fs.h>
+#include <scsi/sg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,6 +182,34 @@ static void transfer(struct request *r, int device, const char *verb, uint64_t o
 	};
 }
 
+/* Past whatever the kernel knows of the disk: WRITE (10), SBC-3. */
+static long scsi_write(int device, uint64_t offset, uint64_t bytes)
+{
+	uint32_t first = htobe32((uint32_t)(offset / SECTOR));
+	uint16_t blocks = htobe16((uint16_t)(bytes / SECTOR));
+	uint8_t cdb[10] = { 0x2a };
+	uint8_t sense[32] = { 0 };
+	void *zeros = calloc(1, bytes);
+	struct sg_io_hdr io = {
+		.interface_id = 'S',
+		.dxfer_direction = SG_DXFER_TO_DEV,
+		.cmd_len = sizeof(cdb),
+		.cmdp = cdb,
+		.mx_sb_len = sizeof(sense),
+		.sbp = sense,
+		.dxfer_len = (unsigned int)bytes,
+		.dxferp = zeros,
+		.timeout = 30000,
+	};
+	int failed;
+
+	memcpy(cdb + 2, &first, sizeof(first));
+	memcpy(cdb + 7, &blocks, sizeof(blocks));
+	failed = ioctl(device, SG_IO, &io);
+	free(zeros);
+	return failed ? -errno : sense[2] & 0x0f;
+}
+
 static long control(int device, const char *verb, uint64_t offset, uint64_t bytes)
 {
 	uint64_t range[2] = { offset, bytes };
@@ -192,6 +223,11 @@ static long control(int device, const char *verb, uint64_t offset, uint64_t byte
 		failed = ioctl(device, BLKSECDISCARD, range);
 	else if (!strcmp(verb, "zero"))
 		failed = ioctl(device, BLKZEROOUT, range);
+	else if (!strcmp(verb, "punch"))
+		failed = fallocate(device, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				   (off_t)offset, (off_t)bytes);
+	else if (!strcmp(verb, "scsi-write"))
+		return scsi_write(device, offset, bytes);
 	else if (!strcmp(verb, "cdrom"))
 		failed = ioctl(device, CDROM_GET_CAPABILITY, 0);
 	else

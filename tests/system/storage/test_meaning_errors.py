@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from asking import PAGE, SECTOR, Asker, Content, check_good, read, write
+from asking import PAGE, SECTOR, Asker, Content, check_good, faults, read, write
 
 from emu.images.cache import Cache
 from emu.rig import RigDomu, RigHost, RigLun
@@ -143,3 +143,70 @@ def test_error_through_the_page_cache(host: RigHost, lun: RigLun) -> None:
     if (ended := domu.run(writes).strip()) != "0":
         wrong.append(f"an fsync of a block that can be written again ended with {ended}")
     assert not wrong, "\n".join(wrong)
+
+
+EACH: dict[str, tuple[Kinds, str, str]] = {
+    "read": ("reads", read(PLACE, 0, (0, PAGE)), "read"),
+    "write": ("writes", write(PLACE, 0, (0, PAGE)), "write"),
+    "flush": ("flushes", "fsync", "flush"),
+    "unmap": ("unmaps", f"discard {PLACE} {MIB}", "unmap"),
+    "zeros": ("writes", f"zero {PLACE} {MIB}", "write-same"),
+}
+"""What fails, who asks for it and how, and what dom0 asks the LUN for."""
+DELAY_MS = 20
+
+
+def test_error_of_each_operation_reaches_who_asked(
+    host: RigHost, lun: RigLun, cache: Cache
+) -> None:
+    """In dom0 and in the domU; of requests that the LUN answers at once, and of those it delays.
+    Stock front ends answer an fsync whose flush fails with 0."""
+    domu = host.create(disk=lun)
+    askers = {
+        "dom0": Asker(host.dom0, lun.device, cache),
+        "the domU": Asker(domu.channel, "/dev/xvda", cache),
+    }
+    wrong: list[str] = []
+    for who, asker in askers.items():
+        for name, (kinds, asked, operation) in EACH.items():
+            # blkif has no request for zeros: a domU writes them.
+            meant = "write" if who == "the domU" and name == "zeros" else operation
+            check_good(asker.ask(write(PLACE, 0, (0, PAGE))))
+            for when in ("at once", "late"):
+                mark = lun.mark()
+                lun.fail(kinds=kinds)
+                if when == "late":
+                    lun.delay(DELAY_MS, kinds)
+                result = asker.result(asked)
+                lun.clear()
+                failed = [each for each in lun.requests(mark) if each.operation == meant]
+                if not failed or any(each.done for each in failed):
+                    wrong.append(f"{name}, {who}, {when}: the LUN has failed no {meant}: {failed}")
+                if result >= 0 or (who == "the domU" and result != FAILED):
+                    wrong.append(f"{name} fails {when}, {who} is answered with {result}")
+            if (result := asker.result(asked)) < 0:
+                wrong.append(f"{name} fails no more, {who} is answered with {result}")
+    # A WRITE SAME that unmaps is an unmap to the LUN's server: fallocate() in dom0.
+    lun.fail(kinds="unmaps")
+    lun.delay(DELAY_MS, "unmaps")
+    if (result := askers["dom0"].result(f"punch {PLACE} {MIB}")) >= 0:
+        wrong.append(f"a WRITE SAME that unmaps fails, dom0 is answered with {result}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_zeros_are_written_where_write_same_fails(host: RigHost, lun: RigLun, cache: Cache) -> None:
+    """dom0's blkdev_issue_zeroout() writes them, and answers as if nothing had failed."""
+    asker, content = Asker(host.dom0, lun.device, cache), Content(lun)
+    check_good(content.done(asker.ask(write(PLACE, 1, (0, 64 * 1024)))))
+    mark = lun.mark()
+    lun.fail(kinds="write-sames")
+    result = asker.result(f"zero {PLACE} {64 * 1024}")
+    content.put(PLACE, 64 * 1024, 0)
+    done = [(each.operation, each.done) for each in lun.requests(mark)]
+    assert (result, done) == (0, [("write-same", False), ("write", True)]), (
+        f"zeros that dom0 asks for with a WRITE SAME that fails: answered with {result}, {done}"
+    )
+    differences = content.differences(PLACE, 64 * 1024)
+    assert not differences, "zeros that were written are none:\n" + "\n".join(differences)
+    wrong = faults(asker.ask(read(PLACE, 0, (0, PAGE))))
+    assert not wrong, f"zeros that were written are not read: {wrong}"
