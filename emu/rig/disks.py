@@ -111,13 +111,20 @@ class DomuDisks:
     ) -> str:
         """Give it `lun` as `disk`, which is returned; wait for the back end alone.
 
-        Raises NotHeld when that does not come to wait for a front end, or further.
+        Raises NotHeld when that does not come to wait for a front end, or further: with what it
+        reported, and at once, where it gives up (then the disk is taken away again).
         """
         disk = disk or next(name for name in disk_names() if name not in self._disks)
         options = DiskOptions(mode, cdrom, discard, trusted, partition)
         self.domain.attach(lun.lun, disk, options)
         self._disks[disk] = lun
-        self.wait_back("InitWait", "Connected", disk=disk)
+        state = self.wait_back("InitWait", "Connected", "Closed", disk=disk)
+        if state == "Closed" and (error := self.domain.error("back", disk)):
+            lines = self.domain.log_tail(self.host.dom0)
+            self._give_up(disk)
+            raise NotHeld(f"dom0 refuses {disk} of domU {self.name}: {error}", lines=lines)
+        if state == "Closed":
+            self.wait_back("InitWait", "Connected", disk=disk)
         return disk
 
     def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
