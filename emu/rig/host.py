@@ -136,16 +136,25 @@ class RigHost:
         size_mib: int = 16,
         sector: int = 512,
         physical: int | None = None,
+        thin: bool = True,
+        write_protected: bool = False,
+        digests: bool = False,
         name: str | None = None,
     ) -> RigLun:
         """Make one more LUN of `size_mib` MiB with sectors of 512 or 4096 bytes, and log in.
 
-        `physical`: the bytes of its physical sectors, where that is not `sector`. `name`: default
-        "lun1" and so on. Raises InputError as `emu.xen.lun.create`.
+        Its file is sparse, so that it may be larger than dom0's disk: up to 16 TiB less 1 MiB.
+        `physical`: the bytes of its physical sectors, where that is not `sector`. `thin` False: all
+        its blocks are allocated, and it can't be discarded. `write_protected`: it can be read
+        alone. `digests`: iSCSI with CRC-32C digests of headers and data. `name`: default "lun1" and
+        so on. Raises InputError as `emu.xen.lun.create`.
         """
         if name is None:
             name = f"lun{next(self._lun_numbers)}"
-        made = self.xen.create_lun(name, size_mib * luns.MIB, sector, physical=physical)
+        made = self.xen.create_lun(
+            name, size_mib * luns.MIB, sector,
+            physical=physical, thin=thin, write_protected=write_protected, digests=digests,
+        )  # fmt: skip
         return RigLun(made, self.dom0)
 
     def create(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from emu.errors import NotHeld
+from emu.xen import lunsize
+from emu.xen.lun import MIB
 from emu.xen.lunserver import Kinds, LunServer
 
 HELD_WITHIN = 30.0
@@ -39,6 +41,18 @@ class RigLun(LunServer):
     def drop(self, first: int = 0, blocks: int | None = None, times: int = 0) -> None:
         """Acknowledge writes and do not do them, until `clear`: a LUN that loses data."""
         self.tear(0, first, blocks, answer="good", times=times)
+
+    def resize(self, mib: int) -> None:
+        """Make it larger or smaller, in use or not; returns when dom0's disk has `mib` MiB.
+
+        What lies beyond the new end is lost. Raises InputError for a size that no LUN has.
+        """
+        lunsize.resize(self.dom0, self.lun, mib * MIB)
+
+    def allocated(self) -> int:
+        """How many bytes dom0 has allocated for it: of a thin LUN, what was written and not
+        discarded since."""
+        return lunsize.allocated(self.dom0, self.lun)
 
     def await_outstanding(self, number: int, timeout: float = HELD_WITHIN) -> None:
         """Wait until at least `number` requests are at the LUN; 0: until none is.

@@ -136,9 +136,16 @@ class Host:
         sector: int = 512,
         server_timeout: int = 0,
         physical: int | None = None,
+        *,
+        thin: bool = True,
+        write_protected: bool = False,
+        digests: bool = False,
     ) -> luns.Lun:
         """Make, export and log in to a LUN: see `emu.xen.lun.create`."""
-        return luns.create(self.dom0, name, size, sector, server_timeout, physical)
+        return luns.create(
+            self.dom0, name, size, sector, server_timeout, physical,
+            thin=thin, write_protected=write_protected, digests=digests,
+        )  # fmt: skip
 
     def create(self, config: DomuConfig, *, boot_timeout: float = 120.0) -> domains.Domain:
         """Create a domU, follow its console and wait until its agent answers.

@@ -29,12 +29,16 @@ may pass in seconds of this machine's."""
 
 SECTOR_SIZES = (512, 4096)
 MIB = 1024 * 1024
+LARGEST = (1 << 44) - 4096
+"""The most bytes of a LUN: of a file on ext4 with blocks of 4096 bytes, which are counted in 32
+bits (Linux' Documentation/filesystems/ext4/blocks.rst)."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _EXPORT = """
 set -e
 file={store}/$1.img target={configfs}/iscsi/$2/tpgt_1
 truncate -s $3 $file
+[ $9 = thin ] || fallocate -l $3 $file
 mkdir -p {configfs}/core/user_0/$1
 cd {configfs}/core/user_0/$1
 echo "dev_config=ledger/$file$7" > control
@@ -48,15 +52,26 @@ ln -s {configfs}/core/user_0/$1 $target/lun/lun_0/$1
 cd $target/attrib
 echo 1 > generate_node_acls
 echo 1 > cache_dynamic_acls
-echo 0 > demo_mode_write_protect
+echo $8 > demo_mode_write_protect
 echo 0 > authentication
 echo {depth} > default_cmdsn_depth
 echo 1 > $target/enable
 """
 
-_LOGIN = """
+_NAME_NODE = """
 set -e
 iscsiadm -m node -o new -T $1 -p {portal}
+"""
+
+# Both ends insist: neither logs in without.
+_DIGESTS = """
+for digest in HeaderDigest DataDigest; do
+    echo CRC32C > {configfs}/iscsi/$1/tpgt_1/param/$digest
+    iscsiadm -m node -o update -T $1 -p {portal} -n node.conn[0].iscsi.$digest -v CRC32C
+done
+"""
+
+_LOG_IN = """
 iscsiadm -m node -T $1 -p {portal} --login
 """
 
@@ -89,12 +104,14 @@ rm -f {store}/$1.img
 
 @dataclass(frozen=True)
 class Lun:
-    """A logged-in LUN. `size` in bytes, `sector` in bytes, `device` as dom0 names it."""
+    """A logged-in LUN. `size` in bytes when it was made, `sector` in bytes, `device` as dom0 names
+    it; `thin`: it has blocks only where something was written, and gives them back."""
 
     name: str
     size: int
     sector: int
     device: str
+    thin: bool = True
 
     @property
     def iqn(self) -> str:
@@ -119,12 +136,20 @@ def create(
     sector: int = 512,
     server_timeout: int = 0,
     physical: int | None = None,
+    *,
+    thin: bool = True,
+    write_protected: bool = False,
+    digests: bool = False,
 ) -> Lun:
     """Make a LUN of `size` bytes, export it and log in.
 
     `physical` is the size of its physical sectors in bytes, where that is not `sector`. After
     `server_timeout` seconds the kernel gives a request up that tcmu-runner does not answer (0:
-    never, so that requests can be held).
+    never, so that requests can be held). `thin` False: all its blocks are allocated, and it offers
+    no unmap (no LBPME in READ CAPACITY (16), SBC-3 5.16). `write_protected`: it says so (WP in MODE
+    SENSE, SPC-4 6.13), and LIO refuses every command that brings data with DATA PROTECT.
+    `digests`: header and data of every iSCSI PDU carry a CRC-32C, on which both ends insist (RFC
+    7143, 13.1).
 
     Raises InputError for a size or sector that makes no disk, RigError with dom0's output when
     a step fails.
@@ -137,13 +162,30 @@ def create(
         raise InputError(f"{sector}-byte sectors don't lie in physical ones of {physical} bytes")
     if server_timeout < 0:
         raise InputError(f"a LUN's server can't have {server_timeout} s for a request")
+    check_size(size, sector)
+    numbers = {
+        "physical": 0 if physical == sector else physical,
+        "full": not thin,
+        "write_protected": write_protected,
+    }
+    config = "&".join(f"{key}={int(value)}" for key, value in numbers.items() if value)
+    step(
+        dom0, f"exporting LUN {name}", _EXPORT,
+        name, iqn(name), str(size), str(sector), f"emu-{name}", str(server_timeout),
+        f"?{config}" if config else "", str(int(write_protected)), "thin" if thin else "full",
+    )  # fmt: skip
+    script = _NAME_NODE + (_DIGESTS if digests else "") + _LOG_IN
+    return Lun(name, size, sector, log_in(dom0, name, script), thin)
+
+
+def check_size(size: int, sector: int) -> None:
+    """Raises InputError where a LUN can't have `size` bytes."""
     if size <= 0 or size % sector:
         raise InputError(f"a LUN of {size} bytes is no whole number of {sector}-byte sectors")
-    words = (str(size), str(sector), f"emu-{name}", str(server_timeout))
-    physically = "" if physical in (None, sector) else f"?physical={physical}"
-    step(dom0, f"exporting LUN {name}", _EXPORT, name, iqn(name), *words, physically)
-    device = log_in(dom0, name, _LOGIN)
-    return Lun(name, size, sector, device)
+    if size > LARGEST:
+        raise InputError(
+            f"a LUN of {size} bytes is larger than any file of dom0's: {LARGEST} at most"
+        )
 
 
 def log_in(dom0: Channel, name: str, script: str) -> str:

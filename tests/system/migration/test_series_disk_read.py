@@ -70,6 +70,29 @@ def test_disk_is_what_its_new_back_end_says(host: RigHost, lun: RigLun) -> None:
 
 
 @SMALL
+def test_disk_has_the_size_that_its_lun_got_meanwhile(host: RigHost, lun: RigLun) -> None:
+    """It grows and shrinks while the domU is saved; the data stays. Stock back ends offer the new
+    size, and a stock front end may keep the old one."""
+    domu = host.create(disk=lun)
+    written = domu.fill()
+    wrong: list[str] = []
+    for mib in (300, 200):
+        domu.log.mark()
+        domu.save()
+        lun.resize(mib)
+        domu.restore()
+        if (size := seen(domu)[-1]) != str(mib << 11):
+            wrong.append(f"of {mib} MiB: the disk has {size} sectors, not {mib << 11}")
+        elif not domu.log.lines("xvda: detected capacity change"):
+            wrong.append(f"of {mib} MiB: no line says that the capacity has changed")
+        elif status(domu, f"dd if=/dev/zero of=/dev/xvda bs=1M seek={mib - 1} oflag=direct") != 1:
+            wrong.append(f"of {mib} MiB: a write to the end and beyond is no error")
+        elif domu.sum() != written:
+            wrong.append(f"of {mib} MiB: the data is another")
+    assert not wrong, "resized while the domU was saved:\n" + "\n".join(wrong)
+
+
+@SMALL
 def test_larger_sectors_end_the_disk(host: RigHost, lun: RigLun) -> None:
     """Whoever uses it may ask for a part of one: an error, and another try when they are gone."""
     domu = host.create()

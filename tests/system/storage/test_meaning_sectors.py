@@ -9,8 +9,7 @@ from asking import PAGE, SECTOR, Asker, Content, check_good, faults, read, write
 
 from emu.deadline import Deadline, poll
 from emu.images.cache import Cache
-from emu.rig import RigDomu, RigHost, RigLun
-from emu.xen.lun import CONFIGFS
+from emu.rig import RigDomu, RigHost
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -148,27 +147,18 @@ def test_discard_on_2_tib(host: RigHost, cache: Cache) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def resize(host: RigHost, lun: RigLun, size: int) -> None:
-    """Give the LUN another size, and let dom0's disk follow."""
-    device = lun.device.removeprefix("/dev/")
-    script = (
-        f"echo {size} > {CONFIGFS}/core/user_0/{lun.name}/attrib/dev_size && "
-        f"echo 1 > /sys/block/{device}/device/rescan && cat /sys/block/{device}/size"
-    )
-    found = host.dom0.run(script, timeout=30).text.strip()
-    assert found == str(size // SECTOR), f"dom0's disk has {found} sectors, not {size // SECTOR}"
-
-
 @pytest.mark.parametrize("sector", [512, pytest.param(4096, marks=pytest.mark.long)])
 def test_disk_follows_the_size_of_its_lun(host: RigHost, cache: Cache, sector: int) -> None:
-    """It grows, grows again and shrinks while it is connected, with I/O or without."""
+    """It grows, grows again and shrinks while it is connected, and says so in a line."""
     lun = host.create_lun(size_mib=16, sector=sector)
     domu = host.create(disk=lun)
     asker, content = Asker(domu.channel, "/dev/xvda", cache), Content(lun)
     wrong: list[str] = []
-    check_good(content.done(asker.ask(write(16 * MIB - PAGE, 2, (0, PAGE)))))
-    for mib in (24, 40, 8):
-        resize(host, lun, mib * MIB)
+    check_good(content.done(asker.ask(write(0, 2, (0, PAGE)), write(8 * MIB, 2, (0, PAGE)))))
+    before = 16
+    for mib in (24, 40, 9):
+        domu.log.mark()
+        lun.resize(mib)
         deadline = Deadline("the domU's disk to follow", RESIZED_WITHIN)
         there = poll(
             lambda: in_domu(domu, "xvda")["capacity"],
@@ -180,13 +170,18 @@ def test_disk_follows_the_size_of_its_lun(host: RigHost, cache: Cache, sector: i
             wrong.append(f"of {mib} MiB: the back end's key sectors is {key}")
         if there != mib * MIB:
             wrong.append(f"the LUN has {mib} MiB, the domU's disk {there} bytes")
-            continue
+            break
+        change = f"xvda: detected capacity change from {before << 11} to {mib << 11}"
+        if not domu.log.lines(change):
+            wrong.append(f"of {mib} MiB: no line says {change!r}")
+        before = mib
         last = write(mib * MIB - PAGE, mib, (0, PAGE))
         wrong += [f"of {mib} MiB: {fault}" for fault in faults(content.done(asker.ask(last)))]
         beyond = asker.result(write(mib * MIB, 99, (0, PAGE)))
         if beyond != -errno.ENOSPC:
             wrong.append(f"of {mib} MiB: a write beyond the end is answered with {beyond}")
-        wrong += [f"of {mib} MiB: {line}" for line in content.differences(mib * MIB - AREA, AREA)]
+        for at in (0, 8 * MIB, mib * MIB - AREA):
+            wrong += [f"of {mib} MiB: {line}" for line in content.differences(at, AREA)]
     assert not wrong, "\n".join(wrong)
     domu.wait_front("Connected")
     domu.wait_back("Connected")
