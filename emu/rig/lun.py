@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emu.errors import NotHeld
-from emu.xen import lunsize
+from emu.errors import InputError, NotHeld
+from emu.xen import lunsession, lunsize
 from emu.xen.lun import MIB
 from emu.xen.lunserver import Kinds, LunServer
+from emu.xen.lunsession import REPLACEMENT_TIMEOUT, Session
 
 HELD_WITHIN = 30.0
 """Seconds in which what a test sends has reached the LUN, or what it released has left it."""
@@ -53,6 +54,50 @@ class RigLun(LunServer):
         """How many bytes dom0 has allocated for it: of a thin LUN, what was written and not
         discarded since."""
         return lunsize.allocated(self.dom0, self.lun)
+
+    def session(self) -> Session:
+        """Its iSCSI session as dom0's kernel shows it."""
+        return lunsession.session(self.dom0, self.lun)
+
+    def unreachable(
+        self, seconds: float | None = None, *, replacement_timeout: int = REPLACEMENT_TIMEOUT
+    ) -> contextlib.AbstractContextManager[None]:
+        """Lose its iSCSI session now; returns when dom0 has noticed.
+
+        It is back after `seconds` (of dom0's clock), or with `reachable`; as a context it is back
+        when the context has ended. Meanwhile dom0's requests wait; after `replacement_timeout`
+        seconds they fail, and so does each that comes until the session is back. Those that the LUN
+        had not answered are sent again then. All sessions of the LUN are lost, those of another
+        host, too.
+
+        Raises InputError while it holds requests: LIO ends a session only when those that it has
+        are answered (iscsit_close_connection() waits for each).
+        """
+        if seconds is not None and seconds <= 0:
+            raise InputError(f"a session can't be lost for {seconds} s")
+        if replacement_timeout < 0:
+            raise InputError(f"requests can't wait {replacement_timeout} s for a session")
+        if self.holds():
+            raise InputError(
+                f"LUN {self.name} holds requests: its session ends only when they are answered",
+                hint="release() them first",
+            )
+        lunsession.lose(self.dom0, self.lun, replacement_timeout, seconds)
+        return self._back(seconds)
+
+    @contextlib.contextmanager
+    def _back(self, seconds: float | None) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if seconds is None:
+                self.reachable()
+            else:
+                lunsession.await_back(self.dom0, self.lun, seconds)
+
+    def reachable(self) -> None:
+        """End what `unreachable` began; returns when the session is back and its disk works."""
+        lunsession.restore(self.dom0, self.lun)
 
     def await_outstanding(self, number: int, timeout: float = HELD_WITHIN) -> None:
         """Wait until at least `number` requests are at the LUN; 0: until none is.

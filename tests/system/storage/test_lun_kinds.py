@@ -1,4 +1,4 @@
-"""LUNs of other kinds: write-protected, with or without thin provisioning, as large
+"""LUNs of other kinds: write-protected, with digests, with or without thin provisioning, as large
 as can be."""
 
 from __future__ import annotations
@@ -43,6 +43,21 @@ def test_write_protected_lun(host: RigHost, cache: Cache) -> None:
     key = Asker(host.dom0, lun.device, cache).result(f"scsi-write 0 {PAGE}")
     assert key == DATA_PROTECT, f"WRITE (10) on a write-protected LUN is answered with key {key}"
     assert not lun.requests(mark).writes, "a write reached a write-protected LUN"
+
+
+def test_session_with_digests(host: RigHost, lun: RigLun) -> None:
+    """CRC-32C of headers and data, where they were asked for; data goes through."""
+    checked = host.create_lun(digests=True)
+    agreed = {
+        each.name: (each.session().header_digest, each.session().data_digest)
+        for each in (lun, checked)
+    }
+    assert agreed == {lun.name: (False, False), checked.name: (True, True)}, (
+        f"digests of header and data, by LUN: {agreed}"
+    )
+    domu = host.create(disk=checked)
+    with domu.verifying_io() as io:
+        io.await_answers(200)
 
 
 def test_thin_lun_gives_back_what_is_discarded(host: RigHost, cache: Cache) -> None:
