@@ -57,10 +57,10 @@ class LunServer:
         HARDWARE ERROR, which dom0 does not try again, and do nothing of them.
 
         `rate` of them, drawn with `seed`; `times` at most (0: always), until `clear`. Whoever asked
-        gets the error, of each operation, at once or after it was held or delayed. One of them
-        dom0's kernel makes good itself: where a write-same fails for a BLKZEROOUT,
-        blkdev_issue_zeroout() writes the zeros (block/blk-lib.c), and only if "writes" fail, too,
-        does that fail. A domU sends no write-same: blkif has no such request.
+        gets the error, of each operation, at once or after it was held or delayed. One error dom0's
+        kernel makes good itself: where a write-same fails for a BLKZEROOUT, blkdev_issue_zeroout()
+        of Linux 6.1 (block/blk-lib.c) writes the zeros, and fails only if that does; that of 6.12
+        and newer fails. A domU sends no write-same: blkif has no such request.
         """
         if not 0 < rate <= 1:
             raise InputError(f"a rate of {rate} is not above 0 and up to 1")
