@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel
+from emu.channel.channel import Channel, CommandFailed
 from emu.deadline import Deadline, poll
 from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.kernel_log import KernelLog
@@ -95,7 +95,10 @@ class DomuDisks:
     def _give_up(self, disk: str) -> None:
         """Take away a disk that was refused, of which the test has heard."""
         with contextlib.suppress(EmuError):
-            self.force_detach(disk)
+            try:
+                self.force_detach(disk)
+            except CommandFailed:  # xl of 4.14 knows no --force
+                self.domain.detach(disk)
         self._disks.pop(disk, None)
 
     def offer(
