@@ -70,13 +70,17 @@ class QueueView:
 
 @dataclass(frozen=True)
 class FrontQueue(QueueView):
-    """The front end's account: grants made for data, those of them not in a request."""
+    """The front end's account: grants made for data, those of them not in a request.
+
+    `segs`: for how many requests there is room for their segments.
+    """
 
     rsp_cons: int | None = None
     persistent_grants_free: int | None = None
     grants_free: int | None = None
     grants: int | None = None
     grants_max: int | None = None
+    segs: int | None = None
     deferred_frees: int | None = None
 
     @property

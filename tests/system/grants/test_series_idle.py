@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import operator
 
+import pytest
+
 from emu.deadline import Deadline, poll
 from emu.rig import Ledger, RigDomu, RigHost, RigLun
 from emu.rig.verifying import Load
@@ -89,6 +91,7 @@ def test_second_burst_takes_no_more(host: RigHost, lun: RigLun, ledger: Ledger) 
         domu.detach()
 
 
+REQUESTS = 3
 KEPT_FOR = 0.6
 """Seconds in which dom0 looks for grants that are too old several times: each 100 ms."""
 
@@ -129,12 +132,22 @@ def test_idle_grants_are_given_back(host: RigHost, lun: RigLun) -> None:
     assert domu.fill() == domu.sum(), "a disk that was idle can't be written"
 
 
-def test_idle_front_end_ends_half_of_its_grants(host: RigHost, lun: RigLun) -> None:
-    """Those that dom0 does not keep mapped, each time it looks, down to those of one request."""
-    domu = host.create(disk=lun, ring_pages=PAGES, back_parameters={"max_persistent_grants": 0})
-    with domu.verifying_io(load=Load(outstanding=3, size=131072, reads=50)) as io:
+@pytest.mark.parametrize(
+    "parameters",
+    [{"feature_persistent": 0}, pytest.param({"max_persistent_grants": 0}, marks=pytest.mark.long)],
+    ids=["plain", "persistent"],
+)
+def test_idle_front_end_ends_half_of_its_grants(
+    host: RigHost, lun: RigLun, parameters: dict[str, str | int]
+) -> None:
+    """Those that dom0 does not keep mapped, each time it looks, down to those of one request, and
+    likewise with its room for segments."""
+    domu = host.create(disk=lun, ring_pages=PAGES, back_parameters=parameters)
+    with domu.verifying_io(load=Load(outstanding=REQUESTS, size=131072, reads=50)) as io:
         io.await_answers(100)
     seen = [number(views(domu)[0].grants)]
+    segs = number(views(domu)[0].segs)
+    assert segs == REQUESTS, f"a burst left room for {segs} requests, not for {REQUESTS}"
     assert seen[0] > 2 * ONE_REQUEST, f"a burst left {seen[0]} grants: too few to see half of them"
     until = Deadline("the front end to end idle grants", 2 * FRONT_WITHIN)
 
@@ -155,6 +168,7 @@ def test_idle_front_end_ends_half_of_its_grants(host: RigHost, lun: RigLun) -> N
     assert front.grants == front.grants_free, (
         f"{front.grants_free} of {front.grants} grants are free, and no request is"
     )
+    assert front.segs == 1, f"an idle front end has room for {front.segs} requests, not for one"
     written = domu.fill()
     assert domu.sum() == written, "a disk that was idle has other data"
 
