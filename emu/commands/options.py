@@ -167,6 +167,13 @@ def add_driver_options(parser: argparse.ArgumentParser, *, reads_input: bool = F
             metavar="DRIVER",
             help="patched (default), stock, or the path of a .ko",
         )
+    parser.add_argument(
+        "--disk",
+        default="xvda",
+        metavar="NAME[,WORD…]",
+        help="the disk's name for xl (default xvda: any of xvd…, hda to hdd, sda to sdp, with a "
+        "partition's number or without), then r, cdrom, discard, no-discard, untrusted",
+    )
     add_patched_options(parser, reads_input=reads_input)
 
 

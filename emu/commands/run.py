@@ -18,6 +18,7 @@ from emu.lab import report as reports
 from emu.lab import run as runs
 from emu.screen import Screen, fail
 from emu.stack.wish import DATA_MIB, RunWish
+from emu.xen.disk import parse_disk
 
 
 def add(commands: Commands) -> None:
@@ -48,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         front=arguments.front,
         back=arguments.back,
         data_mib=arguments.data,
+        disk=parse_disk(arguments.disk),
     )
     with Screen() as screen:
         report = runs.perform(wish, context_for(arguments, screen))

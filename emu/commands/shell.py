@@ -18,6 +18,7 @@ from emu.errors import InputError
 from emu.lab import shell
 from emu.screen import Screen
 from emu.stack.wish import check_ring_pages
+from emu.xen.disk import parse_disk
 
 _EPILOG = """Ctrl-] leaves a terminal, whatever the guest does, and leaves nothing running. Exit
 status: that of the command or the shell (128 + n after signal n), 0 after Ctrl-], and
@@ -48,7 +49,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--attach",
         action="store_true",
-        help="load the drivers and attach the LUN as xvda first",
+        help="load the drivers and attach the LUN first",
     )
     add_driver_options(parser)
     add_stack_options(parser)
@@ -63,7 +64,8 @@ def _shell(arguments: argparse.Namespace) -> int:
         raise InputError("patched drivers are loaded with --attach alone", hint="add --attach")
     if arguments.attach:
         check_ring_pages(pages)
-        attachment = shell.Attachment(pages, arguments.front, arguments.back)
+        disk = parse_disk(arguments.disk)
+        attachment = shell.Attachment(pages, disk, arguments.front, arguments.back)
     files = _descriptors()
     terminal = arguments.line is None and files.stdin is not None and os.isatty(files.stdin)
     with contextlib.ExitStack() as opened:

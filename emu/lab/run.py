@@ -15,7 +15,7 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.report import RunReport, Timing, checks
 from emu.progress import staged
-from emu.stack.drivers import DISK, check_choice, drivers_for, load_drivers
+from emu.stack.drivers import check_choice, drivers_for, load_drivers
 from emu.stack.stack import Artifacts, Stack, prepare, running
 from emu.stack.wish import RunWish
 from emu.xen import data, lun
@@ -64,29 +64,30 @@ def _drive(
     context: BuildContext,
 ) -> RunReport:
     host, domain, progress = stack.host, stack.domain, context.progress
+    disk = wish.disk
     with timing.stage("drivers_s", "loading the drivers", progress):
         loaded = load_drivers(stack, built, context.cache, wish.ring_pages)
     with progress.stage("reading the grants"):
         before = host.grants().of(domain.domid)
-    with timing.stage("attach_s", f"attaching {stack.lun.device} as {DISK}", progress):
-        domain.attach(stack.lun, DISK)
+    with timing.stage("attach_s", f"attaching {stack.lun.device} as {disk.name}", progress):
+        domain.attach(stack.lun, disk.name, disk.options)
         progress.tick("waiting for both ends to connect")
-        ring = domain.wait_connected(DISK)
+        ring = domain.wait_connected(disk.name)
     with progress.stage("reading the grants"):
         attached = host.grants().of(domain.domid)
     with timing.stage("data_s", f"writing and reading back {wish.moved_mib} MiB", progress):
         progress.tick("writing in the domU")
-        written = _moved(data.write, domain.channel, DISK, wish.moved_mib)
+        written = _moved(data.write, domain.channel, disk.block, wish.moved_mib)
         progress.tick("reading in the domU")
-        read_back = _moved(data.read, domain.channel, DISK, wish.moved_mib)
+        read_back = _moved(data.read, domain.channel, disk.block, wish.moved_mib)
         progress.tick("reading in dom0")
         device = stack.lun.device.removeprefix("/dev/")
         seen_by_dom0 = _moved(data.read, host.dom0, device, wish.moved_mib)
     with progress.stage("reading the queues"):
-        views = domain.queues(DISK)
+        views = domain.queues(disk.name)
         session = lun.session_up(host.dom0, stack.lun)
-    with timing.stage("detach_s", f"detaching {DISK}", progress):
-        domain.detach(DISK)
+    with timing.stage("detach_s", f"detaching {disk.name}", progress):
+        domain.detach(disk.name)
     with progress.stage("reading the grants and versions"):
         after = host.grants().of(domain.domid)
         qemu = str(stack.machine.qmp("query-version")["package"]) or "unpackaged"

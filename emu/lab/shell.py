@@ -26,10 +26,11 @@ from emu.images.context import BuildContext
 from emu.images.modules import Driver, End
 from emu.lab.report import SOURCES
 from emu.lab.run import STARTING
-from emu.stack.drivers import DISK, check_choice, connect, drivers_for
+from emu.stack.drivers import check_choice, connect, drivers_for
 from emu.stack.stack import Stack, prepare, running
 from emu.stack.wish import Wish
 from emu.xen import queues
+from emu.xen.disk import FIRST, NamedDisk
 from emu.xen.ring import Ring
 from emu.xen.vdev import virtual_device
 
@@ -51,6 +52,7 @@ class Attachment:
     """Drivers to load before the shell starts, and the size of the ring the disk gets."""
 
     ring_pages: int
+    disk: NamedDisk = FIRST
     front: str = "patched"
     back: str = "patched"
 
@@ -66,7 +68,7 @@ class TerminalFds:
 
 @contextlib.contextmanager
 def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> Iterator[Stack]:
-    """The stack for a shell; with an attachment its LUN is attached to the domU as xvda.
+    """The stack for a shell; with an attachment its LUN is attached to the domU.
 
     Raises as `stack.prepare` and `stack.running`; NotHeld when the disk does not connect.
     """
@@ -83,28 +85,28 @@ def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> 
             stack = entered.enter_context(running(artifacts, context))
         if attachment:
             with context.progress.stage(
-                f"loading the drivers, attaching {stack.lun.device} as {DISK}"
+                f"loading the drivers, attaching {stack.lun.device} as {attachment.disk.name}"
             ):
-                ring = connect(stack, built, context.cache, attachment.ring_pages)
-            for line in _attached(stack, ring):
+                ring = connect(stack, built, context.cache, attachment.ring_pages, attachment.disk)
+            for line in _attached(stack, ring, attachment.disk.name):
                 context.progress.note(line)
         yield stack
 
 
-def _attached(stack: Stack, ring: Ring) -> list[str]:
+def _attached(stack: Stack, ring: Ring, disk: str) -> list[str]:
     """The ring of the attached disk, and where debugfs shows it."""
-    number = virtual_device(DISK)
+    number = virtual_device(disk)
     places = {
         "domU": (ring.views.front, f"{queues.FRONT_ROOT}/vbd-{number}"),
         "dom0": (ring.views.back, f"{queues.BACK_ROOT}/vbd-{stack.domain.domid}-{number}"),
     }
     seen = [f"{place} in {guest}" for guest, (view, place) in places.items() if view]
     return [
-        f"{DISK}: ring of {ring.pages} pages, {ring.requests} requests, "
+        f"{disk}: ring of {ring.pages} pages, {ring.requests} requests, "
         f"{len(ring.queues)} queue(s), from {SOURCES[ring.source]}",
-        f"{DISK}: {' and '.join(seen)} show its queues"
+        f"{disk}: {' and '.join(seen)} show its queues"
         if seen
-        else f"{DISK}: these drivers show no queues in debugfs",
+        else f"{disk}: these drivers show no queues in debugfs",
     ]
 
 

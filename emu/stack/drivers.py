@@ -16,11 +16,11 @@ from emu.images.tree_kernel import TreeWish
 from emu.stack.stack import Artifacts, Stack, check_kernels
 from emu.stack.wish import Wish
 from emu.xen import drivers
+from emu.xen.disk import NamedDisk
 from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
 
-DISK = "xvda"
 PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
 """What a driver's ring is limited by: the series has the number, stock drivers the order alone."""
 
@@ -90,12 +90,13 @@ def connect(
     built: Mapping[End, Driver],
     cache: Cache,
     pages: int,
+    disk: NamedDisk,
     timeout: float = CONNECT_TIMEOUT,
 ) -> Ring:
     """Load both ends, attach the stack's LUN, and wait for the ring they agree on."""
     load_drivers(stack, built, cache, pages)
-    stack.domain.attach(stack.lun, DISK)
-    return stack.domain.wait_connected(DISK, timeout)
+    stack.domain.attach(stack.lun, disk.name, disk.options)
+    return stack.domain.wait_connected(disk.name, timeout)
 
 
 def load_drivers(

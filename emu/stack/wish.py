@@ -15,6 +15,7 @@ from emu.images.kernel_specs import full_name
 from emu.images.tree_kernel import TreeWish
 from emu.machine.spec import Clock
 from emu.xen.config import Dom0Config, DomuConfig, check_options
+from emu.xen.disk import FIRST, NamedDisk
 
 LARGE_RING = 16
 """Pages of the largest ring that a stock front end has room for in a domU of 256 MiB."""
@@ -145,9 +146,12 @@ class RunWish:
     front: str = "patched"
     back: str = "patched"
     data_mib: int | None = None
+    disk: NamedDisk = FIRST
 
     def __post_init__(self) -> None:
         check_ring_pages(self.ring_pages)
+        if self.disk.options.mode != "w":
+            raise InputError(f"the domU writes to {self.disk.name}: it can't be read-only")
         # The domU holds the data in a tmpfs, half its memory, while it writes it.
         most = min(self.stack.lun_mib, self.stack.domu.memory * 3 // 8)
         if self.data_mib is not None and not 1 <= self.data_mib <= most:

@@ -49,3 +49,46 @@ class DiskOptions:
 
 
 PLAIN = DiskOptions()
+_WORDS: dict[str, dict[str, object]] = {
+    "r": {"mode": "r"},
+    "w": {"mode": "w"},
+    "cdrom": {"cdrom": True},
+    "discard": {"discard": True},
+    "no-discard": {"discard": False},
+    "untrusted": {"trusted": False},
+}
+
+
+@dataclass(frozen=True)
+class NamedDisk:
+    """A disk by the `name` that xl gives it, "xvda" or any other of `emu.xen.vdev`."""
+
+    name: str = "xvda"
+    options: DiskOptions = PLAIN
+
+    def __post_init__(self) -> None:
+        vdev.parse(self.name)
+
+    @property
+    def block(self) -> str:
+        """Linux' name for it in the domU."""
+        return vdev.parse(self.name).linux
+
+
+FIRST = NamedDisk()
+
+
+def parse_disk(text: str) -> NamedDisk:
+    """Read "hda,r,cdrom": a name, and what else is to be known of it, separated by commas.
+
+    Raises InputError for a name or a word that is none, and for words that exclude each other.
+    """
+    name, *words = text.split(",")
+    fields: dict[str, object] = {}
+    for word in words:
+        if word not in _WORDS:
+            raise InputError(f"{word!r} says nothing of a disk: {', '.join(_WORDS)} do")
+        (field, value), *_ = _WORDS[word].items()
+        if fields.setdefault(field, value) != value:
+            raise InputError(f"{text!r} says two things of one: {word!r} is the other")
+    return NamedDisk(name, DiskOptions(**fields))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 
 from emu.errors import InputError
 from emu.xen import vdev
-from emu.xen.disk import DiskOptions
+from emu.xen.disk import DiskOptions, NamedDisk, parse_disk
 from emu.xen.vdev import disk_names, of_number, parse, virtual_device
 
 
@@ -84,3 +84,26 @@ def test_options_that_make_no_disk() -> None:
         DiskOptions(partition=0)
     with pytest.raises(InputError, match="no disk name"):
         DiskOptions().words("/dev/sda", "vda")
+
+
+def test_disk_in_the_words_of_a_command() -> None:
+    assert parse_disk("xvda") == NamedDisk()
+    assert parse_disk("hda,r,cdrom,untrusted") == NamedDisk(
+        "hda", DiskOptions("r", cdrom=True, trusted=False)
+    )
+    assert parse_disk("xvdaa,no-discard").options.discard is False
+    assert parse_disk("sdb").block == "xvdb"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hde", "'hde' is no disk name"),
+        ("xvda,large", "'large' says nothing of a disk: r, w, cdrom"),
+        ("xvda,r,w", "says two things of one"),
+        ("xvda,cdrom", "a CD-ROM can't be written"),
+    ],
+)
+def test_disk_in_other_words_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_disk(text)

@@ -79,7 +79,8 @@ def test_default_report_as_json() -> None:
     "pages", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(8, marks=pytest.mark.long)]
 )
 def test_other_rings(pages: int) -> None:
-    assert_whole(emu_json("--ring-pages", str(pages), "--data", "1"), pages)
+    words = ("--disk", "hda,untrusted", "--data", "1")
+    assert_whole(emu_json("--ring-pages", str(pages), *words), pages)
 
 
 def test_stock_drivers() -> None:
@@ -153,6 +154,8 @@ def test_more_pages_than_the_kernel_has_do_not_hold() -> None:
         (["--clock", "icount", "--accel", "kvm"], EXIT_INPUT, "instruction time needs TCG"),
         (["--data", "many"], EXIT_USAGE, "invalid int value: 'many'"),
         (["--data", "100000"], EXIT_INPUT, "does not fit"),
+        (["--disk", "hde"], EXIT_INPUT, "'hde' is no disk name"),
+        (["--disk", "xvda,r"], EXIT_INPUT, "the domU writes to xvda"),
     ],
 )
 def test_bad_options_are_refused_at_once(options: list[str], status: int, message: str) -> None:

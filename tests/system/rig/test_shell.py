@@ -215,5 +215,6 @@ def test_closed_output_ends_the_command() -> None:
 
 @pytest.mark.usefixtures("everything")
 def test_disk_is_attached_before_the_command() -> None:
-    done = run("domu", "--attach", "--ring-pages", "4", "--command", "cat /sys/block/xvda/size")
-    assert (done.returncode, done.stdout) == (0, b"524288\n")
+    words = ("--attach", "--ring-pages", "4", "--disk", "sdb,r")
+    done = run("domu", *words, "--command", "cat /sys/block/xvdb/size /sys/block/xvdb/ro")
+    assert (done.returncode, done.stdout) == (0, b"524288\n1\n")
