@@ -41,6 +41,8 @@ class DomuDisks:
         """Its name for xl."""
         self.log = KernelLog(lambda: self.channel, log_lines)
         """What its kernel logs, from now on."""
+        self.ended = False
+        """Whether it was destroyed or shut down."""
         self._disks: dict[str, RigLun] = {}
 
     @property

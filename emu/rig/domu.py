@@ -12,7 +12,8 @@ from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.images.modules import Driver, End
 from emu.rig import verifying
-from emu.rig.disks import FIRST_DISK, DomuDisks
+from emu.rig.disks import FIRST_DISK
+from emu.rig.filesystems import DomuFileSystems
 from emu.rig.lun import RigLun
 from emu.rig.verifying import Load, VerifyingIo
 from emu.xen import granted, migration, save_restore
@@ -26,7 +27,7 @@ ENDED_WITHIN = 20.0
 """Seconds until a domain that has shut down is gone."""
 
 
-class RigDomu(DomuDisks):
+class RigDomu(DomuFileSystems):
     """A running domU. `host` changes when it migrates, `domain` when it is restored, too."""
 
     def __init__(self, host: RigHost, name: str, kind: str, log_lines: int = 0) -> None:
@@ -35,8 +36,6 @@ class RigDomu(DomuDisks):
         """"pv" or "pvh"."""
         self.resumes = 0
         """How often it was resumed as another domain: restored, or migrated."""
-        self.ended = False
-        """Whether it was destroyed or shut down."""
         self.front: tuple[Driver, LoadedDriver] | None = None
         """The front end that was loaded last; None: what the checkpoint has."""
 
