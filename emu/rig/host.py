@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from emu.channel.channel import Channel
+from emu.errors import InputError
 from emu.images.build_warnings import BuildWarning
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
@@ -176,12 +177,14 @@ class RigHost:
         The back end is loaded by the first call; later ones leave it as it is, but for a changed
         limit, unless they name `back` or `back_parameters`: then no disk may use it.
         `mode` "r": the domU may not write to its disks.
-        Raises NotHeld when the ends do not connect, or xl refuses the domU.
+        Raises InputError for a name that another domU has, or memory that the host has not,
+        NotHeld when the ends do not connect, or xl refuses the domU.
         """
+        config = self._config(name, memory, vcpus, kind)
         if back is None and self.back is None:
             back = "patched"
         self.change_back(back, max_ring_pages, back_parameters or {})
-        domu = self._domu(name, memory, vcpus, kind)
+        domu = self._domu(config)
         self._created.append(domu)
         if front is not None:
             limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
@@ -193,22 +196,43 @@ class RigHost:
                 domu.offer(lun, mode=mode)
         return domu
 
-    def _domu(
+    def _config(
         self, name: str | None, memory: int | None, vcpus: int | None, kind: str | None
-    ) -> RigDomu:
+    ) -> DomuConfig:
+        """The configuration that is asked for; that of the idle domU, where it will do.
+
+        Raises InputError.
+        """
         like = self.stack.artifacts.wish.domu
         asked = {"name": name, "memory": memory, "vcpus": vcpus, "kind": kind}
         given = {key: value for key, value in asked.items() if value is not None}
         if self._idle is not None and replace(like, **given) == like:  # type: ignore[arg-type]
-            idle, self._idle = self._idle, None
-            return idle
+            return like
         given.setdefault("name", self._free_name())
         config: DomuConfig = replace(like, **given)  # type: ignore[arg-type]
+        if config.name in self._taken_names:
+            raise InputError(f"this host has a domU {config.name} already: give it another name")
+        free = int(self.xen.info()["free_memory"])
+        if config.memory > free:
+            raise InputError(
+                f"a domU of {config.memory} MiB does not fit: the host has {free} MiB to give",
+                hint="end another domU, or give it less memory",
+            )
+        return config
+
+    def _domu(self, config: DomuConfig) -> RigDomu:
+        if self._idle is not None and config == self.stack.artifacts.wish.domu:
+            idle, self._idle = self._idle, None
+            return idle
         self.xen.create(config)
         domu = RigDomu(self, config.name, config.kind)
         self.domus.append(domu)
         return domu
 
+    @property
+    def _taken_names(self) -> set[str]:
+        return {domu.name for domu in (*self.domus, *self._created) if not domu.ended}
+
     def _free_name(self) -> str:
-        taken = {domu.name for domu in (*self.domus, *self._created) if not domu.ended}
+        taken = self._taken_names
         return next(name for n in itertools.count(1) if (name := f"u{n}") not in taken)

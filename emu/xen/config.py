@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from emu.errors import InputError
@@ -12,6 +13,8 @@ from emu.machine.spec import DOM0_MEMORY, LINUX_OPTIONS
 KINDS = ("pv", "pvh")
 KERNEL = "/boot/domu/vmlinux"
 INITRD = "/boot/domu/initrd"
+DOM0 = "Domain-0"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
 _LEAST_DOM0 = 256
 _MOST_VCPUS = 8
 
@@ -55,6 +58,10 @@ class DomuConfig:
     grant_frames: int | None = None
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name == DOM0:
+            raise InputError(
+                f"{self.name!r} is no name of a domU: letters, digits, '.', '_' and '-', 31 at most"
+            )
         if self.kind not in KINDS:
             raise InputError(f"a domU is pv or pvh, not {self.kind!r}")
         if self.memory < 64:
