@@ -16,7 +16,7 @@ from emu.rig.disks import FIRST_DISK
 from emu.rig.filesystems import DomuFileSystems
 from emu.rig.lun import RigLun
 from emu.rig.verifying import Load, VerifyingIo
-from emu.xen import granted, migration, save_restore
+from emu.xen import granted, migration, save_restore, vcpus
 from emu.xen.drivers import LoadedDriver
 from emu.xen.save_restore import STOCK_WARNING
 
@@ -87,6 +87,16 @@ class RigDomu(DomuFileSystems):
     def mapped_refs(self) -> frozenset[int]:
         """Its grant references that another domain maps right now."""
         return self.host.xen.grants().of(self.domain.domid).refs
+
+    # Its CPUs.
+
+    def set_vcpus(self, number: int) -> None:
+        """Give it `number` vCPUs; returns when its kernel uses just as many.
+
+        No more than it was made for (`RigHost.create`: `max_vcpus`, or `vcpus`). Raises InputError
+        for a number that it can't have, NotHeld when its kernel does not follow.
+        """
+        vcpus.set_vcpus(self.domain, number)
 
     # Its moves.
 

@@ -157,6 +157,7 @@ class RigHost:
         name: str | None = None,
         memory: int | None = None,
         vcpus: int | None = None,
+        max_vcpus: int | None = None,
         kind: str | None = None,
         ring_pages: int | None = None,
         max_ring_pages: int | None = None,
@@ -168,8 +169,8 @@ class RigHost:
         """A domU with its front end loaded, and every `disk` connected.
 
         The first call gives the idle domU of the checkpoint, unless another `memory` (MiB),
-        `vcpus`, `kind` or `name` is asked for; any other call creates one more, like the idle one
-        but for these, named u2, u3, … by default.
+        `vcpus`, `kind` or `name` is asked for, or `max_vcpus` (see `RigDomu.set_vcpus`); any
+        other call creates one more, like the idle one but for these, named u2, u3, … by default.
 
         `ring_pages` limits the front end, `max_ring_pages` the back end (both in pages of one
         queue's ring; without, the driver's own default). With `front` None the domU has no
@@ -180,7 +181,8 @@ class RigHost:
         Raises InputError for a name that another domU has, or memory that the host has not,
         NotHeld when the ends do not connect, or xl refuses the domU.
         """
-        config = self._config(name, memory, vcpus, kind)
+        asked = {"name": name, "memory": memory, "vcpus": vcpus, "max_vcpus": max_vcpus}
+        config = self._config({**asked, "kind": kind})
         if back is None and self.back is None:
             back = "patched"
         self.change_back(back, max_ring_pages, back_parameters or {})
@@ -196,15 +198,12 @@ class RigHost:
                 domu.offer(lun, mode=mode)
         return domu
 
-    def _config(
-        self, name: str | None, memory: int | None, vcpus: int | None, kind: str | None
-    ) -> DomuConfig:
+    def _config(self, asked: Mapping[str, object]) -> DomuConfig:
         """The configuration that is asked for; that of the idle domU, where it will do.
 
         Raises InputError.
         """
         like = self.stack.artifacts.wish.domu
-        asked = {"name": name, "memory": memory, "vcpus": vcpus, "kind": kind}
         given = {key: value for key, value in asked.items() if value is not None}
         if self._idle is not None and replace(like, **given) == like:  # type: ignore[arg-type]
             return like
