@@ -123,7 +123,10 @@ class DomuDisks:
         return disk
 
     def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Take a disk away; returns when both ends have closed it."""
+        """Take a disk away; returns when both ends have closed it.
+
+        Raises NotHeld with both states when they have not in ten seconds: see `Domain.detach`.
+        """
         name = self.disk(disk)
         self.domain.detach(name)
         self._disks.pop(name, None)

@@ -90,6 +90,15 @@ class RigDomu(DomuFileSystems):
 
     # Its CPUs.
 
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Pause it while the body runs (xl pause): dom0 goes on with the requests on its rings.
+
+        It does not answer meanwhile: no verb that runs something in it ends before its time-out.
+        A disk is not detached (NotHeld, after ten seconds): its back end goes to Closing, both
+        ends close when the domU runs again, and `force_detach` removes the keys.
+        """
+        return self.domain.paused()
+
     def set_vcpus(self, number: int) -> None:
         """Give it `number` vCPUs; returns when its kernel uses just as many.
 

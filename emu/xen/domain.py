@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel, CommandTimeout
+from emu.channel.channel import Channel, CommandFailed, CommandTimeout
 from emu.channel.result import ChannelLost
 from emu.deadline import Deadline, poll
 from emu.errors import GuestError, NotHeld, RigError
@@ -94,16 +95,36 @@ class Domain:
             self.host.xl("block-attach", str(self.domid), words, timeout=60)
             return
         # The front end reads the key before it connects, as soon as the device is there.
-        self.host.xl("pause", str(self.domid))
-        try:
+        with self.paused():
             self.host.xl("block-attach", str(self.domid), words, timeout=60)
             self.host.write({f"{self.front_path(disk)}/trusted": 0})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No vCPU of the domU runs while the body does; dom0 goes on with its requests."""
+        self.host.xl("pause", str(self.domid))
+        try:
+            yield
         finally:
             self.host.xl("unpause", str(self.domid))
 
     def detach(self, disk: str = "xvda") -> None:
-        """Take the disk away and wait until both ends have closed it."""
-        self.host.xl("block-detach", str(self.domid), disk, timeout=60)
+        """Take the disk away and wait until both ends have closed it.
+
+        Raises NotHeld, with xl's words and both states, when they have not in xl's ten seconds
+        (LIBXL_DESTROY_TIMEOUT): then they still may, and the keys stay.
+        """
+        try:
+            self.host.xl("block-detach", str(self.domid), disk, timeout=60)
+        except CommandFailed as failed:
+            states = [self.front_tree(disk).state(), self.back_tree(disk).state()]
+            here = (each.state for each in self.host.list() if each.domid == self.domid)
+            paused = ", the domU is paused" if "p" in next(here, "") else ""
+            raise NotHeld(
+                f"{disk} of domU {self.name} was not detached: front end {states[0]}, back end "
+                f"{states[1]}{paused}",
+                lines=failed.lines,
+            ) from None
 
     def front_path(self, disk: str = "xvda") -> str:
         """Where the front end's directory is in xenstore."""
@@ -152,6 +173,10 @@ class Domain:
         """What both drivers show of the disk's queues, where they do."""
         number = virtual_device(disk)
         return queue_views.read(self.channel, self.host.dom0, self.domid, number)
+
+    def back_queues(self, disk: str = "xvda") -> tuple[queue_views.BackQueue, ...] | None:
+        """What the back end alone shows of the disk's queues: also of a domU that is paused."""
+        return queue_views.read_back(self.host.dom0, self.domid, virtual_device(disk))
 
     def wait_connected(
         self, disk: str = "xvda", timeout: float = CONNECT_TIMEOUT
