@@ -39,6 +39,13 @@ class RigDomu(DomuFileSystems):
         self.front: tuple[Driver, LoadedDriver] | None = None
         """The front end that was loaded last; None: what the checkpoint has."""
 
+    def wait_booted(self, timeout: float = 120.0) -> None:
+        """Wait until a domU that was started answers; `timeout` in seconds before scaling.
+
+        Raises GuestError when it does not.
+        """
+        self.domain.open_channel(timeout)
+
     def run(self, script: str, timeout: float = 60.0) -> str:
         """Run a shell script in the domU; its output. Raises CommandFailed."""
         return self.channel.run(script, timeout=timeout).text

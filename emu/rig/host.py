@@ -198,6 +198,28 @@ class RigHost:
                 domu.offer(lun, mode=mode)
         return domu
 
+    def start(
+        self,
+        *,
+        disk: RigLun | Sequence[RigLun] = (),
+        name: str | None = None,
+        memory: int | None = None,
+        vcpus: int | None = None,
+        kind: str | None = None,
+    ) -> RigDomu:
+        """One more domU, whose kernel has only begun to boot: its disks are offered, and nothing
+        runs in it yet. `RigDomu.wait_booted` waits until it answers.
+
+        The arguments and errors are those of `create`, which makes one that has booted.
+        """
+        asked = {"name": name, "memory": memory, "vcpus": vcpus, "kind": kind}
+        config = self._config({**asked, "name": name or self._free_name()})
+        self.xen.start(config)
+        domu = self._new(config)
+        for lun in [disk] if isinstance(disk, RigLun) else disk:
+            domu.offer(lun)
+        return domu
+
     def _config(self, asked: Mapping[str, object]) -> DomuConfig:
         """The configuration that is asked for; that of the idle domU, where it will do.
 
@@ -224,6 +246,9 @@ class RigHost:
             idle, self._idle = self._idle, None
             return idle
         self.xen.create(config)
+        return self._new(config)
+
+    def _new(self, config: DomuConfig) -> RigDomu:
         domu = RigDomu(self, config.name, config.kind)
         self.domus.append(domu)
         return domu
