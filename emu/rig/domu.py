@@ -15,6 +15,7 @@ from emu.rig import verifying
 from emu.rig.disks import FIRST_DISK
 from emu.rig.filesystems import DomuFileSystems
 from emu.rig.lun import RigLun
+from emu.rig.serving import ServingDomu
 from emu.rig.verifying import Load, VerifyingIo
 from emu.xen import granted, migration, save_restore, vcpus
 from emu.xen.drivers import LoadedDriver
@@ -27,7 +28,7 @@ ENDED_WITHIN = 20.0
 """Seconds until a domain that has shut down is gone."""
 
 
-class RigDomu(DomuFileSystems):
+class RigDomu(DomuFileSystems, ServingDomu):
     """A running domU. `host` changes when it migrates, `domain` when it is restored, too."""
 
     def __init__(self, host: RigHost, name: str, kind: str, log_lines: int = 0) -> None:
@@ -117,11 +118,16 @@ class RigDomu(DomuFileSystems):
     # Its moves.
 
     def save(self) -> None:
-        """Save it into dom0's memory; returns when it is gone."""
+        """Save it into dom0's memory; returns when it is gone.
+
+        Raises InputError for a domU that serves a disk, or is served one (`serve`).
+        """
+        self.check_movable()
         save_restore.save(self.domain)
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         """Save it; the body runs when it is suspended and its pages are being written."""
+        self.check_movable()
         return save_restore.saving(self.domain)
 
     def restore(self) -> None:
@@ -169,6 +175,7 @@ class RigDomu(DomuFileSystems):
         MigrationFailed, with both sides' output, when it did not get there: then it runs at its
         source. InputError for what Xen can't do here.
         """
+        self.check_movable()
         with migration.migrating(
             self.domain, to.xen if to else None, kind=self.kind, live=live, disks=self.disks
         ) as move:

@@ -11,6 +11,7 @@ from emu.errors import InputError
 from emu.images.build_warnings import BuildWarning
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End
 from emu.rig.domu import RigDomu
 from emu.rig.kernel_log import KernelLog
@@ -84,10 +85,21 @@ class RigHost:
         return drivers.driver_for(end, which, self.stack.artifacts, self.context)
 
     def swap(
-        self, end: End, channel: Channel, which: str, parameters: Mapping[str, str | int]
+        self,
+        end: End,
+        channel: Channel,
+        which: str,
+        parameters: Mapping[str, str | int],
+        kernel: Kernel | None = None,
     ) -> tuple[Driver, LoadedDriver]:
-        """Swap one end's driver in a guest; no disk may use the one that is there."""
-        driver = self.driver(end, which)
+        """Swap one end's driver in a guest; no disk may use the one that is there.
+
+        `kernel`: the guest's, where that is not the one that the end runs on by default.
+        """
+        if kernel is None:
+            driver = self.driver(end, which)
+        else:
+            driver = drivers.checked_driver(end, which, kernel, self.context)
         self.warnings.update(dict.fromkeys(driver.warnings))
         return driver, drivers.load_driver(channel, driver, self.cache, dict(parameters))
 
