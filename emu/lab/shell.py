@@ -87,7 +87,9 @@ def opened(wish: Wish, attachment: Attachment | None, context: BuildContext) -> 
             with context.progress.stage(
                 f"loading the drivers, attaching {stack.lun.device} as {attachment.disk.name}"
             ):
-                ring = connect(stack, built, context.cache, attachment.ring_pages, attachment.disk)
+                ring = connect(
+                    stack, built, context.cache, attachment.ring_pages, disk=attachment.disk
+                )
             for line in _attached(stack, ring, attachment.disk.name):
                 context.progress.note(line)
         yield stack

@@ -10,7 +10,7 @@ from emu.deadline import Deadline, poll
 from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
-from emu.xen import data
+from emu.xen import data, served
 from emu.xen.disk import DiskOptions, Mode
 from emu.xen.domain import Domain
 from emu.xen.queues import Views
@@ -41,7 +41,11 @@ class DomuDisks:
         """Its name for xl."""
         self.log = KernelLog(lambda: self.channel, log_lines)
         """What its kernel logs, from now on."""
+        self.ended = False
+        """Whether it was destroyed or shut down."""
         self._disks: dict[str, RigLun] = {}
+        self._servers: dict[str, DomuDisks] = {}
+        """The domUs that serve disks of its."""
 
     @property
     def domain(self) -> Domain:
@@ -56,13 +60,19 @@ class DomuDisks:
         """The command channel into the domU."""
         return self.domain.channel
 
-    def channel_of(self, end: EndName) -> Channel:
-        """The command channel to where an end's driver runs: this domU, or its dom0."""
-        return self.channel if end == "front" else self.host.dom0
+    def channel_of(self, end: EndName, disk: RigLun | str | None = None) -> Channel:
+        """The command channel to where an end's driver runs: this domU, or its dom0 (of a `disk`
+        that another domU serves: that)."""
+        if end == "front":
+            return self.channel
+        return self.domain.back_channel(self.disk(disk)) if disk else self.host.dom0
 
-    def log_of(self, end: EndName) -> KernelLog:
-        """What the kernel logs in which an end's driver runs."""
-        return self.log if end == "front" else self.host.log
+    def log_of(self, end: EndName, disk: RigLun | str | None = None) -> KernelLog:
+        """What the kernel logs in which an end's driver runs; `disk` as in `channel_of`."""
+        if end == "front":
+            return self.log
+        server = self._servers.get(self.disk(disk)) if disk else None
+        return server.log if server else self.host.log
 
     # Attach and detach.
 
@@ -99,7 +109,7 @@ class DomuDisks:
                 self.force_detach(disk)
             except CommandFailed:  # xl of 4.14 knows no --force
                 self.domain.detach(disk)
-        self._disks.pop(disk, None)
+        self._forget(disk)
 
     def offer(
         self,
@@ -117,7 +127,7 @@ class DomuDisks:
         Raises NotHeld when that does not come to wait for a front end, or further: with what it
         reported, and at once, where it gives up (then the disk is taken away again).
         """
-        disk = disk or next(name for name in disk_names() if name not in self._disks)
+        disk = disk or self.free_name()
         options = DiskOptions(mode, cdrom, discard, trusted, partition)
         self.domain.attach(lun.lun, disk, options)
         self._disks[disk] = lun
@@ -130,11 +140,25 @@ class DomuDisks:
             self.wait_back("InitWait", "Connected", disk=disk)
         return disk
 
+    def free_name(self) -> str:
+        """The first name that none of its disks has."""
+        return next(name for name in disk_names() if name not in self._disks)
+
     def detach(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Take a disk away; returns when both ends have closed it."""
+        """Take a disk away; returns when both ends have closed it.
+
+        Raises NotHeld with both states when they have not in ten seconds: see `Domain.detach`.
+        """
         name = self.disk(disk)
-        self.domain.detach(name)
+        if name in self._servers:
+            served.detach(self.domain, name)
+        else:
+            self.domain.detach(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
         self._disks.pop(name, None)
+        self._servers.pop(name, None)
 
     def force_detach(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Remove a disk's keys under both ends (`xl block-detach --force`)."""
@@ -142,7 +166,9 @@ class DomuDisks:
         number = str(virtual_device(name))
         words = ("block-detach", "--force", str(self.domain.domid), number)
         self.host.xen.xl(*words, timeout=60)
-        self._disks.pop(name, None)
+        if name in self._servers:
+            served.forget(self.domain, name)
+        self._forget(name)
 
     def wait_gone(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Wait until the domU has no device of a detached disk: dom0 does not wait for that.
@@ -208,16 +234,16 @@ class DomuDisks:
         _driver(self.channel, "xen", "unbind", self.device("front", disk))
 
     def unbind_back(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Unbind dom0's driver from a disk, which stays."""
-        _driver(self.host.dom0, "xen-backend", "unbind", self.device("back", disk))
+        """Unbind the back end's driver from a disk, which stays."""
+        _driver(self.channel_of("back", disk), "xen-backend", "unbind", self.device("back", disk))
 
     def bind_back(self, disk: RigLun | str = FIRST_DISK) -> None:
-        """Bind dom0's driver to a disk again."""
-        _driver(self.host.dom0, "xen-backend", "bind", self.device("back", disk))
+        """Bind the back end's driver to a disk again."""
+        _driver(self.channel_of("back", disk), "xen-backend", "bind", self.device("back", disk))
 
     def errors(self, end: EndName = "back", disk: RigLun | str = FIRST_DISK) -> list[str]:
         """What an end's driver has logged of a disk as an error, since its log's mark."""
-        return self.log_of(end).lines(f"vbd {self.device(end, disk)}: ")
+        return self.log_of(end, disk).lines(f"vbd {self.device(end, disk)}: ")
 
     def ring(self, disk: RigLun | str = FIRST_DISK) -> Ring:
         """The ring that both ends have negotiated."""
@@ -264,7 +290,7 @@ class DomuDisks:
     def statistic(self, name: str, disk: RigLun | str = FIRST_DISK) -> int:
         """What the back end has counted since it connected: "wr_req", "rd_req", "f_req", …"""
         path = f"/sys/bus/xen-backend/devices/{self.device('back', disk)}/statistics/{name}"
-        return int(self.host.dom0.run(["cat", path], timeout=20).text)
+        return int(self.channel_of("back", disk).run(["cat", path], timeout=20).text)
 
     # What the domU's block layer does with it.
 

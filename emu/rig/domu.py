@@ -12,10 +12,12 @@ from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
 from emu.images.modules import Driver, End
 from emu.rig import verifying
-from emu.rig.disks import FIRST_DISK, DomuDisks
+from emu.rig.disks import FIRST_DISK
+from emu.rig.filesystems import DomuFileSystems
 from emu.rig.lun import RigLun
+from emu.rig.serving import ServingDomu
 from emu.rig.verifying import Load, VerifyingIo
-from emu.xen import granted, migration, save_restore
+from emu.xen import granted, migration, save_restore, vcpus
 from emu.xen.drivers import LoadedDriver
 from emu.xen.save_restore import STOCK_WARNING
 
@@ -26,7 +28,7 @@ ENDED_WITHIN = 20.0
 """Seconds until a domain that has shut down is gone."""
 
 
-class RigDomu(DomuDisks):
+class RigDomu(DomuFileSystems, ServingDomu):
     """A running domU. `host` changes when it migrates, `domain` when it is restored, too."""
 
     def __init__(self, host: RigHost, name: str, kind: str, log_lines: int = 0) -> None:
@@ -35,10 +37,15 @@ class RigDomu(DomuDisks):
         """"pv" or "pvh"."""
         self.resumes = 0
         """How often it was resumed as another domain: restored, or migrated."""
-        self.ended = False
-        """Whether it was destroyed or shut down."""
         self.front: tuple[Driver, LoadedDriver] | None = None
         """The front end that was loaded last; None: what the checkpoint has."""
+
+    def wait_booted(self, timeout: float = 120.0) -> None:
+        """Wait until a domU that was started answers; `timeout` in seconds before scaling.
+
+        Raises GuestError when it does not.
+        """
+        self.domain.open_channel(timeout)
 
     def run(self, script: str, timeout: float = 60.0) -> str:
         """Run a shell script in the domU; its output. Raises CommandFailed."""
@@ -89,14 +96,38 @@ class RigDomu(DomuDisks):
         """Its grant references that another domain maps right now."""
         return self.host.xen.grants().of(self.domain.domid).refs
 
+    # Its CPUs.
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Pause it while the body runs (xl pause): dom0 goes on with the requests on its rings.
+
+        It does not answer meanwhile: no verb that runs something in it ends before its time-out.
+        A disk is not detached (NotHeld, after ten seconds): its back end goes to Closing, both
+        ends close when the domU runs again, and `force_detach` removes the keys.
+        """
+        return self.domain.paused()
+
+    def set_vcpus(self, number: int) -> None:
+        """Give it `number` vCPUs; returns when its kernel uses just as many.
+
+        No more than it was made for (`RigHost.create`: `max_vcpus`, or `vcpus`). Raises InputError
+        for a number that it can't have, NotHeld when its kernel does not follow.
+        """
+        vcpus.set_vcpus(self.domain, number)
+
     # Its moves.
 
     def save(self) -> None:
-        """Save it into dom0's memory; returns when it is gone."""
+        """Save it into dom0's memory; returns when it is gone.
+
+        Raises InputError for a domU that serves a disk, or is served one (`serve`).
+        """
+        self.check_movable()
         save_restore.save(self.domain)
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         """Save it; the body runs when it is suspended and its pages are being written."""
+        self.check_movable()
         return save_restore.saving(self.domain)
 
     def restore(self) -> None:
@@ -144,6 +175,7 @@ class RigDomu(DomuDisks):
         MigrationFailed, with both sides' output, when it did not get there: then it runs at its
         source. InputError for what Xen can't do here.
         """
+        self.check_movable()
         with migration.migrating(
             self.domain, to.xen if to else None, kind=self.kind, live=live, disks=self.disks
         ) as move:

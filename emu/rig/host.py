@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from emu.channel.channel import Channel
+from emu.errors import InputError
 from emu.images.build_warnings import BuildWarning
 from emu.images.cache import Cache
 from emu.images.context import BuildContext
+from emu.images.kernels import Kernel
 from emu.images.modules import Driver, End
 from emu.rig.domu import RigDomu
 from emu.rig.kernel_log import KernelLog
@@ -83,10 +85,21 @@ class RigHost:
         return drivers.driver_for(end, which, self.stack.artifacts, self.context)
 
     def swap(
-        self, end: End, channel: Channel, which: str, parameters: Mapping[str, str | int]
+        self,
+        end: End,
+        channel: Channel,
+        which: str,
+        parameters: Mapping[str, str | int],
+        kernel: Kernel | None = None,
     ) -> tuple[Driver, LoadedDriver]:
-        """Swap one end's driver in a guest; no disk may use the one that is there."""
-        driver = self.driver(end, which)
+        """Swap one end's driver in a guest; no disk may use the one that is there.
+
+        `kernel`: the guest's, where that is not the one that the end runs on by default.
+        """
+        if kernel is None:
+            driver = self.driver(end, which)
+        else:
+            driver = drivers.checked_driver(end, which, kernel, self.context)
         self.warnings.update(dict.fromkeys(driver.warnings))
         return driver, drivers.load_driver(channel, driver, self.cache, dict(parameters))
 
@@ -165,6 +178,7 @@ class RigHost:
         name: str | None = None,
         memory: int | None = None,
         vcpus: int | None = None,
+        max_vcpus: int | None = None,
         kind: str | None = None,
         ring_pages: int | None = None,
         max_ring_pages: int | None = None,
@@ -176,8 +190,8 @@ class RigHost:
         """A domU with its front end loaded, and every `disk` connected.
 
         The first call gives the idle domU of the checkpoint, unless another `memory` (MiB),
-        `vcpus`, `kind` or `name` is asked for; any other call creates one more, like the idle one
-        but for these, named u2, u3, … by default.
+        `vcpus`, `kind` or `name` is asked for, or `max_vcpus` (see `RigDomu.set_vcpus`); any
+        other call creates one more, like the idle one but for these, named u2, u3, … by default.
 
         `ring_pages` limits the front end, `max_ring_pages` the back end (both in pages of one
         queue's ring; without, the driver's own default). With `front` None the domU has no
@@ -185,12 +199,15 @@ class RigHost:
         The back end is loaded by the first call; later ones leave it as it is, but for a changed
         limit, unless they name `back` or `back_parameters`: then no disk may use it.
         `mode` "r": the domU may not write to its disks.
-        Raises NotHeld when the ends do not connect, or xl refuses the domU.
+        Raises InputError for a name that another domU has, or memory that the host has not,
+        NotHeld when the ends do not connect, or xl refuses the domU.
         """
+        asked = {"name": name, "memory": memory, "vcpus": vcpus, "max_vcpus": max_vcpus}
+        config = self._config({**asked, "kind": kind})
         if back is None and self.back is None:
             back = "patched"
         self.change_back(back, max_ring_pages, back_parameters or {})
-        domu = self._domu(name, memory, vcpus, kind)
+        domu = self._domu(config)
         self._created.append(domu)
         if front is not None:
             limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
@@ -202,22 +219,65 @@ class RigHost:
                 domu.offer(lun, mode=mode)
         return domu
 
-    def _domu(
-        self, name: str | None, memory: int | None, vcpus: int | None, kind: str | None
+    def start(
+        self,
+        *,
+        disk: RigLun | Sequence[RigLun] = (),
+        name: str | None = None,
+        memory: int | None = None,
+        vcpus: int | None = None,
+        kind: str | None = None,
     ) -> RigDomu:
-        like = self.stack.artifacts.wish.domu
+        """One more domU, whose kernel has only begun to boot: its disks are offered, and nothing
+        runs in it yet. `RigDomu.wait_booted` waits until it answers.
+
+        The arguments and errors are those of `create`, which makes one that has booted.
+        """
         asked = {"name": name, "memory": memory, "vcpus": vcpus, "kind": kind}
+        config = self._config({**asked, "name": name or self._free_name()})
+        self.xen.start(config)
+        domu = self._new(config)
+        for lun in [disk] if isinstance(disk, RigLun) else disk:
+            domu.offer(lun)
+        return domu
+
+    def _config(self, asked: Mapping[str, object]) -> DomuConfig:
+        """The configuration that is asked for; that of the idle domU, where it will do.
+
+        Raises InputError.
+        """
+        like = self.stack.artifacts.wish.domu
         given = {key: value for key, value in asked.items() if value is not None}
         if self._idle is not None and replace(like, **given) == like:  # type: ignore[arg-type]
-            idle, self._idle = self._idle, None
-            return idle
+            return like
         given.setdefault("name", self._free_name())
         config: DomuConfig = replace(like, **given)  # type: ignore[arg-type]
+        if config.name in self._taken_names:
+            raise InputError(f"this host has a domU {config.name} already: give it another name")
+        free = int(self.xen.info()["free_memory"])
+        if config.memory > free:
+            raise InputError(
+                f"a domU of {config.memory} MiB does not fit: the host has {free} MiB to give",
+                hint="end another domU, or give it less memory",
+            )
+        return config
+
+    def _domu(self, config: DomuConfig) -> RigDomu:
+        if self._idle is not None and config == self.stack.artifacts.wish.domu:
+            idle, self._idle = self._idle, None
+            return idle
         self.xen.create(config)
+        return self._new(config)
+
+    def _new(self, config: DomuConfig) -> RigDomu:
         domu = RigDomu(self, config.name, config.kind)
         self.domus.append(domu)
         return domu
 
+    @property
+    def _taken_names(self) -> set[str]:
+        return {domu.name for domu in (*self.domus, *self._created) if not domu.ended}
+
     def _free_name(self) -> str:
-        taken = {domu.name for domu in (*self.domus, *self._created) if not domu.ended}
+        taken = self._taken_names
         return next(name for n in itertools.count(1) if (name := f"u{n}") not in taken)

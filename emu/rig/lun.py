@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from emu.errors import InputError, NotHeld
+from emu.images.filesystem import check_ext4
 from emu.xen import lunsession, lunsize
 from emu.xen.lun import MIB
 from emu.xen.lunserver import Kinds, LunServer
 from emu.xen.lunsession import REPLACEMENT_TIMEOUT, Session
 
+_READ_WITHIN = 120.0
+"""Seconds to read all of a LUN."""
 HELD_WITHIN = 30.0
 """Seconds in which what a test sends has reached the LUN, or what it released has left it."""
 
@@ -98,6 +104,17 @@ class RigLun(LunServer):
     def reachable(self) -> None:
         """End what `unreachable` began; returns when the session is back and its disk works."""
         lunsession.restore(self.dom0, self.lun)
+
+    def fsck(self) -> None:
+        """Check the ext4 file system on it, which was unmounted (`e2fsck -fn`, on this machine).
+
+        Raises NotHeld with what e2fsck finds.
+        """
+        packed = self.dom0.run(["gzip", "-1", "-c", self.lun.file], timeout=_READ_WITHIN).stdout
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder) / self.name
+            image.write_bytes(gzip.decompress(packed))
+            check_ext4(image, f"LUN {self.name}")
 
     def await_outstanding(self, number: int, timeout: float = HELD_WITHIN) -> None:
         """Wait until at least `number` requests are at the LUN; 0: until none is.

@@ -16,7 +16,7 @@ from emu.images.tree_kernel import TreeWish
 from emu.stack.stack import Artifacts, Stack, check_kernels
 from emu.stack.wish import Wish
 from emu.xen import drivers
-from emu.xen.disk import NamedDisk
+from emu.xen.disk import FIRST, NamedDisk
 from emu.xen.domain import CONNECT_TIMEOUT
 from emu.xen.drivers import LoadedDriver
 from emu.xen.ring import Ring
@@ -90,8 +90,8 @@ def connect(
     built: Mapping[End, Driver],
     cache: Cache,
     pages: int,
-    disk: NamedDisk,
     timeout: float = CONNECT_TIMEOUT,
+    disk: NamedDisk = FIRST,
 ) -> Ring:
     """Load both ends, attach the stack's LUN, and wait for the ring they agree on."""
     load_drivers(stack, built, cache, pages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from emu.errors import InputError
@@ -12,6 +13,8 @@ from emu.machine.spec import DOM0_MEMORY, LINUX_OPTIONS
 KINDS = ("pv", "pvh")
 KERNEL = "/boot/domu/vmlinux"
 INITRD = "/boot/domu/initrd"
+DOM0 = "Domain-0"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
 _LEAST_DOM0 = 256
 _MOST_VCPUS = 8
 
@@ -44,8 +47,9 @@ def check_options(options: str) -> None:
 
 @dataclass(frozen=True)
 class DomuConfig:
-    """What a domU is made of; memory in MiB. `grant_frames` limits its grant table to so many
-    frames of 512 grants (None: xl's default)."""
+    """What a domU is made of; memory in MiB. `max_vcpus` is how many it can be given while it runs
+    (None: `vcpus`); `grant_frames` limits its grant table to so many frames of 512 grants (None:
+    xl's default)."""
 
     name: str = "u1"
     kind: str = "pv"
@@ -53,12 +57,22 @@ class DomuConfig:
     vcpus: int = 1
     kernel_options: str = ""
     grant_frames: int | None = None
+    max_vcpus: int | None = None
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name == DOM0:
+            raise InputError(
+                f"{self.name!r} is no name of a domU: letters, digits, '.', '_' and '-', 31 at most"
+            )
         if self.kind not in KINDS:
             raise InputError(f"a domU is pv or pvh, not {self.kind!r}")
         if self.memory < 64:
             raise InputError(f"a domU of {self.memory} MiB can't boot Linux: give it 64 or more")
+        if not 1 <= self.vcpus <= (self.max_vcpus or _MOST_VCPUS) <= _MOST_VCPUS:
+            raise InputError(
+                f"a domU has 1 to {_MOST_VCPUS} vCPUs, and no more than it can have, not "
+                f"{self.vcpus} of {self.max_vcpus or _MOST_VCPUS}"
+            )
 
     def render(self, xen: Xen) -> str:
         """The configuration as the xl of a Xen reads it (xl.cfg(5))."""
@@ -79,6 +93,8 @@ class DomuConfig:
             "device_model_version": "qemu-xen",
             "device_model_override": "/usr/lib/emu/emu-channeld",
         }
+        if self.max_vcpus is not None:
+            values["maxvcpus"] = self.max_vcpus
         if self.grant_frames is not None:
             values["max_grant_frames"] = self.grant_frames
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel, CommandTimeout
+from emu.channel.channel import Channel, CommandFailed, CommandTimeout
 from emu.channel.result import ChannelLost
 from emu.deadline import Deadline, poll
 from emu.errors import GuestError, NotHeld, RigError
@@ -41,6 +42,8 @@ class Domain:
         self.domid = domid
         self.tty = tty
         """The terminal in dom0 on which xenconsoled serves the first console."""
+        self.servers: dict[str, Domain] = {}
+        """The domUs that serve its disks, by disk; dom0 serves all others (`emu.xen.served`)."""
         self._channel: Channel | None = None
         self._console: Console | None = None
 
@@ -94,16 +97,36 @@ class Domain:
             self.host.xl("block-attach", str(self.domid), words, timeout=60)
             return
         # The front end reads the key before it connects, as soon as the device is there.
-        self.host.xl("pause", str(self.domid))
-        try:
+        with self.paused():
             self.host.xl("block-attach", str(self.domid), words, timeout=60)
             self.host.write({f"{self.front_path(disk)}/trusted": 0})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No vCPU of the domU runs while the body does; dom0 goes on with its requests."""
+        self.host.xl("pause", str(self.domid))
+        try:
+            yield
         finally:
             self.host.xl("unpause", str(self.domid))
 
     def detach(self, disk: str = "xvda") -> None:
-        """Take the disk away and wait until both ends have closed it."""
-        self.host.xl("block-detach", str(self.domid), disk, timeout=60)
+        """Take the disk away and wait until both ends have closed it.
+
+        Raises NotHeld, with xl's words and both states, when they have not in xl's ten seconds
+        (LIBXL_DESTROY_TIMEOUT): then they still may, and the keys stay.
+        """
+        try:
+            self.host.xl("block-detach", str(self.domid), disk, timeout=60)
+        except CommandFailed as failed:
+            states = [self.front_tree(disk).state(), self.back_tree(disk).state()]
+            here = (each.state for each in self.host.list() if each.domid == self.domid)
+            paused = ", the domU is paused" if "p" in next(here, "") else ""
+            raise NotHeld(
+                f"{disk} of domU {self.name} was not detached: front end {states[0]}, back end "
+                f"{states[1]}{paused}",
+                lines=failed.lines,
+            ) from None
 
     def front_path(self, disk: str = "xvda") -> str:
         """Where the front end's directory is in xenstore."""
@@ -111,7 +134,16 @@ class Domain:
 
     def back_path(self, disk: str = "xvda") -> str:
         """Where the back end's directory is in xenstore."""
-        return f"/local/domain/0/backend/vbd/{self.domid}/{virtual_device(disk)}"
+        home = self.back_domid(disk)
+        return f"/local/domain/{home}/backend/vbd/{self.domid}/{virtual_device(disk)}"
+
+    def back_domid(self, disk: str = "xvda") -> int:
+        """The domain that its back end is in: dom0, or another domU."""
+        return self.servers[disk].domid if disk in self.servers else 0
+
+    def back_channel(self, disk: str = "xvda") -> Channel:
+        """The command channel to where its back end is. Raises RigError of a domU that ended."""
+        return self.servers[disk].channel if disk in self.servers else self.host.dom0
 
     def front_tree(self, disk: str = "xvda") -> xenstore.XenstoreTree:
         """The front end's directory in xenstore."""
@@ -139,7 +171,7 @@ class Domain:
             raise NotHeld(
                 f"the {end} end is in {now}, not in {' or '.join(states)}, "
                 f"after {deadline.spent:.0f} s",
-                lines=self.log_tail(self.host.dom0),
+                lines=self.log_tail(self.back_channel(disk)),
             )
         return now
 
@@ -151,7 +183,12 @@ class Domain:
     def queues(self, disk: str = "xvda") -> queue_views.Views:
         """What both drivers show of the disk's queues, where they do."""
         number = virtual_device(disk)
-        return queue_views.read(self.channel, self.host.dom0, self.domid, number)
+        return queue_views.read(self.channel, self.back_channel(disk), self.domid, number)
+
+    def back_queues(self, disk: str = "xvda") -> tuple[queue_views.BackQueue, ...] | None:
+        """What the back end alone shows of the disk's queues: also of a domU that is paused."""
+        back = self.back_channel(disk)
+        return queue_views.read_back(back, self.domid, virtual_device(disk))
 
     def wait_connected(
         self, disk: str = "xvda", timeout: float = CONNECT_TIMEOUT
@@ -172,7 +209,7 @@ class Domain:
                 return ring
         front, back = self.front_tree(disk), self.back_tree(disk)
         waited = time.monotonic() - started
-        lines = [*self.log_tail(self.channel), *self.log_tail(self.host.dom0)]
+        lines = [*self.log_tail(self.channel), *self.log_tail(self.back_channel(disk))]
         raise NotHeld(
             f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
             f"{front.state()}, back end {back.state()}, {self.reported(disk)}",
@@ -184,7 +221,7 @@ class Domain:
         if end == "front":
             home, path = self.domid, self.front_path(disk)
         else:
-            home, path = 0, self.back_path(disk)
+            home, path = self.back_domid(disk), self.back_path(disk)
         root = f"/local/domain/{home}"
         return self.host.read(f"{root}/error{path.removeprefix(root)}/error") or ""
 

@@ -150,6 +150,15 @@ class Host:
     def create(self, config: DomuConfig, *, boot_timeout: float = 120.0) -> domains.Domain:
         """Create a domU, follow its console and wait until its agent answers.
 
+        Raises NotHeld as `start`.
+        """
+        domain = self.start(config)
+        domain.open_channel(boot_timeout)
+        return domain
+
+    def start(self, config: DomuConfig) -> domains.Domain:
+        """Create a domU and follow its console; its kernel has only begun to boot.
+
         Raises NotHeld with xl's own output when xl refuses the configuration, or when the domU
         ends as soon as it was started.
         """
@@ -161,7 +170,7 @@ class Host:
             output = failed.result.stderr.decode(errors="replace").splitlines()
             raise NotHeld(f"xl refused to create domU {config.name}", lines=output[-8:]) from None
         try:
-            domain = self.find(config.name)
+            return self.find(config.name)
         except domains.NoDomain as missing:
             log = f"/var/log/xen/xl-{config.name}.log"
             output = self.dom0.run(["cat", log], timeout=20, check=False).text.splitlines()
@@ -169,8 +178,6 @@ class Host:
                 f"domU {config.name} ended as soon as it was started: {missing}",
                 lines=output[-8:],
             ) from None
-        domain.open_channel(boot_timeout)
-        return domain
 
     def adopt(self, name: str, domid: int, tty: str) -> domains.Domain:
         """Take up a domU that runs already; its console is followed, its channel not open yet.

@@ -163,12 +163,18 @@ def parse(text: str, kind: type[_View]) -> tuple[_View, ...]:
     )
 
 
-def read(domu: Channel, dom0: Channel, domid: int, device: int) -> Views:
-    """What both ends show of a disk; `device` is its number (51712 for xvda)."""
+def read(domu: Channel, back: Channel, domid: int, device: int) -> Views:
+    """What both ends show of a disk; `device` is its number (51712 for xvda), `back` leads to where
+    its back end is."""
     return Views(
         front=_read(domu, FRONT_ROOT, f"vbd-{device}", FrontQueue),
-        back=_read(dom0, BACK_ROOT, f"vbd-{domid}-{device}", BackQueue),
+        back=read_back(back, domid, device),
     )
+
+
+def read_back(back: Channel, domid: int, device: int) -> tuple[BackQueue, ...] | None:
+    """What the back end alone shows of a disk; None where its driver has no such view."""
+    return _read(back, BACK_ROOT, f"vbd-{domid}-{device}", BackQueue)
 
 
 def _read(channel: Channel, root: str, device: str, kind: type[_View]) -> tuple[_View, ...] | None:

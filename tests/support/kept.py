@@ -45,8 +45,13 @@ Kept = Counter[str]
 
 def kept(host: RigHost, domu: RigDomu | None = None) -> Kept:
     """What dom0 keeps now, and the domU."""
-    lines = _lines(host.dom0, _BACK)
+    lines = kept_by_back(host.dom0)
     return lines + _lines(domu.channel, _FRONT) if domu else lines
+
+
+def kept_by_back(guest: Channel) -> Kept:
+    """What the guest keeps now for disks that it serves: dom0, or another domU."""
+    return _lines(guest, _BACK)
 
 
 def _lines(guest: Channel, script: str) -> Kept:
