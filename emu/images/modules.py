@@ -109,11 +109,17 @@ def get_driver(
             warnings = warnings_of(built, recipe, kernel, context, end)
     else:
         path = Path(which)
+    info = read_driver(end, path)
+    elf.check_module(info, kernel.info(), parameters=parameters)
+    return Driver(end, str(which), path, info, recipe, warnings=warnings)
+
+
+def read_driver(end: End, path: Path) -> elf.ModuleInfo:
+    """What a module says of itself. Raises InputError if it is none, or the other end's."""
     info = elf.read_module(path)
     if info.name != plain(MODULE[end]):
         raise InputError(f"{path} is the module {info.name}, the {end} end is {MODULE[end]}")
-    elf.check_module(info, kernel.info(), parameters=parameters)
-    return Driver(end, str(which), path, info, recipe, warnings=warnings)
+    return info
 
 
 def patches_of(kernel: Kernel, context: BuildContext) -> tuple[Patch, ...]:

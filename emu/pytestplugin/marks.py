@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import pytest
 
@@ -126,7 +127,16 @@ def wish_from_marks(
     dom0_options: str = "",
     **wish: object,
 ) -> Wish:
-    """A wish from a marker's arguments: those of both guests, and those of `Wish`."""
+    """A wish from a marker's arguments: those of both guests, and those of `Wish`.
+
+    Raises InputError for any other.
+    """
+    known = {field.name for field in fields(Wish)} - {"domu", "dom0"}
+    if unknown := sorted(set(wish) - known):
+        raise InputError(
+            f"a stack has no {', '.join(unknown)}",
+            hint=f"what Wish has: {', '.join(sorted(known))}",
+        )
     config = DomuConfig(
         kind=domu,
         memory=domu_memory,

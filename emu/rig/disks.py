@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from emu.channel.channel import Channel, CommandFailed
@@ -139,6 +140,10 @@ class DomuDisks:
         if state == "Closed":
             self.wait_back("InitWait", "Connected", disk=disk)
         return disk
+
+    def booted_with(self, disks: Mapping[str, RigLun]) -> None:
+        """Know of the LUNs behind disks that its configuration gave it."""
+        self._disks.update(disks)
 
     def free_name(self) -> str:
         """The first name that none of its disks has."""

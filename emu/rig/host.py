@@ -20,9 +20,10 @@ from emu.stack import drivers
 from emu.stack.stack import Stack
 from emu.xen import lun as luns
 from emu.xen.config import DomuConfig
-from emu.xen.disk import Mode
+from emu.xen.disk import DiskOptions, Mode
 from emu.xen.drivers import LoadedDriver
 from emu.xen.host import Host
+from emu.xen.vdev import disk_names
 
 BACK_PARAMETERS = "/sys/module/xen_blkback/parameters"
 
@@ -175,6 +176,7 @@ class RigHost:
         *,
         disk: RigLun | Sequence[RigLun] = (),
         mode: Mode = "w",
+        at_boot: bool = False,
         name: str | None = None,
         memory: int | None = None,
         vcpus: int | None = None,
@@ -198,21 +200,28 @@ class RigHost:
         front end, and disks stay as the back end offers them, until `RigDomu.load_front`.
         The back end is loaded by the first call; later ones leave it as it is, but for a changed
         limit, unless they name `back` or `back_parameters`: then no disk may use it.
-        `mode` "r": the domU may not write to its disks.
+        `mode` "r": the domU may not write to its disks. `at_boot`: they are in its configuration,
+        and there before its kernel; such a domU is always one more.
         Raises InputError for a name that another domU has, or memory that the host has not,
         NotHeld when the ends do not connect, or xl refuses the domU.
         """
+        wanted = [disk] if isinstance(disk, RigLun) else list(disk)
+        given = dict(zip(disk_names(), wanted, strict=False)) if at_boot else {}
+        words = [DiskOptions(mode).words(lun.device, name) for name, lun in given.items()]
         asked = {"name": name, "memory": memory, "vcpus": vcpus, "max_vcpus": max_vcpus}
-        config = self._config({**asked, "kind": kind})
+        config = self._config({**asked, "kind": kind, "disks": tuple(words) or None})
         if back is None and self.back is None:
             back = "patched"
         self.change_back(back, max_ring_pages, back_parameters or {})
         domu = self._domu(config)
+        domu.booted_with(given)
         self._created.append(domu)
         if front is not None:
             limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
             domu.load_front(front, **{**limits, **(front_parameters or {})})
-        for lun in [disk] if isinstance(disk, RigLun) else disk:
+        for booted in given if front is not None else ():
+            domu.wait_connected(booted)
+        for lun in () if at_boot else wanted:
             if front is not None:
                 domu.attach(lun, mode=mode)
             else:

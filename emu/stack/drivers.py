@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from emu.channel.channel import Channel
 from emu.images import counted, counters, elf
@@ -11,7 +12,7 @@ from emu.images.cache import Cache
 from emu.images.context import BuildContext
 from emu.images.kernel_specs import require_buildable, require_series, spec
 from emu.images.kernels import Kernel
-from emu.images.modules import PATCHED, Driver, End, for_guest, get_driver
+from emu.images.modules import PATCHED, STOCK, Driver, End, for_guest, get_driver, read_driver
 from emu.images.tree_kernel import TreeWish
 from emu.stack.stack import Artifacts, Stack, check_kernels
 from emu.stack.wish import Wish
@@ -28,7 +29,8 @@ PAGES_PARAMETER, ORDER_PARAMETER = "max_ring_pages", "max_ring_page_order"
 def check_choice(wish: Wish, context: BuildContext, *, front: str, back: str) -> None:
     """Raise InputError for kernels that can't be had, or that these drivers can't be built for.
 
-    It takes no kernel to tell: nothing is fetched for what would be refused later.
+    A module that is given has to be one. It takes no kernel to tell: nothing is fetched for what
+    would be refused later.
     """
     check_kernels(wish)
     ends: tuple[tuple[End, str, str | TreeWish], ...] = (
@@ -36,6 +38,10 @@ def check_choice(wish: Wish, context: BuildContext, *, front: str, back: str) ->
         ("back", back, wish.dom0_choice),
     )
     asked = context.patched
+    for end, which, _ in ends:
+        given = asked.given(end) if which == PATCHED else Path(which)
+        if given is not None and which != STOCK:
+            read_driver(end, given)
     ours = [
         (end, kernel)
         for end, which, kernel in ends

@@ -49,7 +49,7 @@ def check_options(options: str) -> None:
 class DomuConfig:
     """What a domU is made of; memory in MiB. `max_vcpus` is how many it can be given while it runs
     (None: `vcpus`); `grant_frames` limits its grant table to so many frames of 512 grants (None:
-    xl's default)."""
+    xl's default). `disks` are those it boots with, in xl's words (`emu.xen.disk`)."""
 
     name: str = "u1"
     kind: str = "pv"
@@ -58,6 +58,7 @@ class DomuConfig:
     kernel_options: str = ""
     grant_frames: int | None = None
     max_vcpus: int | None = None
+    disks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == DOM0:
@@ -95,6 +96,8 @@ class DomuConfig:
         }
         if self.max_vcpus is not None:
             values["maxvcpus"] = self.max_vcpus
+        if self.disks:
+            values["disk"] = list(self.disks)
         if self.grant_frames is not None:
             values["max_grant_frames"] = self.grant_frames
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

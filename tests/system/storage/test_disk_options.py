@@ -87,6 +87,22 @@ def test_disks_of_every_kind(host: RigHost, lun: RigLun) -> None:
 
 
 @SMALL
+def test_disks_at_boot(host: RigHost, lun: RigLun) -> None:
+    """They are in the domU's configuration, and the stock front end may have seen them."""
+    luns = (lun, host.create_lun(size_mib=32))
+    domu = host.create(disk=luns, at_boot=True, ring_pages=2)
+    assert domu.disks == ("xvda", "xvdb"), f"the domU has disks {domu.disks}"
+    domu.save_and_restore(max_ring_pages=1)
+    for disk in domu.disks:
+        pages = domu.ring(disk).pages
+        assert pages == 1, f"after a restore {disk} has a ring of {pages} pages"
+        assert domu.fill(disk) == domu.sum(disk), f"{disk} holds other data than was written"
+    domu.detach("xvda")
+    domu.wait_gone("xvda")
+    assert domu.attach(lun).connected, "the name of a disk of the configuration is not free again"
+
+
+@SMALL
 def test_refused_disk_is_taken_away(host: RigHost, lun: RigLun) -> None:
     """Linux has the name xvda for hda, too."""
     domu = host.create(disk=lun, ring_pages=2)
