@@ -45,6 +45,7 @@ class DomuDisks:
         self.ended = False
         """Whether it was destroyed or shut down."""
         self._disks: dict[str, RigLun] = {}
+        self._booted: set[str] = set()
         self._servers: dict[str, DomuDisks] = {}
         """The domUs that serve disks of its."""
 
@@ -144,6 +145,7 @@ class DomuDisks:
     def booted_with(self, disks: Mapping[str, RigLun]) -> None:
         """Know of the LUNs behind disks that its configuration gave it."""
         self._disks.update(disks)
+        self._booted.update(disks)
 
     def free_name(self) -> str:
         """The first name that none of its disks has."""
@@ -164,6 +166,7 @@ class DomuDisks:
     def _forget(self, name: str) -> None:
         self._disks.pop(name, None)
         self._servers.pop(name, None)
+        self._booted.discard(name)
 
     def force_detach(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Remove a disk's keys under both ends (`xl block-detach --force`)."""

@@ -201,7 +201,8 @@ class RigHost:
         The back end is loaded by the first call; later ones leave it as it is, but for a changed
         limit, unless they name `back` or `back_parameters`: then no disk may use it.
         `mode` "r": the domU may not write to its disks. `at_boot`: they are in its configuration,
-        and there before its kernel; such a domU is always one more.
+        and there before its kernel; such a domU is always one more, and is not saved with them
+        (`RigDomu.check_movable`).
         Raises InputError for a name that another domU has, or memory that the host has not,
         NotHeld when the ends do not connect, or xl refuses the domU.
         """

@@ -70,7 +70,18 @@ class ServingDomu(DomuDisks):
 
     def check_movable(self) -> None:
         """Raise InputError if it serves a disk or is served one: xl can't restore that without its
-        own daemon (`xl devd`) in the domU that serves."""
+        own daemon (`xl devd`) in the domU that serves. Or if it has a disk that it booted with.
+
+        The interrupt of such a disk does not survive a resume, as the domU has a second console
+        (its command channel): xencons_resume() puts the number that the console's event channel had
+        before, and when the disk was there first it is the disk's by now (Linux 6.1 to 7.3,
+        drivers/tty/hvc/hvc_xen.c; seen on 6.1).
+        """
+        if booted := sorted(self._booted):
+            raise InputError(
+                f"domU {self.name} can't be moved with {', '.join(booted)}, which it booted with",
+                hint="detach and attach it: it is behind the domU's second console then",
+            )
         if self._servers:
             raise InputError(f"domU {self.name} can't be moved: another domU serves its disks")
         if any(self in other._servers.values() for other in self.host.domus if not other.ended):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from emu.channel.channel import Channel, CommandFailed, CommandTimeout
+from emu.channel.channel import Channel, CommandFailed, CommandTimeout, Process
 from emu.channel.result import ChannelLost
 from emu.deadline import Deadline, poll
 from emu.errors import GuestError, NotHeld, RigError
@@ -46,6 +46,7 @@ class Domain:
         """The domUs that serve its disks, by disk; dom0 serves all others (`emu.xen.served`)."""
         self._channel: Channel | None = None
         self._console: Console | None = None
+        self._reader: Process | None = None
 
     @property
     def channel(self) -> Channel:
@@ -68,8 +69,9 @@ class Domain:
 
     def open_console(self) -> Console:
         """Follow the domU's first console from now on (what xenconsoled buffered comes first)."""
-        self._console = self.host.follow_tty(self.tty, self.name)
-        return self._console
+        console, self._reader = self.host.follow_tty(self.tty, self.name)
+        self._console = console
+        return console
 
     def open_channel(self, timeout: float = 60.0) -> Channel:
         """Connect to the guest agent in the domU; waits until it answers."""
@@ -251,6 +253,9 @@ class Domain:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._console is not None:
             self._console.close()
             self._console = None

@@ -208,15 +208,19 @@ class Host:
             raise domains.NoDomain(f"xenconsoled serves no console of domU {name}")
         return self.adopt(name, domid, tty)
 
-    def follow_tty(self, tty: str, name: str) -> Console:
-        """A console fed from a terminal in dom0 (a domU's, as xenconsoled serves it)."""
+    def follow_tty(self, tty: str, name: str) -> tuple[Console, Process]:
+        """A console fed from a terminal in dom0 (a domU's, as xenconsoled serves it).
+
+        And the process in dom0 that reads it: close that before another one follows the terminal,
+        or each gets a part.
+        """
         bridge = self.dom0.bridge(tty, tty=True)
         console = self.machine.add_console(name, bridge.write)
         # A daemon: Python's exit, and with it the output, must not wait for a guest.
         threading.Thread(
             target=_pump, args=(bridge, console), name=f"{name} console", daemon=True
         ).start()
-        return console
+        return console, bridge
 
     def close(self) -> None:
         """Let go of every channel and console."""

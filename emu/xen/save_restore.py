@@ -92,8 +92,6 @@ def _opened_again(domain: Domain) -> list[str]:
     states = {info.domid: info.state for info in domain.host.list()}
     if domain.is_open or set("sc") & set(states.get(domain.domid, "s")):
         return []
-    # xenconsoled has another terminal for it since the first one was closed.
-    domain.tty = domain.host.read(f"/local/domain/{domain.domid}/console/tty") or domain.tty
     domain.open_console()
     channel = domain.open_channel(_ANSWERS_WITHIN)
     logged = channel.run("dmesg", timeout=20).text.splitlines()

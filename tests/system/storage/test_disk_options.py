@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from partitioned import partition
 
-from emu.errors import NotHeld
+from emu.errors import InputError, NotHeld
 from emu.rig import RigDomu, RigHost, RigLun
 
 SMALL = pytest.mark.stack(domu_memory=128)
@@ -92,14 +92,20 @@ def test_disks_at_boot(host: RigHost, lun: RigLun) -> None:
     luns = (lun, host.create_lun(size_mib=32))
     domu = host.create(disk=luns, at_boot=True, ring_pages=2)
     assert domu.disks == ("xvda", "xvdb"), f"the domU has disks {domu.disks}"
+    with pytest.raises(InputError, match="can't be moved with xvda, xvdb"):
+        domu.save()
+    for disk, of in zip(domu.disks, luns, strict=True):
+        pages = domu.ring(disk).pages
+        assert pages == 2, f"{disk} has a ring of {pages} pages"
+        assert domu.fill(disk) == domu.sum(disk), f"{disk} holds other data than was written"
+        domu.detach(disk)
+        domu.wait_gone(disk)
+        assert domu.attach(of, disk).connected, f"the name {disk} is not free again"
     domu.save_and_restore(max_ring_pages=1)
     for disk in domu.disks:
         pages = domu.ring(disk).pages
         assert pages == 1, f"after a restore {disk} has a ring of {pages} pages"
         assert domu.fill(disk) == domu.sum(disk), f"{disk} holds other data than was written"
-    domu.detach("xvda")
-    domu.wait_gone("xvda")
-    assert domu.attach(lun).connected, "the name of a disk of the configuration is not free again"
 
 
 @SMALL
