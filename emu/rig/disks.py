@@ -46,6 +46,7 @@ class DomuDisks:
         """Whether it was destroyed or shut down."""
         self._disks: dict[str, RigLun] = {}
         self._booted: set[str] = set()
+        self._partitions: dict[str, int] = {}
         self._servers: dict[str, DomuDisks] = {}
         """The domUs that serve disks of its."""
 
@@ -133,6 +134,8 @@ class DomuDisks:
         options = DiskOptions(mode, cdrom, discard, trusted, partition)
         self.domain.attach(lun.lun, disk, options)
         self._disks[disk] = lun
+        if partition is not None:
+            self._partitions[disk] = partition
         state = self.wait_back("InitWait", "Connected", "Closed", disk=disk)
         if state == "Closed" and (error := self.domain.error("back", disk)):
             lines = self.domain.log_tail(self.host.dom0)
@@ -167,6 +170,7 @@ class DomuDisks:
         self._disks.pop(name, None)
         self._servers.pop(name, None)
         self._booted.discard(name)
+        self._partitions.pop(name, None)
 
     def force_detach(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Remove a disk's keys under both ends (`xl block-detach --force`)."""
@@ -210,6 +214,11 @@ class DomuDisks:
         if name not in self._disks:
             raise RigError(f"domU {self.name} has no disk {name}")
         return self._disks[name]
+
+    def start_of(self, disk: RigLun | str = FIRST_DISK) -> int:
+        """The byte of its LUN that a disk begins at: 0 but for a partition."""
+        partition = self._partitions.get(self.disk(disk))
+        return 0 if partition is None else self.lun(disk).start_of(partition)
 
     # Both ends of one.
 

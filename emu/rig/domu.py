@@ -81,7 +81,8 @@ class RigDomu(DomuFileSystems, ServingDomu):
         load = load or Load()
         if outstanding is not None:
             load = replace(load, outstanding=outstanding)
-        return verifying.verifying_io(self, lun, name, load, may_fail=may_fail)
+        start = self.start_of(disk)
+        return verifying.verifying_io(self, lun, name, load, start=start, may_fail=may_fail)
 
     def data_refs(self) -> list[int]:
         """Its grant references that are for data: neither a ring's nor a console's."""

@@ -18,6 +18,8 @@ from emu.xen.lunsession import REPLACEMENT_TIMEOUT, Session
 
 _READ_WITHIN = 120.0
 """Seconds to read all of a LUN."""
+SECTOR = 512
+"""The unit of sizes and places in sysfs, in bytes."""
 HELD_WITHIN = 30.0
 """Seconds in which what a test sends has reached the LUN, or what it released has left it."""
 
@@ -60,6 +62,11 @@ class RigLun(LunServer):
         """How many bytes dom0 has allocated for it: of a thin LUN, what was written and not
         discarded since."""
         return lunsize.allocated(self.dom0, self.lun)
+
+    def start_of(self, partition: int) -> int:
+        """The byte that a partition begins at, as dom0 has it."""
+        path = f"/sys/class/block/{self.device.removeprefix('/dev/')}{partition}/start"
+        return int(self.dom0.run(["cat", path], timeout=20).text) * SECTOR
 
     def session(self) -> Session:
         """Its iSCSI session as dom0's kernel shows it."""

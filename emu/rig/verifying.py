@@ -8,7 +8,7 @@ import itertools
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from emu.channel.channel import Channel, CommandTimeout
@@ -74,11 +74,13 @@ class VerifyingIo:
     """A running emu-io. `ledger` is the outcome, once the context has ended."""
 
     def __init__(
-        self, domu: Guest, lun: RigLun, disk: str, *, mark: int, process: int, file: str
+        self, domu: Guest, lun: RigLun, disk: str, *, start: int, mark: int, process: int, file: str
     ) -> None:
         self.domu = domu
         self.lun = lun
         self.disk = disk
+        self.start = start
+        """The byte of the LUN that is the disk's first."""
         self.mark = mark
         """The number of the LUN's first request that may be its own."""
         self.ledger: IoLedger | None = None
@@ -162,6 +164,7 @@ class VerifyingIo:
     def judge(self, account: IoAccount, *, may_fail: bool = False) -> IoLedger:
         """Compare the guest's account with the LUN; NotHeld where they differ, or where
         requests failed and may not."""
+        account = replace(account, start=self.start + account.start)
         sums = self.lun.sums(0, -(-account.end // self.lun.lun.sector))
         ledger = self.ledger = ioledger.compare(account, self.records(), sums)
         if not ledger.held:
@@ -190,9 +193,10 @@ class VerifyingIo:
 
 @contextlib.contextmanager
 def verifying_io(
-    domu: Guest, lun: RigLun, disk: str, load: Load, *, may_fail: bool = False
+    domu: Guest, lun: RigLun, disk: str, load: Load, *, start: int = 0, may_fail: bool = False
 ) -> Iterator[VerifyingIo]:
-    """Verified I/O while the body runs; then everything is compared.
+    """Verified I/O while the body runs; then everything is compared. The disk's first byte is
+    byte `start` of the LUN.
 
     Raises NotHeld naming what was lost, doubled or wrong, what failed (unless `may_fail`), or
     what was never answered.
@@ -202,7 +206,8 @@ def verifying_io(
     words = ["sh", "-c", _START, "sh", disk, file, f"seed={seed}", *load.words()]
     mark = lun.mark()
     started = domu.channel.run(words, timeout=30)
-    io = VerifyingIo(domu, lun, disk, mark=mark, process=int(started.text), file=file)
+    process = int(started.text)
+    io = VerifyingIo(domu, lun, disk, start=start, mark=mark, process=process, file=file)
     try:
         yield io
     except BaseException:

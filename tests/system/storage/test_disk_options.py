@@ -78,7 +78,7 @@ def test_disks_of_every_kind(host: RigHost, lun: RigLun) -> None:
     # libxl keeps no word for a back end that is not trusted.
     wrong = differing(domu, trusted="1")
     assert not wrong, f"after a restore: {wrong}"
-    with domu.verifying_io(4, "hda"):
+    with domu.verifying_io(4, "sdf"):
         pass
     for disk in DISKS:
         domu.detach(disk.name)
