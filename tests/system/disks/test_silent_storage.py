@@ -7,6 +7,8 @@ from partitioned import partition
 from emu.rig import RigDomu, RigHost, RigLun
 
 PARTITIONS_WITHIN = 20.0
+MEMORY_WITHIN = 20.0
+MEMORY = "/sys/devices/system/xen_memory/xen_memory0/info/current_kb"
 
 
 def others_come_and_go(domu: RigDomu, other: RigLun, disk: str) -> None:
@@ -16,9 +18,17 @@ def others_come_and_go(domu: RigDomu, other: RigLun, disk: str) -> None:
     domu.wait_gone(disk)
 
 
+def follows_its_memory(domu: RigDomu, mib: int) -> None:
+    """The domU's kernel hears of its memory in xenbus' thread."""
+    domu.host.xen.xl("mem-set", domu.name, str(mib))
+    domu.channel.wait_until(
+        f"[ $(cat {MEMORY}) -le $1 ]", f"the domU to have {mib} MiB", MEMORY_WITHIN, str(mib << 10)
+    )
+
+
 def test_partitions_that_can_not_be_read_yet(host: RigHost, lun: RigLun) -> None:
     """Stock reads them in xenbus' thread: until the storage answers no other disk comes or goes,
-    and the guest is not saved. The series leaves them to a work."""
+    and the guest is not saved, nor its memory changed. The series leaves them to a work."""
     partition(lun)
     first, other = host.create_lun(), host.create_lun()
     domu = host.create(ring_pages=4)
@@ -29,6 +39,7 @@ def test_partitions_that_can_not_be_read_yet(host: RigHost, lun: RigLun) -> None
         others_come_and_go(domu, other, "xvdc")
         domu.detach("xvdb")
         domu.wait_gone("xvdb")
+        follows_its_memory(domu, 240)
         domu.save_and_restore()
         others_come_and_go(domu, other, "xvdc")
     domu.channel.wait_until(

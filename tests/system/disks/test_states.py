@@ -77,6 +77,9 @@ def go_through(domu: RigDomu, states: tuple[int, int], *, settled: bool) -> None
 def test_disk_can_be_taken_away_from_any_states(
     host: RigHost, lun: RigLun, which: tuple[tuple[int, int], ...]
 ) -> None:
+    """With stock drivers "Closing, Connected" ends the guest's xenbus thread at a BUG (6.1), and
+    any later state leaves a front end that is Closed for good: `xl block-detach` gives up. With the
+    series the disk goes, and its name is free."""
     domu = host.create(ring_pages=4)
     wrong: dict[str, str] = {}
     order = [(pair, settled) for pair in which for settled in (False, True)]
