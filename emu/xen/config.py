@@ -61,6 +61,8 @@ class DomuConfig:
     disks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # JSON has no tuples, and a configuration is hashed.
+        object.__setattr__(self, "disks", tuple(self.disks))
         if not _NAME.fullmatch(self.name) or self.name == DOM0:
             raise InputError(
                 f"{self.name!r} is no name of a domU: letters, digits, '.', '_' and '-', 31 at most"

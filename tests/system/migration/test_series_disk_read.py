@@ -93,13 +93,14 @@ def test_disk_has_the_size_that_its_lun_got_meanwhile(host: RigHost, lun: RigLun
 
 
 @SMALL
-def test_larger_sectors_end_the_disk(host: RigHost, lun: RigLun) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_larger_sectors_end_the_disk(host: RigHost, lun: RigLun, times: int) -> None:
     """Whoever uses it may ask for a part of one: an error, and another try when they are gone."""
     domu = host.create()
     host.load_back(back_end(host, "other-keys"))
     domu.attach(lun)
     written = domu.fill()
-    for _ in range(2):
+    for _ in range(times):
         host.set_back(keys="sector-size=4096")
         with pytest.raises(NotHeld, match="sectors of 4096 bytes, which were of 512"):
             domu.save_and_restore()
