@@ -21,6 +21,7 @@ from emu.machine.spec import DOM0_MEMORY
 from emu.progress import Progress
 from emu.stack.wish import LARGE_RING, Wish, memory_for
 from emu.xen.config import KINDS, Dom0Config, DomuConfig
+from emu.xen.disk import FIRST
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -169,7 +170,7 @@ def add_driver_options(parser: argparse.ArgumentParser, *, reads_input: bool = F
         )
     parser.add_argument(
         "--disk",
-        default="xvda",
+        default=FIRST.name,
         metavar="NAME[,WORD…]",
         help="the disk's name for xl (default xvda: any of xvd…, hda to hdd, sda to sdp, with a "
         "partition's number or without), then r, cdrom, discard, no-discard, untrusted",

@@ -81,8 +81,7 @@ def _drive(
         progress.tick("reading in the domU")
         read_back = _moved(data.read, domain.channel, disk.block, wish.moved_mib)
         progress.tick("reading in dom0")
-        device = stack.lun.device.removeprefix("/dev/")
-        seen_by_dom0 = _moved(data.read, host.dom0, device, wish.moved_mib)
+        seen_by_dom0 = _moved(data.read, host.dom0, stack.lun.block, wish.moved_mib)
     with progress.stage("reading the queues"):
         views = domain.queues(disk.name)
         session = lun.session_up(host.dom0, stack.lun)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from emu.channel.channel import Channel, CommandFailed
@@ -12,13 +13,16 @@ from emu.errors import EmuError, NotHeld, RigError
 from emu.rig.kernel_log import KernelLog
 from emu.rig.lun import RigLun
 from emu.xen import data, served
-from emu.xen.disk import DiskOptions, Mode
+from emu.xen.disk import DiskOptions, DiskWords
+from emu.xen.dmesg import log_tail
 from emu.xen.domain import Domain
 from emu.xen.queues import Views
 from emu.xen.ring import Ring
 from emu.xen.vdev import disk_names, parse, virtual_device
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from emu.rig.host import RigHost
 
 FIRST_DISK = "xvda"
@@ -30,6 +34,17 @@ GONE_WITHIN = 20.0
 """Seconds until a domU has removed the device of a detached disk."""
 DATA_WITHIN = 120.0
 EndName = Literal["front", "back"]
+
+
+@dataclass(frozen=True)
+class GivenDisk:
+    """A disk that a domU was given: `lun`, or a `partition` of it. `at_boot`: it was there before
+    the kernel; `server`: the domU that serves it, where dom0 does not."""
+
+    lun: RigLun
+    partition: int | None = None
+    at_boot: bool = False
+    server: DomuDisks | None = None
 
 
 class DomuDisks:
@@ -44,11 +59,7 @@ class DomuDisks:
         """What its kernel logs, from now on."""
         self.ended = False
         """Whether it was destroyed or shut down."""
-        self._disks: dict[str, RigLun] = {}
-        self._booted: set[str] = set()
-        self._partitions: dict[str, int] = {}
-        self._servers: dict[str, DomuDisks] = {}
-        """The domUs that serve disks of its."""
+        self._disks: dict[str, GivenDisk] = {}
 
     @property
     def domain(self) -> Domain:
@@ -74,31 +85,19 @@ class DomuDisks:
         """What the kernel logs in which an end's driver runs; `disk` as in `channel_of`."""
         if end == "front":
             return self.log
-        server = self._servers.get(self.disk(disk)) if disk else None
+        server = self._server_of(self.disk(disk)) if disk else None
         return server.log if server else self.host.log
 
     # Attach and detach.
 
-    def attach(
-        self,
-        lun: RigLun,
-        disk: str | None = None,
-        *,
-        mode: Mode = "w",
-        cdrom: bool = False,
-        discard: bool | None = None,
-        trusted: bool = True,
-        partition: int | None = None,
-    ) -> Ring:
+    def attach(self, lun: RigLun, disk: str | None = None, **options: Unpack[DiskWords]) -> Ring:
         """Give it `lun` as `disk` (default: the first free name), and wait for the ring.
 
-        The name is one of xl's, see `emu.xen.vdev`, the rest is in `emu.xen.disk.DiskOptions`.
+        The name is one of xl's, see `emu.xen.vdev`; `mode`, `cdrom`, `discard`, `trusted` and
+        `partition` are those of `emu.xen.disk.DiskOptions`.
         Raises NotHeld when it does not connect: then it is taken away again.
         """
-        disk = self.offer(
-            lun, disk,
-            mode=mode, cdrom=cdrom, discard=discard, trusted=trusted, partition=partition,
-        )  # fmt: skip
+        disk = self.offer(lun, disk, **options)
         try:
             return self.domain.wait_connected(disk)
         except NotHeld:
@@ -112,43 +111,34 @@ class DomuDisks:
                 self.force_detach(disk)
             except CommandFailed:  # xl of 4.14 knows no --force
                 self.domain.detach(disk)
-        self._forget(disk)
+        self._disks.pop(disk, None)
 
-    def offer(
-        self,
-        lun: RigLun,
-        disk: str | None = None,
-        *,
-        mode: Mode = "w",
-        cdrom: bool = False,
-        discard: bool | None = None,
-        trusted: bool = True,
-        partition: int | None = None,
-    ) -> str:
-        """Give it `lun` as `disk`, which is returned; wait for the back end alone.
+    def offer(self, lun: RigLun, disk: str | None = None, **options: Unpack[DiskWords]) -> str:
+        """Give it `lun` as `disk`, which is returned; wait for the back end alone. As `attach`.
 
         Raises NotHeld when that does not come to wait for a front end, or further: with what it
         reported, and at once, where it gives up (then the disk is taken away again).
         """
         disk = disk or self.free_name()
-        options = DiskOptions(mode, cdrom, discard, trusted, partition)
-        self.domain.attach(lun.lun, disk, options)
-        self._disks[disk] = lun
-        if partition is not None:
-            self._partitions[disk] = partition
-        state = self.wait_back("InitWait", "Connected", "Closed", disk=disk)
-        if state == "Closed" and (error := self.domain.error("back", disk)):
-            lines = self.domain.log_tail(self.host.dom0)
-            self._give_up(disk)
-            raise NotHeld(f"dom0 refuses {disk} of domU {self.name}: {error}", lines=lines)
-        if state == "Closed":
+        asked = DiskOptions(**options)
+        self.domain.attach(lun.lun, disk, asked)
+        self._disks[disk] = GivenDisk(lun, asked.partition)
+        if self.wait_back("InitWait", "Connected", "Closed", disk=disk) == "Closed":
+            if error := self.domain.error("back", disk):
+                lines = log_tail(self.host.dom0)
+                self._give_up(disk)
+                raise NotHeld(f"dom0 refuses {disk} of domU {self.name}: {error}", lines=lines)
             self.wait_back("InitWait", "Connected", disk=disk)
         return disk
 
-    def booted_with(self, disks: Mapping[str, RigLun]) -> None:
+    def booted_with(self, disks: Iterable[tuple[str, RigLun]]) -> None:
         """Know of the LUNs behind disks that its configuration gave it."""
-        self._disks.update(disks)
-        self._booted.update(disks)
+        self._disks.update((name, GivenDisk(lun, at_boot=True)) for name, lun in disks)
+
+    def _server_of(self, name: str) -> DomuDisks | None:
+        """The domU that serves a disk; None: dom0 does."""
+        given = self._disks.get(name)
+        return given.server if given else None
 
     def free_name(self) -> str:
         """The first name that none of its disks has."""
@@ -160,17 +150,11 @@ class DomuDisks:
         Raises NotHeld with both states when they have not in ten seconds: see `Domain.detach`.
         """
         name = self.disk(disk)
-        if name in self._servers:
+        if self._server_of(name):
             served.detach(self.domain, name)
         else:
             self.domain.detach(name)
-        self._forget(name)
-
-    def _forget(self, name: str) -> None:
         self._disks.pop(name, None)
-        self._servers.pop(name, None)
-        self._booted.discard(name)
-        self._partitions.pop(name, None)
 
     def force_detach(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Remove a disk's keys under both ends (`xl block-detach --force`)."""
@@ -178,9 +162,9 @@ class DomuDisks:
         number = str(virtual_device(name))
         words = ("block-detach", "--force", str(self.domain.domid), number)
         self.host.xen.xl(*words, timeout=60)
-        if name in self._servers:
+        if self._server_of(name):
             served.forget(self.domain, name)
-        self._forget(name)
+        self._disks.pop(name, None)
 
     def wait_gone(self, disk: RigLun | str = FIRST_DISK) -> None:
         """Wait until the domU has no device of a detached disk: dom0 does not wait for that.
@@ -194,8 +178,8 @@ class DomuDisks:
         """The name ("xvda") of a LUN's disk; the first, if it has several."""
         if isinstance(of, str):
             return of
-        for disk, lun in self._disks.items():
-            if lun.name == of.name:
+        for disk, given in self._disks.items():
+            if given.lun.name == of.name:
                 return disk
         raise RigError(f"domU {self.name} has no disk on LUN {of.name}")
 
@@ -213,12 +197,12 @@ class DomuDisks:
         name = self.disk(disk)
         if name not in self._disks:
             raise RigError(f"domU {self.name} has no disk {name}")
-        return self._disks[name]
+        return self._disks[name].lun
 
     def start_of(self, disk: RigLun | str = FIRST_DISK) -> int:
         """The byte of its LUN that a disk begins at: 0 but for a partition."""
-        partition = self._partitions.get(self.disk(disk))
-        return 0 if partition is None else self.lun(disk).start_of(partition)
+        lun, partition = self.lun(disk), self._disks[self.disk(disk)].partition
+        return 0 if partition is None else lun.start_of(partition)
 
     # Both ends of one.
 

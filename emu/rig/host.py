@@ -206,9 +206,9 @@ class RigHost:
         Raises InputError for a name that another domU has, or memory that the host has not,
         NotHeld when the ends do not connect, or xl refuses the domU.
         """
-        wanted = [disk] if isinstance(disk, RigLun) else list(disk)
-        given = dict(zip(disk_names(), wanted, strict=False)) if at_boot else {}
-        words = [DiskOptions(mode).words(lun.device, name) for name, lun in given.items()]
+        wanted = _several(disk)
+        given = list(zip(disk_names(), wanted, strict=False)) if at_boot else []
+        words = [DiskOptions(mode).words(lun.device, name) for name, lun in given]
         asked = {"name": name, "memory": memory, "vcpus": vcpus, "max_vcpus": max_vcpus}
         config = self._config({**asked, "kind": kind, "disks": tuple(words) or None})
         if back is None and self.back is None:
@@ -220,7 +220,7 @@ class RigHost:
         if front is not None:
             limits = {} if ring_pages is None else self.limit("front", ring_pages, front)
             domu.load_front(front, **{**limits, **(front_parameters or {})})
-        for booted in given if front is not None else ():
+        for booted, _ in given if front is not None else ():
             domu.wait_connected(booted)
         for lun in () if at_boot else wanted:
             if front is not None:
@@ -247,7 +247,7 @@ class RigHost:
         config = self._config({**asked, "name": name or self._free_name()})
         self.xen.start(config)
         domu = self._new(config)
-        for lun in [disk] if isinstance(disk, RigLun) else disk:
+        for lun in _several(disk):
             domu.offer(lun)
         return domu
 
@@ -291,3 +291,7 @@ class RigHost:
     def _free_name(self) -> str:
         taken = self._taken_names
         return next(name for n in itertools.count(1) if (name := f"u{n}") not in taken)
+
+
+def _several(disk: RigLun | Sequence[RigLun]) -> Sequence[RigLun]:
+    return [disk] if isinstance(disk, RigLun) else disk

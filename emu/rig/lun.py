@@ -12,14 +12,12 @@ from pathlib import Path
 from emu.errors import InputError, NotHeld
 from emu.images.filesystem import check_ext4
 from emu.xen import lunsession, lunsize
-from emu.xen.lun import MIB
+from emu.xen.lun import MIB, SECTOR
 from emu.xen.lunserver import Kinds, LunServer
 from emu.xen.lunsession import REPLACEMENT_TIMEOUT, Session
 
 _READ_WITHIN = 120.0
 """Seconds to read all of a LUN."""
-SECTOR = 512
-"""The unit of sizes and places in sysfs, in bytes."""
 HELD_WITHIN = 30.0
 """Seconds in which what a test sends has reached the LUN, or what it released has left it."""
 
@@ -37,6 +35,11 @@ class RigLun(LunServer):
     def device(self) -> str:
         """Its device in dom0, by path."""
         return self.lun.device
+
+    @property
+    def block(self) -> str:
+        """The name of its device in dom0's sysfs."""
+        return self.lun.block
 
     @contextlib.contextmanager
     def held(self, kinds: Kinds = "all", after: int = 0) -> Iterator[None]:
@@ -65,7 +68,7 @@ class RigLun(LunServer):
 
     def start_of(self, partition: int) -> int:
         """The byte that a partition begins at, as dom0 has it."""
-        path = f"/sys/class/block/{self.device.removeprefix('/dev/')}{partition}/start"
+        path = f"/sys/class/block/{self.block}{partition}/start"
         return int(self.dom0.run(["cat", path], timeout=20).text) * SECTOR
 
     def session(self) -> Session:

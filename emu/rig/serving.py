@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from emu.errors import InputError, NotHeld
 from emu.images.modules import Driver
-from emu.rig.disks import DomuDisks
+from emu.rig.disks import DomuDisks, GivenDisk
 from emu.rig.lun import RigLun
 from emu.xen import served
 from emu.xen.disk import DiskOptions, Mode
@@ -59,7 +59,7 @@ class ServingDomu(DomuDisks):
             self.load_back()
         name = name or to.free_name()
         lun, device = self.lun(disk), f"/dev/{self.block(disk)}"
-        to._disks[name], to._servers[name] = lun, self
+        to._disks[name] = GivenDisk(lun, server=self)
         try:
             options = DiskOptions(mode, discard=discard)
             served.attach(to.domain, self.domain, device, name, options)
@@ -77,12 +77,13 @@ class ServingDomu(DomuDisks):
         before, and when the disk was there first it is the disk's by now (Linux 6.1 to 7.3,
         drivers/tty/hvc/hvc_xen.c; seen on 6.1).
         """
-        if booted := sorted(self._booted):
+        if booted := sorted(name for name, given in self._disks.items() if given.at_boot):
             raise InputError(
                 f"domU {self.name} can't be moved with {', '.join(booted)}, which it booted with",
                 hint="detach and attach it: it is behind the domU's second console then",
             )
-        if self._servers:
+        if any(given.server for given in self._disks.values()):
             raise InputError(f"domU {self.name} can't be moved: another domU serves its disks")
-        if any(self in other._servers.values() for other in self.host.domus if not other.ended):
+        others = (other for other in self.host.domus if not other.ended)
+        if any(given.server is self for other in others for given in other._disks.values()):
             raise InputError(f"domU {self.name} can't be moved: it serves disks to another")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from emu.errors import InputError
 from emu.xen import vdev
 
 Mode = Literal["r", "w"]
+"""What a domU may do with a disk: read it alone, or write to it, too."""
 _SCRIPT = "block-emu"
 
 
@@ -48,14 +49,24 @@ class DiskOptions:
         return ",".join([*found, f"script={_SCRIPT}"])
 
 
+class DiskWords(TypedDict, total=False):
+    """The fields of `DiskOptions`, for who passes some of them on."""
+
+    mode: Mode
+    cdrom: bool
+    discard: bool | None
+    trusted: bool
+    partition: int | None
+
+
 PLAIN = DiskOptions()
-_WORDS: dict[str, dict[str, object]] = {
-    "r": {"mode": "r"},
-    "w": {"mode": "w"},
-    "cdrom": {"cdrom": True},
-    "discard": {"discard": True},
-    "no-discard": {"discard": False},
-    "untrusted": {"trusted": False},
+_WORDS: dict[str, tuple[str, object]] = {
+    "r": ("mode", "r"),
+    "w": ("mode", "w"),
+    "cdrom": ("cdrom", True),
+    "discard": ("discard", True),
+    "no-discard": ("discard", False),
+    "untrusted": ("trusted", False),
 }
 
 
@@ -88,7 +99,7 @@ def parse_disk(text: str) -> NamedDisk:
     for word in words:
         if word not in _WORDS:
             raise InputError(f"{word!r} says nothing of a disk: {', '.join(_WORDS)} do")
-        (field, value), *_ = _WORDS[word].items()
+        field, value = _WORDS[word]
         if fields.setdefault(field, value) != value:
             raise InputError(f"{text!r} says two things of one: {word!r} is the other")
     return NamedDisk(name, DiskOptions(**fields))  # type: ignore[arg-type]

@@ -16,13 +16,13 @@ from emu.xen import queues as queue_views
 from emu.xen import ring as ring_view
 from emu.xen import xenstore
 from emu.xen.disk import PLAIN, DiskOptions
+from emu.xen.dmesg import log_tail
 from emu.xen.lun import Lun
 from emu.xen.vdev import parse, virtual_device
 
 if TYPE_CHECKING:
     from emu.xen.host import Host
 
-"""What a domU may do with a disk: read it alone, or write to it, too."""
 _CONNECTIONS = 3
 """So often a command channel is opened that ends before the agent has answered."""
 CONNECT_TIMEOUT = 30.0
@@ -173,7 +173,7 @@ class Domain:
             raise NotHeld(
                 f"the {end} end is in {now}, not in {' or '.join(states)}, "
                 f"after {deadline.spent:.0f} s",
-                lines=self.log_tail(self.back_channel(disk)),
+                lines=log_tail(self.back_channel(disk)),
             )
         return now
 
@@ -211,7 +211,7 @@ class Domain:
                 return ring
         front, back = self.front_tree(disk), self.back_tree(disk)
         waited = time.monotonic() - started
-        lines = [*self.log_tail(self.channel), *self.log_tail(self.back_channel(disk))]
+        lines = [*log_tail(self.channel), *log_tail(self.back_channel(disk))]
         raise NotHeld(
             f"{disk} of domU {self.name} did not connect within {waited:.0f} s: front end "
             f"{front.state()}, back end {back.state()}, {self.reported(disk)}",
@@ -232,11 +232,6 @@ class Domain:
         errors = {end: self.error(end, disk) for end in ("front", "back")}
         words = [f"the {end} end reported {error!r}" for end, error in errors.items() if error]
         return ", ".join(words) or "neither reported an error"
-
-    def log_tail(self, channel: Channel, count: int = 5) -> list[str]:
-        """The last lines of a kernel's log, named by its guest."""
-        tail = channel.run(["sh", "-c", f"dmesg | tail -n {count}"], timeout=20, check=False).text
-        return [f"{channel.name}: {line}" for line in tail.splitlines()]
 
     def record(self) -> dict[str, str | int]:
         """What `Host.adopt` takes to find it again."""

@@ -14,6 +14,8 @@ from emu.errors import EmuError, NotHeld, RigError
 from emu.images.depends import plain
 from emu.images.filesystem import BLOCK, Extent
 from emu.xen import drivers
+from emu.xen.dmesg import log_tail
+from emu.xen.lun import SECTOR
 
 _WITHIN = 30.0
 """Seconds for what writes to a disk that works."""
@@ -61,7 +63,7 @@ def write(channel: Channel, disk: str, extents: Sequence[Extent]) -> None:
 def size(channel: Channel, disk: str) -> int:
     """Bytes of a disk, as the guest has it."""
     text = channel.run(["cat", f"/sys/block/{disk}/size"], timeout=20).text
-    return int(text) * 512
+    return int(text) * SECTOR
 
 
 def mount(channel: Channel, disk: str, path: str, fs: str) -> None:
@@ -112,16 +114,10 @@ def _run(channel: Channel, doing: str, script: str, *words: str) -> str:
         return channel.run(["sh", "-c", script, "sh", *words], timeout=_WITHIN).text
     except CommandFailed as failed:
         raise NotHeld(
-            f"{channel.name}: {doing} failed", lines=[*failed.lines, *_log(channel)]
+            f"{channel.name}: {doing} failed", lines=[*failed.lines, *log_tail(channel)]
         ) from None
     except CommandTimeout:
         raise NotHeld(
             f"{channel.name}: {doing} did not end within {_WITHIN * scale():.0f} s",
-            lines=_log(channel),
+            lines=log_tail(channel),
         ) from None
-
-
-def _log(channel: Channel) -> list[str]:
-    """The last words of the guest's kernel."""
-    said = channel.run("dmesg | tail -n 5", timeout=20, check=False).text.splitlines()
-    return [f"{channel.name}: {line}" for line in said]

@@ -28,6 +28,8 @@ is reported after 120 s, and cannot be frozen for a save.) Under instruction tim
 may pass in seconds of this machine's."""
 
 SECTOR_SIZES = (512, 4096)
+SECTOR = 512
+"""Bytes: the unit of sizes and places of disks in sysfs."""
 MIB = 1024 * 1024
 LARGEST = (1 << 44) - 4096
 """The most bytes of a LUN: of a file on ext4 with blocks of 4096 bytes, which are counted in 32
@@ -117,6 +119,11 @@ class Lun:
     def iqn(self) -> str:
         """The iSCSI qualified name of its target."""
         return iqn(self.name)
+
+    @property
+    def block(self) -> str:
+        """The name of its device in dom0's sysfs."""
+        return self.device.removeprefix("/dev/")
 
     @property
     def file(self) -> str:

@@ -6,7 +6,7 @@ import re
 
 from emu.channel.channel import Channel
 from emu.errors import RigError
-from emu.xen.lun import Lun, check_size, step
+from emu.xen.lun import SECTOR, Lun, check_size, step
 
 # tcmu tells the server, which cuts its file or lengthens it (dev_size: Linux'
 # drivers/target/target_core_user.c). dom0's disk learns of it by the initiator's rescan.
@@ -26,10 +26,10 @@ def resize(dom0: Channel, lun: Lun, size: int) -> None:
     Raises InputError as `emu.xen.lun.create`, RigError where dom0's disk has another size then.
     """
     check_size(size, lun.sector)
-    words = (lun.name, str(size), lun.device.removeprefix("/dev/"), "thin" if lun.thin else "full")
+    words = (lun.name, str(size), lun.block, "thin" if lun.thin else "full")
     answer = step(dom0, f"resizing LUN {lun.name}", _RESIZE, *words)
     sectors = re.fullmatch(r"\d+", answer.strip())
-    if not sectors or int(sectors[0]) * 512 != size:
+    if not sectors or int(sectors[0]) * SECTOR != size:
         raise RigError(
             f"LUN {lun.name} has {size} bytes now, and {lun.device} {answer.strip()} sectors of 512"
         )

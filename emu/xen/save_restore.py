@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from emu.channel.channel import CommandTimeout, Process
 from emu.deadline import Deadline, poll
 from emu.errors import NotHeld
+from emu.xen.dmesg import log_tail
 from emu.xen.domain import Domain
 from emu.xen.host import Host
 from emu.xen.ring import Ring
@@ -127,6 +128,6 @@ def reconnected(domain: Domain, disk: str) -> Ring:
             f"{disk} of domU {domain.name} did not connect within {deadline.spent:.0f} s "
             f"after it was restored: front end {ring.front_state}, back end "
             f"{ring.back_state}, {domain.reported(disk)}",
-            lines=[*domain.log_tail(domain.channel), *domain.log_tail(domain.host.dom0)],
+            lines=[*log_tail(domain.channel), *log_tail(domain.host.dom0)],
         )
     return ring

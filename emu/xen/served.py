@@ -10,6 +10,7 @@ from __future__ import annotations
 from emu.channel.channel import CommandFailed
 from emu.errors import NotHeld
 from emu.xen.disk import DiskOptions
+from emu.xen.dmesg import log_tail
 from emu.xen.domain import Domain
 
 CLOSED_WITHIN = 8.0
@@ -30,7 +31,7 @@ def attach(domain: Domain, server: Domain, device: str, disk: str, options: Disk
     except CommandFailed as failed:
         raise NotHeld(
             f"domU {server.name} made no back end for {disk} of domU {domain.name}",
-            lines=[*failed.lines, *domain.log_tail(server.channel)],
+            lines=[*failed.lines, *log_tail(server.channel)],
         ) from None
     back = domain.back_path(disk)
     domain.host.write({f"{back}/physical-device": at, f"{back}/hotplug-status": "connected"})

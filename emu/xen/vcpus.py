@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from emu.channel.channel import CommandTimeout
 from emu.errors import InputError, NotHeld
+from emu.xen.dmesg import log_tail
 from emu.xen.domain import Domain
 
 FOLLOWED_WITHIN = 20.0
@@ -55,5 +56,5 @@ def set_vcpus(domain: Domain, number: int) -> None:
         raise NotHeld(
             f"domU {domain.name} was given {number} vCPUs and uses {online(domain)}: "
             f"{timeout.message}",
-            lines=domain.log_tail(domain.channel),
+            lines=log_tail(domain.channel),
         ) from None

@@ -165,7 +165,7 @@ def test_partition_has_its_name(host: RigHost, lun: RigLun, disk: str) -> None:
         guest.run(["sh", "-c", SUM, "sh", name, skip], timeout=30).text
         for guest, name, skip in (
             (domu.channel, f"{disk}1", "0"),
-            (host.dom0, lun.device.removeprefix("/dev/"), "16"),
+            (host.dom0, lun.block, "16"),
         )
     ]
     assert sums[0] == sums[1], "the partition does not begin where the LUN's table says"

@@ -33,7 +33,7 @@ def test_disk_without_cache_and_discard_offers_neither(
     host: RigHost, lun: RigLun, cache: Cache
 ) -> None:
     """It has nothing to write out: an fsync succeeds, and asks the LUN for nothing."""
-    queue = f"/sys/block/{lun.device.removeprefix('/dev/')}/queue"
+    queue = f"/sys/block/{lun.block}/queue"
     in_dom0(host, 'echo write through > "$1/write_cache"; echo 0 > "$1/discard_max_bytes"', queue)
     domu = host.create(disk=lun)
     wrong: dict[str, object] = {}

@@ -99,7 +99,7 @@ def test_mode_and_device_are_shown(host: RigHost, lun: RigLun) -> None:
     domu.attach(other, "xvdb", mode="r")
     wrong: dict[str, str] = {}
     for disk, mode in (("xvda", "w"), ("xvdb", "r")):
-        name = domu.lun(disk).device.removeprefix("/dev/")
+        name = domu.lun(disk).block
         number = host.dom0.run(["cat", f"/sys/block/{name}/dev"], timeout=20).text.strip()
         major, minor = (int(part) for part in number.split(":"))
         root = f"{DEVICES}/{domu.device('back', disk)}"
@@ -115,7 +115,7 @@ def test_another_device_is_not_taken(host: RigHost, lun: RigLun) -> None:
     domu = host.create(disk=lun)
     written = domu.fill()
     other = host.create_lun()
-    name = other.device.removeprefix("/dev/")
+    name = other.block
     number = host.dom0.run(["cat", f"/sys/block/{name}/dev"], timeout=20).text.strip()
     major, minor = (int(part) for part in number.split(":"))
     host.log.mark()

@@ -20,7 +20,7 @@ DATA_PROTECT = 7
 
 def limits(host: RigHost, lun: RigLun, *names: str) -> list[str]:
     """What dom0 shows of a LUN's disk."""
-    root = f"/sys/block/{lun.device.removeprefix('/dev/')}"
+    root = f"/sys/block/{lun.block}"
     return host.dom0.run(["cat", *(f"{root}/{name}" for name in names)], timeout=20).text.split()
 
 

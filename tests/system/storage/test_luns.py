@@ -25,7 +25,7 @@ def test_luns_are_separate(stack: Stack, cache: Cache) -> None:
     devices = [stack.lun.device, small.device, large.device, mixed.device]
     assert len(set(devices)) == 4, f"LUNs share a device: {devices}"
     for one, physical in ((stack.lun, 512), (small, 512), (large, 4096), (mixed, 4096)):
-        root = f"/sys/block/{one.device.removeprefix('/dev/')}"
+        root = f"/sys/block/{one.block}"
         files = ("size", "queue/logical_block_size", "queue/physical_block_size")
         script = "cat " + " ".join(f"{root}/{file}" for file in files)
         facts = host.dom0.run(script, timeout=20).text.split()

@@ -80,7 +80,7 @@ def test_discard_limits_are_those_of_the_lun(host: RigHost, lun: RigLun) -> None
     domu = host.create(disk=[lun, four])
     wrong: list[str] = []
     for disk in (lun, four):
-        root = f"/sys/block/{disk.device.removeprefix('/dev/')}"
+        root = f"/sys/block/{disk.block}"
         script = f"cat {root}/queue/discard_granularity {root}/discard_alignment"
         granularity, alignment = host.dom0.run(script, timeout=20).text.split()
         keys = domu.domain.back_tree(domu.disk(disk))
