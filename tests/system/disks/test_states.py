@@ -13,18 +13,10 @@ from told_answers import Command
 
 from emu.errors import EmuError
 from emu.rig import FIRST_DISK, RigDomu, RigHost, RigLun
+from emu.xen.xenstore import XENBUS_STATES
 
-STATES = {
-    1: "Initialising",
-    2: "InitWait",
-    3: "Initialised",
-    4: "Connected",
-    5: "Closing",
-    6: "Closed",
-    7: "Reconfiguring",
-    8: "Reconfigured",
-}
-"""By their numbers in xenstore (io/xenbus.h)."""
+STATES = {number: name for number, name in XENBUS_STATES.items() if number}
+"""All but Unknown, which is none of a device's own."""
 ENDED = ((5, 4), (6, 4), (5, 2), (6, 2), (6, 1), (5, 5), (6, 6), (6, 5), (5, 6))
 ENOUGH = 3
 """Pairs that are wrong tell as much as all of them: each takes xl some 15 s."""
